@@ -1,0 +1,9 @@
+//! Emulated devices: the MMIO and system-register buses, vGIC, timers, PL011 and RTC.
+#![forbid(unsafe_code)]
+
+pub mod console;
+pub mod idregs;
+pub mod mmio;
+pub mod pl011;
+pub mod pl031;
+pub mod vgic;
