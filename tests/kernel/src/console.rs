@@ -1,0 +1,46 @@
+//! The console: PL011 through arm-pl011-uart, and `print!`, `println!` on it.
+
+use crate::platform::PL011;
+use arm_pl011_uart::{DataBits, LineConfig, PL011Registers, Parity, StopBits, Uart, UniqueMmioPointer};
+use core::{fmt, ptr::NonNull};
+use spin::Mutex;
+
+static CONSOLE: Mutex<()> = Mutex::new(());
+
+/// A driver instance; it holds no state of its own.
+fn uart() -> Uart<'static> {
+    let base = NonNull::new(PL011 as *mut PL011Registers).expect("the address is a constant");
+    // SAFETY: the PL011 is mapped as device memory for the life of the kernel; writers hold CONSOLE, but for a panic.
+    Uart::new(unsafe { UniqueMmioPointer::new(base) })
+}
+
+/// Turns the UART on: 115200 8N1, FIFO on, no interrupts.
+pub fn init() {
+    let line = LineConfig { data_bits: DataBits::Bits8, parity: Parity::None, stop_bits: StopBits::One };
+    // 24 MHz is the UART clock `virt` names in its tree. The rates are valid, so there is no error to handle.
+    let _ = uart().enable(line, 115_200, 24_000_000);
+}
+
+/// Writes formatted text; what `print!` calls.
+pub fn print(text: fmt::Arguments) {
+    let _guard = CONSOLE.lock();
+    let _ = fmt::Write::write_fmt(&mut uart(), text);
+}
+
+/// Writes although another CPU may be writing: for a panic.
+pub fn print_unlocked(text: fmt::Arguments) {
+    let _ = fmt::Write::write_fmt(&mut uart(), text);
+}
+
+/// Prints to the console.
+#[macro_export]
+macro_rules! print {
+    ($($arg:tt)*) => { $crate::console::print(format_args!($($arg)*)) };
+}
+
+/// Prints a line to the console.
+#[macro_export]
+macro_rules! println {
+    () => { $crate::console::print(format_args!("\n")) };
+    ($($arg:tt)*) => { $crate::console::print(format_args!("{}\n", format_args!($($arg)*))) };
+}

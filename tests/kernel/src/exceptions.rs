@@ -1,0 +1,73 @@
+//! The exception handlers behind aarch64-rt's vectors.
+//!
+//! A synchronous exception belongs to the instruction under test ([`crate::exec`]) or to the test that installed a
+//! handler, else it is a panic with the syndrome. IRQs go to [`crate::irq`].
+
+use crate::{exec, irq, mrs};
+use aarch64_rt::{ExceptionHandlers, RegisterStateRef, exception_handlers};
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+struct Handlers;
+
+exception_handlers!(Handlers);
+
+/// Handles a synchronous exception: given ESR and ELR, whether it was expected. It may have changed SPSR's saved copy
+/// through the reference.
+pub type SyncHandler = fn(esr: u64, state: &mut State) -> bool;
+
+/// What a handler may change of the interrupted program.
+#[derive(Debug)]
+pub struct State {
+    /// Where the program goes on.
+    pub elr: u64,
+    /// PSTATE with which it goes on.
+    pub spsr: u64,
+}
+
+static SYNC: AtomicUsize = AtomicUsize::new(0);
+
+/// Installs a handler for synchronous exceptions that no instruction under test took.
+pub fn set_sync_handler(handler: Option<SyncHandler>) {
+    SYNC.store(handler.map_or(0, |handler| handler as usize), Relaxed);
+}
+
+impl ExceptionHandlers for Handlers {
+    extern "C" fn sync_current(mut register_state: RegisterStateRef) {
+        let elr = register_state.elr as u64;
+        if let Some(next) = exec::caught(elr, false) {
+            // SAFETY: the program goes on behind the instruction under test, in code that expects any register value.
+            unsafe { register_state.get_mut() }.elr = next as usize;
+            return;
+        }
+        let esr = mrs!("esr_el1");
+        let handler = SYNC.load(Relaxed);
+        if handler != 0 {
+            // SAFETY: only set_sync_handler stores here, and it stores functions of this type.
+            let handler: SyncHandler = unsafe { core::mem::transmute(handler) };
+            let mut state = State { elr, spsr: register_state.spsr };
+            if handler(esr, &mut state) {
+                // SAFETY: the handler's contract: the program goes on where the test wants it.
+                let saved = unsafe { register_state.get_mut() };
+                saved.elr = state.elr as usize;
+                saved.spsr = state.spsr;
+                return;
+            }
+        }
+        let far = mrs!("far_el1");
+        panic!("unexpected exception: ESR {esr:#x} (class {:#x}) FAR {far:#x} ELR {elr:#x}", esr >> 26);
+    }
+
+    extern "C" fn irq_current(_: RegisterStateRef) {
+        irq::taken();
+    }
+
+    extern "C" fn fiq_current(register_state: RegisterStateRef) {
+        panic!("unexpected FIQ at {:#x}", register_state.elr);
+    }
+
+    extern "C" fn serror_current(register_state: RegisterStateRef) {
+        if exec::caught(register_state.elr as u64, true).is_none() {
+            panic!("unexpected SError: ESR {:#x} ELR {:#x}", mrs!("esr_el1"), register_state.elr);
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! What the device tree says: CPUs, memory, and the boot arguments that select what the kernel does.
+
+use crate::{arch, console, platform};
+use fdt::Fdt;
+
+/// The machine as described by the device tree.
+#[derive(Debug)]
+pub struct Machine {
+    /// `/chosen/bootargs`, empty if there are none.
+    pub bootargs: &'static str,
+    /// First byte of RAM.
+    pub memory_base: usize,
+    /// Bytes of RAM.
+    pub memory_size: usize,
+    /// Address of the device tree.
+    pub tree: usize,
+    /// Bytes of the device tree.
+    pub tree_size: usize,
+    mpidrs: [u64; platform::MAX_CPUS],
+    count: usize,
+}
+
+static MACHINE: spin::Mutex<Machine> = spin::Mutex::new(Machine {
+    bootargs: "",
+    memory_base: platform::RAM,
+    memory_size: 0,
+    tree: 0,
+    tree_size: 0,
+    mpidrs: [0; platform::MAX_CPUS],
+    count: 0,
+});
+
+impl Machine {
+    /// Reads the tree at `tree`, or at the base of RAM if `tree` is 0, and names the calling CPU number 0.
+    ///
+    /// Called once, on the boot CPU. Panics, on the console, if there is no tree or no memory node.
+    pub fn discover(tree: u64) -> &'static Machine {
+        arch::set_cpu(0);
+        console::init();
+        let tree = if tree == 0 { platform::RAM } else { tree as usize };
+        // SAFETY: a tree at x0 is the boot protocol of arm64, one at the base of RAM that of QEMU for ELF files;
+        // all of RAM is mapped, the header is checked, and nobody writes to it.
+        let fdt = match unsafe { Fdt::from_ptr(tree as *const u8) } {
+            Ok(fdt) => fdt,
+            Err(error) => panic!("no device tree at {tree:#x}: {error:?}"),
+        };
+        let mut machine = MACHINE.lock();
+        machine.tree = tree;
+        machine.tree_size = fdt.total_size();
+        machine.bootargs = fdt.chosen().bootargs().unwrap_or("");
+        if let Some(region) = fdt.memory().regions().next() {
+            machine.memory_base = region.starting_address as usize;
+            machine.memory_size = region.size.unwrap_or(0);
+        }
+        let boot = crate::mrs!("mpidr_el1") & MPIDR_AFFINITY;
+        machine.mpidrs[0] = boot;
+        machine.count = 1;
+        for cpu in fdt.cpus() {
+            let mpidr = cpu.ids().first() as u64;
+            let next = machine.count;
+            if mpidr != boot && next < platform::MAX_CPUS {
+                machine.mpidrs[next] = mpidr;
+                machine.count += 1;
+            }
+        }
+        // From here on it is only read.
+        spin::MutexGuard::leak(machine)
+    }
+
+    /// MPIDR affinity of every CPU; the boot CPU is the first.
+    pub fn cpus(&self) -> &[u64] {
+        &self.mpidrs[..self.count]
+    }
+
+    /// Whether the boot arguments have the word `name`.
+    pub fn has(&self, name: &str) -> bool {
+        self.bootargs.split_whitespace().any(|word| word == name)
+    }
+
+    /// Value of the boot argument `name=value`.
+    pub fn value(&self, name: &str) -> Option<&'static str> {
+        self.bootargs.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+    }
+
+    /// Whether the kernel was told that it runs under keel (`hyp=keel`).
+    pub fn under_keel(&self) -> bool {
+        self.value("hyp") == Some("keel")
+    }
+}
+
+/// The affinity fields of MPIDR_EL1: Aff3 39:32, Aff2 to Aff0 23:0.
+pub const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
