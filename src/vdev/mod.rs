@@ -6,4 +6,5 @@ pub mod idregs;
 pub mod mmio;
 pub mod pl011;
 pub mod pl031;
+pub mod platform;
 pub mod vgic;

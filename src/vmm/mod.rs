@@ -3,5 +3,12 @@
 
 pub mod bundle;
 pub mod config;
+pub mod error;
 pub mod guest_tree;
 pub mod image;
+pub mod inflate;
+pub mod kernel;
+pub mod tree;
+
+#[cfg(test)]
+mod test_support;

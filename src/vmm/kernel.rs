@@ -1,0 +1,229 @@
+//! What an executable image wants: which of its bytes go where, and where it starts.
+//!
+//! Three formats are known, told apart by their first bytes: arm64's `Image` (Linux `arch/arm64` booting document;
+//! magic at 0x38), ELF64 for AArch64 (System V gABI), and anything else, a flat binary. Only the head of the file is
+//! looked at, so a compressed one need not be unpacked twice. Every number in it is the bundle's and is distrusted.
+
+use alloc::format;
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use super::config;
+use super::error::ConfigError;
+use super::image::Image;
+use crate::mm::Ipa;
+use crate::mm::addr::BLOCK_2M;
+
+/// Bytes of the file that must hold every header: 70 ELF program headers.
+const HEAD: usize = 4096;
+/// Distance from the start of RAM of a flat image, and of an `Image` too old to say (QEMU `hw/arm/boot.c`, kvmtool).
+pub const FLAT_OFFSET: u64 = 0x8_0000;
+
+// Offsets in arm64's Image header.
+const IMAGE_TEXT_OFFSET: usize = 0x08;
+const IMAGE_SIZE: usize = 0x10;
+const IMAGE_FLAGS: usize = 0x18;
+const IMAGE_MAGIC: usize = 0x38;
+const IMAGE_MAGIC_VALUE: [u8; 4] = *b"ARM\x64";
+const IMAGE_HEADER: usize = 0x40;
+const IMAGE_FLAG_BIG_ENDIAN: u64 = 1 << 0;
+
+// ELF64 (gABI, "ELF Header" and "Program Header").
+const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
+const ELF_CLASS_64: u8 = 2;
+const ELF_DATA_LITTLE: u8 = 1;
+const ELF_MACHINE_AARCH64: u16 = 183;
+const ELF_HEADER: usize = 64;
+const ELF_PROGRAM_HEADER: usize = 56;
+const PT_LOAD: u32 = 1;
+
+const ELF_EXPECTED: &str =
+    "an ELF64 executable for AArch64, little endian, with its program headers in the first 4 KiB";
+const IMAGE_EXPECTED: &str = "a little-endian arm64 Image";
+
+/// The format of an executable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// arm64's `Image`.
+    Arm64Image,
+    /// ELF64.
+    Elf,
+    /// Raw bytes.
+    Flat,
+}
+
+/// A piece of the file and where it goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Offsets in the (unpacked) file.
+    pub file: Range<u64>,
+    /// Where its first byte goes.
+    pub address: Ipa,
+    /// Bytes it takes in memory, at least those of the file.
+    pub memory: u64,
+    /// Whether what follows the file's bytes has to be zeroed by the loader (an arm64 kernel does that itself).
+    pub zero: bool,
+}
+
+impl Segment {
+    /// The part of `bytes`, which are the file's from `offset` on, that belongs to this segment, and where it goes.
+    pub fn part<'b>(&self, offset: u64, bytes: &'b [u8]) -> Option<(Ipa, &'b [u8])> {
+        let start = self.file.start.max(offset);
+        let end = self.file.end.min(offset.checked_add(bytes.len() as u64)?);
+        if start >= end {
+            return None;
+        }
+        let part = bytes.get((start - offset) as usize..(end - offset) as usize)?;
+        Some((self.address.checked_add(start - self.file.start)?, part))
+    }
+}
+
+/// An executable, understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Executable {
+    /// Its format.
+    pub format: Format,
+    /// What to load, at least one.
+    pub segments: Vec<Segment>,
+    /// Where to start.
+    pub entry: Ipa,
+}
+
+impl Executable {
+    /// Reads the headers of `image` for a VM whose RAM begins at `ram_base` (2 MiB aligned). That the segments are
+    /// inside RAM and apart from each other is the caller's to check.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::BadImage`] or [`ConfigError::BadProperty`] (`load`, `entry`), naming the image.
+    pub fn examine(image: &Image, ram_base: Ipa) -> Result<Self, ConfigError> {
+        let size = image.size()?;
+        let head = image.head(HEAD)?;
+        if size == 0 || head.is_empty() {
+            return Err(image.bad("is empty", "an executable"));
+        }
+        let mut executable = if head.starts_with(&ELF_MAGIC) {
+            elf(image, &head, size)?
+        } else if head.get(IMAGE_MAGIC..IMAGE_HEADER - 4) == Some(&IMAGE_MAGIC_VALUE) {
+            arm64_image(image, &head, size, ram_base)?
+        } else {
+            let address = Ipa(image.load.unwrap_or(ram_base.0 + FLAT_OFFSET));
+            single(Format::Flat, size, address, size)
+        };
+        if let Some(entry) = image.entry {
+            if !executable.contains(Ipa(entry)) {
+                return Err(ConfigError::BadProperty {
+                    node: image.node.clone(),
+                    property: config::ENTRY.into(),
+                    found: format!("{entry:#x}"),
+                    expected: "an address inside the loaded image".into(),
+                });
+            }
+            executable.entry = Ipa(entry);
+        }
+        Ok(executable)
+    }
+
+    fn contains(&self, address: Ipa) -> bool {
+        self.segments
+            .iter()
+            .any(|segment| address.0.checked_sub(segment.address.0).is_some_and(|offset| offset < segment.memory))
+    }
+}
+
+fn single(format: Format, size: u64, address: Ipa, memory: u64) -> Executable {
+    let segment = Segment { file: 0..size, address, memory, zero: false };
+    Executable { format, segments: [segment].into(), entry: address }
+}
+
+fn arm64_image(image: &Image, head: &[u8], size: u64, ram_base: Ipa) -> Result<Executable, ConfigError> {
+    let field = |offset| read_u64(head, offset).ok_or_else(|| image.bad("ends inside its header", IMAGE_EXPECTED));
+    let image_size = field(IMAGE_SIZE)?;
+    // Kernels before 3.17 leave image_size 0 and mean text_offset 0x80000, whatever the field says.
+    let text_offset = if image_size == 0 { FLAT_OFFSET } else { field(IMAGE_TEXT_OFFSET)? };
+    if field(IMAGE_FLAGS)? & IMAGE_FLAG_BIG_ENDIAN != 0 {
+        return Err(image.bad("is big endian (bit 0 of its header's flags)", IMAGE_EXPECTED));
+    }
+    let address = match image.load {
+        None => ram_base.checked_add(text_offset).ok_or_else(|| {
+            image.bad(format!("has text_offset {text_offset:#x} in its header"), "an offset inside the VM's RAM")
+        })?,
+        Some(load) if load.checked_sub(text_offset).is_some_and(|base| base.is_multiple_of(BLOCK_2M)) => Ipa(load),
+        Some(load) => {
+            return Err(ConfigError::BadProperty {
+                node: image.node.clone(),
+                property: config::LOAD.into(),
+                found: format!("{load:#x}"),
+                expected: format!("a multiple of 2 MiB plus {text_offset:#x}, the text_offset of its header"),
+            });
+        }
+    };
+    Ok(single(Format::Arm64Image, size, address, image_size.max(size)))
+}
+
+fn elf(image: &Image, head: &[u8], size: u64) -> Result<Executable, ConfigError> {
+    let bad = |reason: &str| image.bad(reason, ELF_EXPECTED);
+    let short = || bad("ends inside its ELF headers");
+    let header = head.get(..ELF_HEADER).ok_or_else(short)?;
+    if header[4] != ELF_CLASS_64 || header[5] != ELF_DATA_LITTLE {
+        return Err(bad("is an ELF file of another class or byte order"));
+    }
+    let machine = read_u16(header, 18).ok_or_else(short)?;
+    if machine != ELF_MACHINE_AARCH64 {
+        return Err(image.bad(format!("is an ELF file for machine {machine}"), ELF_EXPECTED));
+    }
+    let entry = read_u64(header, 24).ok_or_else(short)?;
+    let table = read_u64(header, 32).ok_or_else(short)?;
+    let entry_size = read_u16(header, 54).ok_or_else(short)?;
+    let count = read_u16(header, 56).ok_or_else(short)?;
+    if usize::from(entry_size) != ELF_PROGRAM_HEADER {
+        return Err(image.bad(format!("has program headers of {entry_size} bytes"), ELF_EXPECTED));
+    }
+
+    let mut segments = Vec::new();
+    let mut start = None;
+    for index in 0..u64::from(count) {
+        let at = usize::try_from(table.saturating_add(index * ELF_PROGRAM_HEADER as u64)).unwrap_or(usize::MAX);
+        let program = at.checked_add(ELF_PROGRAM_HEADER).and_then(|end| head.get(at..end)).ok_or_else(short)?;
+        let field = |offset| read_u64(program, offset).ok_or_else(short);
+        let (offset, virt, physical, in_file, in_memory) = (field(8)?, field(16)?, field(24)?, field(32)?, field(40)?);
+        if read_u32(program, 0) != Some(PT_LOAD) || in_memory == 0 {
+            continue;
+        }
+        let end = offset.checked_add(in_file).filter(|&end| end <= size);
+        let Some(end) = end else {
+            return Err(image.bad(
+                format!("segment {index} is {in_file:#x} bytes at {offset:#x} of a file of {size:#x}"),
+                ELF_EXPECTED,
+            ));
+        };
+        if in_file > in_memory {
+            return Err(image.bad(
+                format!("segment {index} has {in_file:#x} bytes in the file but {in_memory:#x} in memory"),
+                ELF_EXPECTED,
+            ));
+        }
+        // e_entry is a virtual address; the guest starts with its MMU off, so it is the physical one that counts.
+        if let Some(inside) = entry.checked_sub(virt).filter(|&inside| inside < in_memory) {
+            start = physical.checked_add(inside).map(Ipa).or(start);
+        }
+        segments.push(Segment { file: offset..end, address: Ipa(physical), memory: in_memory, zero: true });
+    }
+    if segments.is_empty() {
+        return Err(bad("has nothing to load (no PT_LOAD segment)"));
+    }
+    let entry = start.ok_or_else(|| image.bad(format!("starts at {entry:#x}, outside its segments"), ELF_EXPECTED))?;
+    Ok(Executable { format: Format::Elf, segments, entry })
+}
+
+fn read_u16(bytes: &[u8], offset: usize) -> Option<u16> {
+    bytes.get(offset..)?.first_chunk().map(|bytes| u16::from_le_bytes(*bytes))
+}
+
+fn read_u32(bytes: &[u8], offset: usize) -> Option<u32> {
+    bytes.get(offset..)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes))
+}
+
+fn read_u64(bytes: &[u8], offset: usize) -> Option<u64> {
+    bytes.get(offset..)?.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
+}
