@@ -1,0 +1,228 @@
+//! `cargo keel bench`: how many instructions things cost.
+//!
+//! Under `-icount shift=0` with `-cpu max` a counter tick is an instruction, so the figures are exact and the same on
+//! every run and every host. The test kernel times operations from inside a guest and keel reports what only it can
+//! see; both print `bench NAME VALUE insn`. What a limit is named for and was not measured is a failure too.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{CellAlignment, Table};
+
+use crate::fit;
+use crate::qemu::{self, Board};
+use crate::verdict::Verdict;
+use crate::vms::{MemorySize, VmSpec};
+use crate::{fetch, image, run, tree};
+
+/// The most a figure may be: (name, instructions).
+pub const LIMITS: &[(&str, u64)] =
+    &[("hvc_fast", 40), ("hvc_rust", 130), ("gicd_read", 220), ("entry_to_guest", 400_000)];
+
+/// keel's instructions for each 1000 of the guest's while Debian boots: at most one.
+pub const LINUX_LIMIT_PERCENT: f64 = 0.1;
+
+/// CPU models on which Debian's boot is measured.
+pub const LINUX_CPUS: &[&str] = &["max", "neoverse-n1", "cortex-a72"];
+
+/// One measured figure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Figure {
+    /// What was measured.
+    pub name: String,
+    /// How much.
+    pub value: u64,
+    /// `insn` or `bytes`.
+    pub unit: String,
+}
+
+impl Figure {
+    /// The most it may be, if there is a limit.
+    pub fn limit(&self) -> Option<u64> {
+        LIMITS.iter().find(|(name, _)| *name == self.name).map(|&(_, limit)| limit)
+    }
+}
+
+impl std::fmt::Display for Figure {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "bench {} {} {}", self.name, self.value, self.unit)
+    }
+}
+
+/// The lines `bench NAME VALUE UNIT` of a console, wherever in the line they start.
+pub fn figures(console: &str) -> Vec<Figure> {
+    console
+        .lines()
+        .filter_map(|line| {
+            let mut words = line[line.find("bench ")?..].split_whitespace().skip(1);
+            let figure =
+                Figure { name: words.next()?.into(), value: words.next()?.parse().ok()?, unit: words.next()?.into() };
+            matches!(figure.unit.as_str(), "insn" | "bytes").then_some(figure)
+        })
+        .collect()
+}
+
+/// The lines `keel: stats NAME VALUE` of a console.
+pub fn statistics(console: &str) -> BTreeMap<String, u64> {
+    let values = console.lines().filter_map(|line| {
+        let mut words = line.split_once("keel: stats ")?.1.split_whitespace();
+        Some((words.next()?.to_string(), words.next()?.parse().ok()?))
+    });
+    values.collect()
+}
+
+/// The limits that are exceeded or were not measured, each as a sentence.
+pub fn failures(figures: &[Figure]) -> Vec<String> {
+    let mut failures = Vec::new();
+    for (name, limit) in LIMITS {
+        match figures.iter().find(|figure| figure.name == *name) {
+            None => failures.push(format!("{name} was not measured")),
+            Some(figure) if figure.value > *limit => {
+                failures.push(format!("{name} is {}, over its limit of {limit}", figure.value));
+            }
+            Some(_) => {}
+        }
+    }
+    failures
+}
+
+/// Measures the operations; returns what exceeds its limit.
+///
+/// # Errors
+///
+/// Building fails, or the run does not end well.
+pub fn bench() -> Result<Vec<String>> {
+    let images = image::build()?;
+    let mut vm = VmSpec::new("bench", &images.test_kernel);
+    vm.bootargs = "bench hyp=keel".into();
+    vm.cpus = 2;
+    vm.memory = MemorySize(64 << 20);
+    let bundle = run::write_bundle(&[vm], &tree::product("bench.itb"))?;
+    let mut board = Board::virt(&images.keel);
+    board.initrd = Some(bundle);
+    board.icount = true;
+    board.append = "keel.stats=1".into();
+    let ending = qemu::run_to_end(&board, Duration::from_secs(300))?;
+    let mut figures = figures(&ending.output);
+    if ending.verdict != Verdict::Well {
+        bail!("{}\n{}\n{}", ending.command, ending.output, ending.verdict);
+    }
+    let mut bytes = |name: &str, value| figures.push(Figure { name: name.into(), value, unit: "bytes".into() });
+    bytes("image_bytes", images.keel_bytes.saturating_sub(images.bundle_bytes));
+    bytes("text_bytes", images.text_bytes);
+    for figure in &figures {
+        println!("{figure}");
+    }
+    let mut table = table(&["", "measured", "limit", ""]);
+    for figure in &figures {
+        let limit = figure.limit().map(|limit| limit.to_string()).unwrap_or_default();
+        table.add_row([figure.name.clone(), figure.value.to_string(), limit, figure.unit.clone()]);
+    }
+    println!("{table}");
+    Ok(failures(&figures))
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED).set_header(header);
+    for column in table.column_iter_mut().skip(1).take(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+/// Measures Debian's boot on each CPU model: keel's own instructions against the guest's.
+///
+/// # Errors
+///
+/// The kernel is not fetched, building fails, or a run does not end well.
+pub fn bench_linux() -> Result<Vec<String>> {
+    let folder = "linux-6.12";
+    if let Some(reason) = fetch::missing(folder) {
+        bail!("{reason}");
+    }
+    let images = image::build()?;
+    let mut vm = VmSpec::new("linux", fetch::kernel_path(folder));
+    vm.initrd = Some(fetch::initramfs_path());
+    vm.bootargs = "console=ttyAMA0 quiet keel.test=bench".into();
+    vm.hash = crate::vms::Hash::None;
+    let bundle = tree::product("bench-linux.itb");
+    std::fs::write(&bundle, fit::write(&[vm])?)?;
+    let mut failures = Vec::new();
+    for cpu in LINUX_CPUS {
+        let mut board = Board::virt(&images.keel);
+        board.initrd = Some(bundle.clone());
+        board.icount = true;
+        board.smp = 1;
+        board.cpu = (*cpu).into();
+        board.append = "keel.stats=1".into();
+        println!("Debian 6.12, quiet, 1 vCPU, {cpu}");
+        let ending = qemu::run_to_end(&board, Duration::from_secs(600))?;
+        if ending.verdict != Verdict::Well {
+            bail!("{}\n{}\n{}", ending.command, ending.output, ending.verdict);
+        }
+        let statistics = statistics(&ending.output);
+        let mut table = table(&["keel: stats", "value"]);
+        for (name, value) in &statistics {
+            table.add_row([name.clone(), value.to_string()]);
+        }
+        println!("{table}");
+        match share(&statistics) {
+            None => failures.push(format!("{cpu}: keel printed no el2_insn and guest_insn")),
+            Some(percent) => {
+                println!(
+                    "{cpu}: keel needs {percent:.4} % of the guest's instructions (at most {LINUX_LIMIT_PERCENT} %)"
+                );
+                if percent > LINUX_LIMIT_PERCENT {
+                    failures.push(format!("{cpu}: {percent:.4} % is over {LINUX_LIMIT_PERCENT} %"));
+                }
+            }
+        }
+    }
+    Ok(failures)
+}
+
+/// keel's instructions as a percentage of the guest's.
+fn share(statistics: &BTreeMap<String, u64>) -> Option<f64> {
+    let (keel, guest) = (*statistics.get("el2_insn")?, *statistics.get("guest_insn")?);
+    (guest > 0).then(|| keel as f64 * 100.0 / guest as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn figure(name: &str, value: u64) -> Figure {
+        Figure { name: name.into(), value, unit: "insn".into() }
+    }
+
+    #[test]
+    fn lines_are_found_anywhere() {
+        let found =
+            figures("x\n[vm] bench hvc_fast 31 insn\r\nbench entry_to_guest 400001 insn\nbench broken\nworkbench x\n");
+        assert_eq!(found, [figure("hvc_fast", 31), figure("entry_to_guest", 400_001)]);
+        assert_eq!(found[0].limit(), Some(40));
+        assert_eq!(found[0].to_string(), "bench hvc_fast 31 insn");
+    }
+
+    #[test]
+    fn limits_and_gaps_fail() {
+        let all: Vec<_> = LIMITS.iter().map(|&(name, limit)| figure(name, limit)).collect();
+        assert!(failures(&all).is_empty());
+        assert_eq!(failures(&all[1..]), ["hvc_fast was not measured"]);
+        let mut over = all.clone();
+        over[2].value += 1;
+        assert_eq!(failures(&over), ["gicd_read is 221, over its limit of 220"]);
+    }
+
+    #[test]
+    fn shares() {
+        let statistics =
+            statistics("keel: stats el2_insn 1000\nkeel: stats guest_insn 1000000\nkeel: stats exit_hvc 3");
+        assert_eq!(statistics["exit_hvc"], 3);
+        assert_eq!(share(&statistics), Some(0.1));
+        assert_eq!(share(&BTreeMap::new()), None);
+    }
+}

@@ -1,0 +1,131 @@
+//! From ELF to what a boot loader wants: one flat piece of memory.
+//!
+//! keel is linked as an ELF file, for its symbols; boot loaders take a raw arm64 Image. The raw image is the loadable
+//! segments at their distances from the lowest physical address. What has no bytes in the file (`.bss`) is left out:
+//! the Image header's `image_size` announces it and the entry code clears it.
+
+use anyhow::{Context, Result, bail};
+use object::elf::PT_LOAD;
+use object::read::elf::{FileHeader, ProgramHeader};
+use object::{Object, ObjectSection, SectionKind};
+
+/// The most a raw image may be; segments farther apart are a linker script's mistake.
+const LARGEST_IMAGE: u64 = 1 << 30;
+
+/// Flattens the loadable segments of a 64-bit ELF file.
+///
+/// # Errors
+///
+/// The file is no 64-bit ELF file, has no loadable bytes, or its segments overlap or lie over 1 GiB apart.
+pub fn flatten(file: &[u8]) -> Result<Vec<u8>> {
+    let header = object::elf::FileHeader64::<object::Endianness>::parse(file).context("not a 64-bit ELF file")?;
+    let endian = header.endian()?;
+    let mut segments = Vec::new();
+    for segment in header.program_headers(endian, file)? {
+        if segment.p_type(endian) == PT_LOAD && segment.p_filesz(endian) > 0 {
+            let Ok(bytes) = segment.data(endian, file) else {
+                bail!("a segment's bytes lie outside the file");
+            };
+            segments.push((segment.p_paddr(endian), bytes));
+        }
+    }
+    segments.sort_by_key(|&(address, _)| address);
+    let Some(&(base, _)) = segments.first() else { bail!("no loadable segment has bytes in the file") };
+    let mut image = Vec::new();
+    for (address, bytes) in segments {
+        let offset = address - base;
+        if offset > LARGEST_IMAGE {
+            bail!("the segment at {address:#x} lies more than 1 GiB above the first, at {base:#x}");
+        }
+        let offset = offset as usize;
+        if offset < image.len() {
+            bail!("the segment at {address:#x} overlaps the one before it");
+        }
+        image.resize(offset, 0);
+        image.extend_from_slice(bytes);
+    }
+    Ok(image)
+}
+
+/// Bytes of code: the sum of the sections that hold instructions.
+///
+/// # Errors
+///
+/// The file is no object file.
+pub fn text_bytes(file: &[u8]) -> Result<u64> {
+    let file = object::File::parse(file)?;
+    Ok(file.sections().filter(|section| section.kind() == SectionKind::Text).map(|section| section.size()).sum())
+}
+
+/// The lowest address of a loadable segment: what address 0 of the raw image is linked at.
+///
+/// # Errors
+///
+/// The file is no 64-bit ELF file or has no loadable segment.
+pub fn link_base(file: &[u8]) -> Result<u64> {
+    let header = object::elf::FileHeader64::<object::Endianness>::parse(file).context("not a 64-bit ELF file")?;
+    let endian = header.endian()?;
+    header
+        .program_headers(endian, file)?
+        .iter()
+        .filter(|segment| segment.p_type(endian) == PT_LOAD && segment.p_filesz(endian) > 0)
+        .map(|segment| segment.p_vaddr(endian))
+        .min()
+        .context("no loadable segment")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A little-endian AArch64 ELF file with the given (paddr, file bytes, memory size) segments.
+    fn elf(segments: &[(u64, &[u8], u64)]) -> Vec<u8> {
+        let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+        file.resize(16, 0);
+        let header = |file: &mut Vec<u8>, value: u64, width: usize| {
+            file.extend_from_slice(&value.to_le_bytes()[..width]);
+        };
+        // e_type .. e_shstrndx of Elf64_Ehdr.
+        for (value, width) in
+            [(2, 2), (183, 2), (1, 4), (0, 8), (64, 8), (0, 8), (0, 4), (64, 2), (56, 2), (segments.len() as u64, 2)]
+        {
+            header(&mut file, value, width);
+        }
+        file.resize(64, 0);
+        let mut data = 64 + 56 * segments.len() as u64;
+        for &(address, bytes, memory) in segments {
+            // p_type, p_flags, p_offset, p_vaddr, p_paddr, p_filesz, p_memsz, p_align of Elf64_Phdr.
+            for (value, width) in
+                [(1, 4), (5, 4), (data, 8), (address, 8), (address, 8), (bytes.len() as u64, 8), (memory, 8), (1, 8)]
+            {
+                header(&mut file, value, width);
+            }
+            data += bytes.len() as u64;
+        }
+        for (_, bytes, _) in segments {
+            file.extend_from_slice(bytes);
+        }
+        file
+    }
+
+    #[test]
+    fn gaps_are_zero_and_bss_is_left_out() {
+        let file = elf(&[(0x108, b"data", 0x1000), (0x100, b"text", 4)]);
+        assert_eq!(flatten(&file).unwrap(), b"text\0\0\0\0data");
+        assert_eq!(link_base(&file).unwrap(), 0x100);
+    }
+
+    #[test]
+    fn bad_files_are_refused() {
+        assert!(flatten(b"MZ").is_err());
+        assert!(flatten(&elf(&[])).is_err());
+        assert!(flatten(&elf(&[(0, b"", 16)])).is_err());
+        let overlap = flatten(&elf(&[(0, b"12345678", 8), (4, b"x", 1)])).unwrap_err();
+        assert!(overlap.to_string().contains("overlaps"), "{overlap}");
+        let far = flatten(&elf(&[(0, b"1", 1), (1 << 40, b"x", 1)])).unwrap_err();
+        assert!(far.to_string().contains("1 GiB"), "{far}");
+        let mut truncated = elf(&[(0, b"12345678", 8)]);
+        truncated.truncate(truncated.len() - 1);
+        assert!(flatten(&truncated).is_err());
+    }
+}

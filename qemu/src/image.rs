@@ -1,0 +1,169 @@
+//! Building: the test kernel, the bundle linked into keel, and keel's two images.
+//!
+//! The order matters: the demonstration guest is compiled first, bundled into `build/demo.itb`, and keel is compiled
+//! with `KEEL_BUNDLE` naming that file. cargo decides what is stale, so building twice is cheap, and a file of
+//! `build/` is only touched when its contents change.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::vms::{MemorySize, VmSpec};
+use crate::{elf, fit, tree};
+
+/// What was built, and how large it is.
+#[derive(Clone, Debug)]
+pub struct Images {
+    /// `build/keel.img`: the raw arm64 Image.
+    pub keel: PathBuf,
+    /// `build/keel.elf`: the same with symbols.
+    pub keel_elf: PathBuf,
+    /// `build/keel-stub.img`.
+    pub stub: PathBuf,
+    /// `build/keel-stub.elf`.
+    pub stub_elf: PathBuf,
+    /// `build/demo.itb`: the bundle linked into keel.
+    pub demo_bundle: PathBuf,
+    /// `build/demo.elf`: the guest in it.
+    pub demo: PathBuf,
+    /// `build/test-kernel.elf`.
+    pub test_kernel: PathBuf,
+    /// Bytes of the raw image.
+    pub keel_bytes: u64,
+    /// Bytes of code in it.
+    pub text_bytes: u64,
+    /// Bytes of the stub's raw image.
+    pub stub_bytes: u64,
+    /// Bytes of the bundle linked in, part of `keel_bytes`.
+    pub bundle_bytes: u64,
+}
+
+/// Builds everything that is not up to date.
+///
+/// # Errors
+///
+/// The compiler fails (it has said why), or a product cannot be written.
+pub fn build() -> Result<Images> {
+    std::fs::create_dir_all(tree::build())?;
+    let kernels = cargo_build("keel-test-kernel", &[])?;
+    let demo = keep("demo.elf", &read_artifact(&kernels, "demo")?)?;
+    let test_kernel = keep("test-kernel.elf", &read_artifact(&kernels, "keel-test-kernel")?)?;
+
+    let mut vm = VmSpec::new("demo", &demo);
+    vm.description = Some("Prints what it finds and powers off".into());
+    vm.cpus = 2;
+    vm.memory = MemorySize(32 << 20);
+    let bundle = fit::write(&[vm])?;
+    let demo_bundle = keep("demo.itb", &bundle)?;
+
+    let bins = cargo_build("keel", &[("KEEL_BUNDLE", &demo_bundle)])?;
+    let keel = read_artifact(&bins, "keel")?;
+    let stub = read_artifact(&bins, "keel-stub")?;
+    let (keel_raw, stub_raw) = (flatten(&keel, "keel")?, flatten(&stub, "keel-stub")?);
+    Ok(Images {
+        keel: keep("keel.img", &keel_raw)?,
+        keel_elf: keep("keel.elf", &keel)?,
+        stub: keep("keel-stub.img", &stub_raw)?,
+        stub_elf: keep("keel-stub.elf", &stub)?,
+        demo_bundle,
+        demo,
+        test_kernel,
+        keel_bytes: keel_raw.len() as u64,
+        text_bytes: elf::text_bytes(&keel)?,
+        stub_bytes: stub_raw.len() as u64,
+        bundle_bytes: bundle.len() as u64,
+    })
+}
+
+fn flatten(file: &[u8], name: &str) -> Result<Vec<u8>> {
+    elf::flatten(file).with_context(|| format!("cannot make a raw image of {name}"))
+}
+
+/// Runs `cargo build` for the bare-metal target; returns the executables by name.
+fn cargo_build(package: &str, environment: &[(&str, &Path)]) -> Result<Vec<(String, PathBuf)>> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.current_dir(tree::root()).args(["build", "--release", "--bins", "--target", tree::TARGET]);
+    command.args(["--package", package, "--message-format", "json-render-diagnostics", "--quiet"]);
+    command.envs(environment.iter().copied());
+    // What `cargo run` and `cargo test` set for the tool itself must not leak into the nested build's fingerprints.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        let of_this_package =
+            text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST") || text == "RUSTFLAGS";
+        if of_this_package {
+            command.env_remove(&name);
+        }
+    }
+    let output = command.stderr(std::process::Stdio::inherit()).output().context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("cargo build --package {package} --target {} failed", tree::TARGET);
+    }
+    Ok(executables(&String::from_utf8_lossy(&output.stdout)))
+}
+
+/// The (name, path) of each executable in cargo's JSON messages.
+///
+/// Only two string fields of a flat, machine-written line are needed; a JSON library for that would be the tool's
+/// largest dependency.
+fn executables(messages: &str) -> Vec<(String, PathBuf)> {
+    messages
+        .lines()
+        .filter(|line| line.contains(r#""reason":"compiler-artifact""#))
+        .filter_map(|line| {
+            let path = PathBuf::from(json_string(line, r#""executable":"#)?);
+            Some((path.file_name()?.to_string_lossy().into_owned(), path))
+        })
+        .collect()
+}
+
+/// The string after `key` in a line of JSON; `None` when it is absent or null.
+fn json_string(line: &str, key: &str) -> Option<String> {
+    let rest = line.split_once(key)?.1.strip_prefix('"')?;
+    let mut text = String::new();
+    let mut letters = rest.chars();
+    loop {
+        match letters.next()? {
+            '"' => return Some(text),
+            '\\' => text.push(letters.next()?),
+            letter => text.push(letter),
+        }
+    }
+}
+
+fn read_artifact(artifacts: &[(String, PathBuf)], name: &str) -> Result<Vec<u8>> {
+    let (_, path) =
+        artifacts.iter().find(|(known, _)| known == name).with_context(|| format!("cargo built no `{name}`"))?;
+    std::fs::read(path).with_context(|| path.display().to_string())
+}
+
+/// Writes a product unless it already has these contents; returns its path.
+fn keep(name: &str, contents: &[u8]) -> Result<PathBuf> {
+    let path = tree::product(name);
+    if std::fs::read(&path).is_ok_and(|old| old == contents) {
+        return Ok(path);
+    }
+    // A rename never leaves half a file behind for a QEMU that is starting.
+    let partial = tree::product(&format!(".{name}.{}", std::process::id()));
+    std::fs::write(&partial, contents).with_context(|| partial.display().to_string())?;
+    std::fs::rename(&partial, &path).with_context(|| path.display().to_string())?;
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn executables_are_found_in_cargo_messages() {
+        let messages = concat!(
+            r#"{"reason":"compiler-artifact","target":{"name":"x"},"executable":null,"fresh":true}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","executable":"/a \"b\"/keel","fresh":true}"#,
+            "\n",
+            r#"{"reason":"build-finished","success":true}"#,
+        );
+        assert_eq!(executables(messages), [("keel".to_string(), PathBuf::from("/a \"b\"/keel"))]);
+    }
+}
