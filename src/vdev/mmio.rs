@@ -188,6 +188,36 @@ impl<D: Copy> Bus<D> {
     }
 }
 
+/// Answers a load from a device whose registers are 32 bits wide, one every 4 bytes: `register` gets the offset of one.
+///
+/// A narrower load gets the byte lanes it names, one of 8 bytes reads two registers, the lower first.
+#[inline]
+pub fn read_words(offset: u64, size: AccessSize, mut register: impl FnMut(u64) -> u32) -> u64 {
+    let word = u64::from(register(offset & !3));
+    let value = match size {
+        AccessSize::Double => word | u64::from(register((offset & !3).wrapping_add(4))) << 32,
+        _ => word >> (8 * (offset & 3)),
+    };
+    value & size.mask()
+}
+
+/// Obeys a store to a device whose registers are 32 bits wide, one every 4 bytes: `register` gets the offset of one and
+/// the value.
+///
+/// A narrower store is extended with zeros, one that does not start at a register is ignored, one of 8 bytes writes two
+/// registers, the lower first.
+#[inline]
+pub fn write_words(offset: u64, size: AccessSize, value: u64, mut register: impl FnMut(u64, u32)) {
+    if offset & 3 != 0 {
+        return;
+    }
+    let value = value & size.mask();
+    register(offset, value as u32);
+    if size == AccessSize::Double {
+        register(offset.wrapping_add(4), (value >> 32) as u32);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -222,6 +252,27 @@ mod tests {
         assert_eq!(AccessSize::Word.extend(0x8000_0000, true, false), 0x8000_0000);
         assert_eq!(AccessSize::Double.extend(u64::MAX, true, true), u64::MAX);
         assert_eq!(AccessSize::Double.extend(u64::MAX, false, true), u64::MAX);
+    }
+
+    #[test]
+    fn words() {
+        let register = |offset: u64| 0x1122_3300 + offset as u32;
+        let sizes = |offset| AccessSize::ALL.map(|size| read_words(offset, size, register));
+        assert_eq!(sizes(4), [0x04, 0x3304, 0x1122_3304, 0x1122_3308_1122_3304]);
+        assert_eq!(sizes(6)[..2], [0x22, 0x1122]);
+        assert_eq!(sizes(7)[0], 0x11);
+        let written = |offset, size| {
+            let mut seen = Vec::new();
+            write_words(offset, size, 0x1122_3344_5566_7788, |offset, value| seen.push((offset, value)));
+            seen
+        };
+        assert_eq!(written(4, AccessSize::Byte), [(4, 0x88)]);
+        assert_eq!(written(4, AccessSize::Half), [(4, 0x7788)]);
+        assert_eq!(written(4, AccessSize::Word), [(4, 0x5566_7788)]);
+        assert_eq!(written(4, AccessSize::Double), [(4, 0x5566_7788), (8, 0x1122_3344)]);
+        assert_eq!(written(5, AccessSize::Byte), []);
+        read_words(u64::MAX, AccessSize::Double, |_| 0);
+        write_words(u64::MAX - 3, AccessSize::Double, 0, |_, _| ());
     }
 
     #[test]
