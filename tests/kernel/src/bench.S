@@ -1,0 +1,67 @@
+// Vectors for the benchmarks: the shortest IRQ handler there is.
+//
+// bench_vectors
+//   IRQ from EL1 with SP_EL1: stops the virtual timer's output (IMASK), acknowledges, adds 1 to x27, ends.
+//   in:  x26 = what is written to CNTV_CTL_EL0: 2 (ENABLE clear, IMASK set) silences the timer.
+//   out: x27 = x27 + 1. Clobbers x28. Stack: none.
+//   Any other exception stays in its slot for the time-out to find.
+//
+// bench_echo_vectors
+//   IRQ of the other CPU of the IPI benchmark: acknowledges, ends, stores 1 to [x27].
+//   Clobbers x28. Stack: none.
+
+	.section .text.bench_vectors, "ax"
+	.macro	slot
+	.balign	0x80
+	b	.
+	.endm
+
+	.balign	0x800
+	.global	bench_vectors
+bench_vectors:
+	slot
+	slot
+	slot
+	slot
+	slot
+	.balign	0x80
+	msr	cntv_ctl_el0, x26
+	mrs	x28, S3_0_C12_C12_0
+	msr	S3_0_C12_C12_1, x28
+	add	x27, x27, #1
+	eret
+	slot
+	slot
+	slot
+	slot
+	slot
+	slot
+	slot
+	slot
+	slot
+	slot
+
+	.balign	0x800
+	.global	bench_echo_vectors
+bench_echo_vectors:
+	slot
+	slot
+	slot
+	slot
+	slot
+	.balign	0x80
+	mrs	x28, S3_0_C12_C12_0
+	msr	S3_0_C12_C12_1, x28
+	mov	x28, #1
+	stlr	x28, [x27]
+	eret
+	slot
+	slot
+	slot
+	slot
+	slot
+	slot
+	slot
+	slot
+	slot
+	slot

@@ -1,0 +1,234 @@
+//! What an operation costs, in instructions.
+//!
+//! Under `-icount shift=0` with `-cpu max` the counter runs at 1 GHz and one tick is one instruction, whoever executes
+//! it. Each figure is the mean of [`ROUNDS`] rounds of a loop in assembly, its own two or three instructions included.
+//! Interrupts go to vectors of four instructions, so that the figures speak of the hypervisor and not of this kernel.
+
+use crate::harness::Check;
+use core::{
+    arch::{asm, global_asm},
+    sync::atomic::{AtomicU64, Ordering::SeqCst},
+};
+use keel_test_kernel::{
+    arch, irq,
+    machine::Machine,
+    mmio, mrs, msr, platform, power, println,
+    time::{self, Timer},
+};
+
+global_asm!(include_str!("bench.S"));
+
+unsafe extern "C" {
+    static bench_vectors: u8;
+    static bench_echo_vectors: u8;
+}
+
+/// Rounds of each loop.
+const ROUNDS: u64 = 1000;
+
+/// Ticks of one round of `$body`, which may use x0 to x7 and the named operands; the counter x9 is the loop's.
+macro_rules! ticks {
+    ([$($body:literal),+ $(,)?] $(, $($operand:tt)*)?) => {{
+        let start = time::now();
+        // SAFETY: each body makes calls or touches registers and devices of the platform, keeps sp, and names
+        // what it clobbers; the memory it may write belongs to no Rust object but atomics.
+        unsafe {
+            asm!(
+                "mov x9, {rounds}",
+                "2:",
+                $($body,)+
+                "subs x9, x9, #1",
+                "b.ne 2b",
+                "isb",
+                rounds = in(reg) ROUNDS,
+                out("x0") _, out("x1") _, out("x2") _, out("x3") _, out("x4") _, out("x5") _, out("x6") _, out("x7") _,
+                out("x9") _,
+                $($($operand)*)?
+            )
+        };
+        time::now() - start
+    }};
+}
+
+fn report(name: &str, total: u64) {
+    println!("bench {name} {} insn", (total + ROUNDS / 2) / ROUNDS);
+}
+
+/// Runs all benchmarks.
+pub fn run(machine: &'static Machine) {
+    println!("bench: counter at {} Hz", time::frequency());
+    calls(machine);
+    devices();
+    maintenance();
+    interrupts(machine);
+    if machine.cpus().len() > 1 {
+        if let Err(verdict) = ipi(machine) {
+            println!("bench ipi failed: {verdict:?}");
+        }
+    } else {
+        println!("bench ipi skipped: needs 2 CPUs");
+    }
+    println!("bench: done");
+}
+
+fn calls(machine: &Machine) {
+    report("empty_loop", ticks!(["nop"]));
+    report("hvc_fast", ticks!(["mov w0, {id:w}", "hvc #0"], id = in(reg) power::SMCCC_VERSION));
+    report("psci_version", ticks!(["mov w0, {id:w}", "hvc #0"], id = in(reg) power::PSCI_VERSION));
+    report("hvc_rust", ticks!(["mov w0, {id:w}", "hvc #0"], id = in(reg) 0xc600_ffff_u32));
+    if machine.under_keel() {
+        report("smc_unknown", ticks!(["mov w0, {id:w}", "smc #0"], id = in(reg) 0xc600_ffff_u32));
+    } else {
+        println!("bench smc_unknown skipped: undefined without EL2 and EL3");
+    }
+}
+
+fn devices() {
+    let load = |address: usize| ticks!(["ldr w0, [{address}]"], address = in(reg) address);
+    report("gicd_read", load(platform::GICD + 4));
+    report("gicd_isenabler", load(platform::GICD + 0x104));
+    report("gicr_read", load(platform::GICR + 8));
+    report("mmio_read", load(platform::PL011 + 0x18));
+    let mask = mmio::read32(platform::PL011 + 0x38);
+    report(
+        "mmio_write",
+        ticks!(["str {value:w}, [{address}]"], value = in(reg) mask, address = in(reg) platform::PL011 + 0x38),
+    );
+    report("rtc_read", load(platform::PL031));
+    report("id_reg", ticks!(["mrs x0, id_aa64pfr0_el1"]));
+    report("midr", ticks!(["mrs x0, midr_el1"]));
+    report("ctr", ticks!(["mrs x0, ctr_el0"]));
+    report("cntvct", ticks!(["mrs x0, cntvct_el0"]));
+    report("cntpct", ticks!(["mrs x0, cntpct_el0"]));
+}
+
+fn maintenance() {
+    report("dc_isw", ticks!(["dc isw, {set}"], set = in(reg) 0_u64));
+    report("dc_cisw", ticks!(["dc cisw, {set}"], set = in(reg) 0_u64));
+    report("tlbi_vmalle1is", ticks!(["tlbi vmalle1is", "dsb ish"]));
+}
+
+/// Runs `f` with this CPU's vectors replaced.
+fn with_vectors<R>(vectors: *const u8, f: impl FnOnce() -> R) -> R {
+    let old = mrs!("vbar_el1");
+    msr!("vbar_el1", vectors as u64);
+    let result = f();
+    arch::irq_disable();
+    msr!("vbar_el1", old);
+    result
+}
+
+fn interrupts(machine: &Machine) {
+    const SGI: u32 = 1;
+    let me = machine.cpus()[0];
+    let affinity = (me >> 8 & 0xff) << 16 | (me >> 16 & 0xff) << 32 | (me >> 32 & 0xff) << 48;
+    let sgi1r = affinity | u64::from(SGI) << 24;
+    report("sgi1r_no_target", ticks!(["msr S3_0_C12_C11_5, {value}"], value = in(reg) sgi1r));
+    irq::enable(SGI, 0);
+    irq::enable(platform::VIRTUAL_TIMER_INTID, 0);
+    let to_me = sgi1r | 1 << (me & 15);
+    with_vectors(&raw const bench_vectors, || {
+        // From the write to the end of the handler and back.
+        arch::irq_enable();
+        report(
+            "sgi_self",
+            ticks!(
+                ["mov x27, xzr", "msr S3_0_C12_C11_5, {value}", "isb", "3:", "cbz x27, 3b"],
+                value = in(reg) to_me, in("x26") 2_u64, out("x27") _, out("x28") _,
+            ),
+        );
+        // From programming a deadline that has passed to the end of the handler and back.
+        report(
+            "timer_irq",
+            ticks!(
+                ["mov x27, xzr", "mrs x0, cntvct_el0", "msr cntv_cval_el0, x0", "mov x1, #1", "msr cntv_ctl_el0, x1", "isb",
+                 "3:", "cbz x27, 3b"],
+                in("x26") 2_u64, out("x27") _, out("x28") _,
+            ),
+        );
+        arch::irq_disable();
+    });
+    // Acknowledging and ending alone, the interrupt being pending already and masked in PSTATE.
+    let (mut acknowledge, mut end) = (0, 0);
+    for _ in 0..ROUNDS {
+        msr!("S3_0_C12_C11_5", to_me);
+        while mrs!("isr_el1") & 1 << 7 == 0 {
+            arch::relax();
+        }
+        let before = time::now();
+        let intid = mrs!("S3_0_C12_C12_0");
+        let between = time::now();
+        msr!("S3_0_C12_C12_1", intid);
+        let after = time::now();
+        acknowledge += between - before;
+        end += after - between;
+    }
+    report("ack", acknowledge);
+    report("eoi", end);
+    // How long after its deadline the timer ends a WFI.
+    let mut late = 0;
+    for _ in 0..ROUNDS {
+        Timer::Virtual.set_compare(time::now() + 20_000);
+        Timer::Virtual.set_control(time::ENABLE);
+        while Timer::Virtual.control() & time::ISTATUS == 0 {
+            arch::wfi();
+        }
+        late += time::now() - Timer::Virtual.compare();
+        Timer::Virtual.stop();
+    }
+    report("wfi_wake", late);
+    irq::init(machine);
+}
+
+/// Set by the handler of the other CPU.
+static FLAG: AtomicU64 = AtomicU64::new(0);
+/// Tells the other CPU to end.
+static STOP: AtomicU64 = AtomicU64::new(0);
+const IPI: u32 = 2;
+const READY: u64 = 3;
+
+/// The other CPU: waits for interrupts, whose handler writes 1 to FLAG, until STOP is set.
+fn echo(cpu: usize) {
+    irq::enable(IPI, cpu);
+    FLAG.store(READY, SeqCst);
+    with_vectors(&raw const bench_echo_vectors, || {
+        // SAFETY: the handler clobbers x28 and writes FLAG through x27, both named here.
+        unsafe {
+            asm!(
+                "msr daifclr, #2",
+                "2:",
+                "wfi",
+                "ldar x0, [{stop}]",
+                "cbz x0, 2b",
+                "msr daifset, #2",
+                stop = in(reg) &raw const STOP,
+                in("x27") &raw const FLAG, out("x28") _, out("x0") _, options(nostack),
+            );
+        }
+    });
+}
+
+/// From the write of ICC_SGI1R to the acknowledgement by the other CPU, seen in memory.
+fn ipi(machine: &Machine) -> Check {
+    FLAG.store(0, SeqCst);
+    STOP.store(0, SeqCst);
+    crate::harness::start(machine, 1, echo, 1)?;
+    crate::harness::eventually("the other CPU is ready", || FLAG.load(SeqCst) == READY)?;
+    let other = machine.cpus()[1];
+    let mut total = 0;
+    for _ in 0..ROUNDS {
+        FLAG.store(0, SeqCst);
+        // Let the other one come to its WFI.
+        time::delay(20);
+        let start = time::now();
+        irq::send(IPI, other);
+        while FLAG.load(SeqCst) == 0 {
+            arch::relax();
+        }
+        total += time::now() - start;
+    }
+    report("ipi", total);
+    STOP.store(1, SeqCst);
+    irq::send(IPI, other);
+    crate::harness::join(machine, 1)
+}
