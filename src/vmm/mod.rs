@@ -11,4 +11,4 @@ pub mod kernel;
 pub mod tree;
 
 #[cfg(test)]
-mod test_support;
+pub(crate) mod test_support;

@@ -454,7 +454,7 @@ pub fn string(value: &[u8]) -> Option<&str> {
 }
 
 /// `value` as a list of NUL-terminated strings; what is not UTF-8 is left out.
-pub fn strings(value: &[u8]) -> impl Iterator<Item = &str> {
+pub fn strings(value: &[u8]) -> impl Iterator<Item = &str> + Clone {
     value.split(|&byte| byte == 0).filter(|text| !text.is_empty()).filter_map(|text| str::from_utf8(text).ok())
 }
 

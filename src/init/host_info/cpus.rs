@@ -1,0 +1,166 @@
+//! The CPUs and how each is started (bindings: arm/cpus.yaml, arm/psci.yaml).
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use super::bus::{cell_sizes, take};
+use super::error::{CORRECT_THE_TREE, HostError};
+use crate::mm::Pa;
+use crate::vmm::tree::{Node, Tree, describe, number, words};
+
+/// The affinity fields of MPIDR_EL1: Aff3 in 39:32, Aff2 to Aff0 in 23:0 (Arm ARM D24.2.121).
+const AFFINITY: u64 = 0xff_00ff_ffff;
+
+/// One CPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostCpu {
+    /// Path of its node.
+    pub path: String,
+    /// The affinity fields of its MPIDR_EL1, every other bit 0.
+    pub mpidr: u64,
+    /// How it is started, unless it is the one that boots.
+    pub start: Start,
+}
+
+/// How a CPU is started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// PSCI CPU_ON.
+    Psci,
+    /// By writing the entry address to `release`, 8-byte aligned, and SEV.
+    SpinTable {
+        /// The location the CPU polls.
+        release: Pa,
+    },
+    /// In a way keel does not know, or not at all; it stays off.
+    Unknown,
+}
+
+/// How PSCI is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Conduit {
+    /// SMC: firmware at EL3.
+    Smc,
+    /// HVC: keel is itself a guest.
+    Hvc,
+}
+
+/// The PSCI version the tree promises; firmware from 0.2 on tells its own by PSCI_VERSION.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PsciVersion {
+    /// 0.1, whose function ids are the tree's.
+    V0_1 {
+        /// Function id of CPU_ON.
+        cpu_on: u32,
+    },
+    /// 0.2.
+    V0_2,
+    /// 1.0 or later.
+    V1_0,
+}
+
+/// The firmware's power interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Psci {
+    /// How it is called.
+    pub conduit: Conduit,
+    /// What it promises.
+    pub version: PsciVersion,
+}
+
+/// The CPUs that may be used, and PSCI if there is any.
+pub(super) fn parse(tree: &Tree, warnings: &mut Vec<String>) -> Result<(Vec<HostCpu>, Option<Psci>), HostError> {
+    let missing = || HostError::MissingNode {
+        node: "child of /cpus",
+        expected: String::from("device_type \"cpu\" and a reg"),
+        remedy: CORRECT_THE_TREE,
+    };
+    let parent = tree.find("/cpus").ok_or_else(missing)?;
+    let psci = psci(tree)?;
+    let mut cpus: Vec<HostCpu> = Vec::new();
+    for node in parent.children() {
+        let is_cpu = node.string("device_type") == Some("cpu") || node.base_name() == "cpu";
+        // "disabled" is a CPU that needs more than its enable-method, "fail" one that is broken (§2.3.4).
+        if !is_cpu || !node.is_okay() {
+            continue;
+        }
+        let mpidr = mpidr(parent, node)?;
+        if let Some(other) = cpus.iter().find(|cpu| cpu.mpidr == mpidr) {
+            let expected = format!("another MPIDR than {}", other.path);
+            return Err(HostError::bad(node, "reg", format!("{mpidr:#x}"), expected, CORRECT_THE_TREE));
+        }
+        let start = start(parent, node, psci.is_some(), warnings)?;
+        cpus.push(HostCpu { path: node.path(), mpidr, start });
+    }
+    if cpus.is_empty() {
+        return Err(missing());
+    }
+    Ok((cpus, psci))
+}
+
+fn mpidr(parent: Node, node: Node) -> Result<u64, HostError> {
+    let expected = "the affinity fields of its MPIDR in one or two cells";
+    let reg = node.property("reg").ok_or_else(|| HostError::missing(node, "reg", expected, CORRECT_THE_TREE))?;
+    let (cells, _) = cell_sizes(parent);
+    let whole = words(reg).filter(|_| (1..=2).contains(&cells) && reg.len() == 4 * cells);
+    let mpidr = whole.and_then(|mut words| take(&mut words, cells)).filter(|mpidr| mpidr & !AFFINITY == 0);
+    mpidr.ok_or_else(|| HostError::bad(node, "reg", describe(reg), expected, CORRECT_THE_TREE))
+}
+
+fn start(parent: Node, node: Node, has_psci: bool, warnings: &mut Vec<String>) -> Result<Start, HostError> {
+    // Some trees say it once for all (arm/cpus.yaml, 32-bit form).
+    let method = node.string("enable-method").or_else(|| parent.string("enable-method"));
+    match method {
+        Some("psci") if has_psci => Ok(Start::Psci),
+        Some("psci") => Err(HostError::MissingNode {
+            node: "child of /",
+            expected: format!("compatible \"arm,psci-0.2\" or later, which {} is started by", node.path()),
+            remedy: CORRECT_THE_TREE,
+        }),
+        Some("spin-table") => {
+            let expected = "an address, 8-byte aligned, in one or two cells";
+            let value = node
+                .property("cpu-release-addr")
+                .ok_or_else(|| HostError::missing(node, "cpu-release-addr", expected, CORRECT_THE_TREE))?;
+            let release = number(value).filter(|address| address.is_multiple_of(8));
+            let release = release
+                .ok_or_else(|| HostError::bad(node, "cpu-release-addr", describe(value), expected, CORRECT_THE_TREE))?;
+            Ok(Start::SpinTable { release: Pa(release) })
+        }
+        // A single CPU needs no way to be started.
+        None => Ok(Start::Unknown),
+        Some(other) => {
+            warnings.push(format!(
+                "{}: enable-method is \"{other}\", keel knows psci and spin-table; this CPU stays off",
+                node.path()
+            ));
+            Ok(Start::Unknown)
+        }
+    }
+}
+
+fn psci(tree: &Tree) -> Result<Option<Psci>, HostError> {
+    let compatible = |name| tree.nodes().find(|node| node.is_compatible(name) && node.is_okay());
+    let (node, version) = if let Some(node) = compatible("arm,psci-1.0") {
+        (node, PsciVersion::V1_0)
+    } else if let Some(node) = compatible("arm,psci-0.2") {
+        (node, PsciVersion::V0_2)
+    } else if let Some(node) = compatible("arm,psci") {
+        let cpu_on = node
+            .u32("cpu_on")
+            .ok_or_else(|| HostError::missing(node, "cpu_on", "the function id of CPU_ON", CORRECT_THE_TREE))?;
+        (node, PsciVersion::V0_1 { cpu_on })
+    } else {
+        return Ok(None);
+    };
+    let conduit = match node.string("method") {
+        Some("smc") => Conduit::Smc,
+        Some("hvc") => Conduit::Hvc,
+        _ => {
+            let found = node.property("method").map_or(String::from("missing"), describe);
+            return Err(HostError::bad(node, "method", found, "\"smc\" or \"hvc\"", CORRECT_THE_TREE));
+        }
+    };
+    Ok(Some(Psci { conduit, version }))
+}

@@ -1,0 +1,133 @@
+//! The interrupt controller: where its parts are, and which interrupt tells EL2 about its list registers.
+//!
+//! Bindings: interrupt-controller/arm,gic-v3.yaml and arm,gic.yaml.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use super::bus::{Interrupt, Span, interrupts, registers};
+use super::error::{CORRECT_THE_TREE, HostError};
+use crate::vmm::tree::{Node, Tree, describe, number};
+
+const GIC_V3: &str = "arm,gic-v3";
+/// GICv2s with virtualisation extensions.
+const GIC_V2: [&str; 4] = ["arm,gic-400", "arm,cortex-a15-gic", "arm,cortex-a7-gic", "arm,eb11mp-gic"];
+
+const NO_VIRTUALISATION: &str =
+    "the machine must have its virtualisation extensions on (QEMU: -M virt,virtualization=on)";
+
+/// The machine's interrupt controller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Gic {
+    /// GICv3 or GICv4.
+    V3(GicV3),
+    /// GICv2 with GICH and GICV.
+    V2(GicV2),
+}
+
+/// A GICv3.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GicV3 {
+    /// Path of its node.
+    pub path: String,
+    /// Its phandle.
+    pub phandle: Option<u32>,
+    /// GICD.
+    pub distributor: Span,
+    /// GICR, one or more regions, each with a row of redistributors.
+    pub redistributors: Vec<Span>,
+    /// Bytes from one redistributor to the next, if not what GICR_TYPER.VLPIS says (2 or 4 frames of 64 KiB).
+    pub stride: Option<u64>,
+    /// The maintenance interrupt, a PPI.
+    pub maintenance: Interrupt,
+}
+
+/// A GICv2.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GicV2 {
+    /// Path of its node.
+    pub path: String,
+    /// Its phandle.
+    pub phandle: Option<u32>,
+    /// GICD.
+    pub distributor: Span,
+    /// GICC.
+    pub cpu_interface: Span,
+    /// GICH.
+    pub hypervisor_interface: Span,
+    /// GICV, mapped into guests.
+    pub virtual_cpu_interface: Span,
+    /// The maintenance interrupt, a PPI.
+    pub maintenance: Interrupt,
+}
+
+/// Whether interrupt specifiers for `node` follow the GIC's binding.
+pub(super) fn is_gic(node: Node) -> bool {
+    node.is_compatible(GIC_V3) || GIC_V2.iter().any(|compatible| node.is_compatible(compatible))
+}
+
+pub(super) fn parse(tree: &Tree) -> Result<Gic, HostError> {
+    let node = tree.nodes().find(|node| is_gic(*node) && node.is_okay()).ok_or_else(|| HostError::MissingNode {
+        node: "interrupt controller",
+        expected: format!("compatible \"{GIC_V3}\" or one of {GIC_V2:?}"),
+        remedy: "keel needs a GICv2 or GICv3: use a machine that has one",
+    })?;
+    let registers = registers(node)?;
+    let maintenance = maintenance(tree, node)?;
+    let (path, phandle) = (node.path(), node.phandle());
+    let reg = |expected: &str| {
+        let found = describe(node.property("reg").unwrap_or_default());
+        HostError::bad(node, "reg", found, expected, NO_VIRTUALISATION)
+    };
+    if !node.is_compatible(GIC_V3) {
+        let &[distributor, cpu_interface, hypervisor_interface, virtual_cpu_interface, ..] = &registers[..] else {
+            return Err(reg("four regions: GICD, GICC, GICH, GICV"));
+        };
+        return Ok(Gic::V2(GicV2 {
+            path,
+            phandle,
+            distributor,
+            cpu_interface,
+            hypervisor_interface,
+            virtual_cpu_interface,
+            maintenance,
+        }));
+    }
+
+    let regions = match node.property("#redistributor-regions") {
+        None => 1,
+        Some(value) => node.u32("#redistributor-regions").filter(|&regions| regions != 0).ok_or_else(|| {
+            HostError::bad(node, "#redistributor-regions", describe(value), "a number above 0", CORRECT_THE_TREE)
+        })? as usize,
+    };
+    let stride = match node.property("redistributor-stride") {
+        None => None,
+        Some(value) => {
+            let stride = number(value).filter(|&stride| stride != 0 && stride.is_multiple_of(0x1_0000));
+            Some(stride.ok_or_else(|| {
+                let expected = "a multiple of 64 KiB";
+                HostError::bad(node, "redistributor-stride", describe(value), expected, CORRECT_THE_TREE)
+            })?)
+        }
+    };
+    let Some((&distributor, rest)) = registers.split_first() else { return Err(reg("GICD and GICR regions")) };
+    let Some(redistributors) = rest.get(..regions) else {
+        let found = describe(node.property("reg").unwrap_or_default());
+        let expected = format!("GICD and as many GICR regions as #redistributor-regions says, {regions}");
+        return Err(HostError::bad(node, "reg", found, expected, CORRECT_THE_TREE));
+    };
+    Ok(Gic::V3(GicV3 { path, phandle, distributor, redistributors: redistributors.to_vec(), stride, maintenance }))
+}
+
+/// The GIC's own interrupt.
+fn maintenance(tree: &Tree, node: Node) -> Result<Interrupt, HostError> {
+    let found = interrupts(tree, node)?.first().copied().flatten();
+    let found = found
+        .ok_or_else(|| HostError::missing(node, "interrupts", "the maintenance interrupt, a PPI", NO_VIRTUALISATION))?;
+    if (16..32).contains(&found.intid) {
+        return Ok(found);
+    }
+    let value = format!("interrupt {}", found.intid);
+    Err(HostError::bad(node, "interrupts", value, "a private interrupt, 16 to 31", CORRECT_THE_TREE))
+}
