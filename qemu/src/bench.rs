@@ -95,7 +95,7 @@ pub fn failures(figures: &[Figure]) -> Vec<String> {
 /// Building fails, or the run does not end well.
 pub fn bench() -> Result<Vec<String>> {
     let images = image::build()?;
-    let mut vm = VmSpec::new("bench", &images.test_kernel);
+    let mut vm = VmSpec::new("bench", &images.guests.test_kernel);
     vm.bootargs = "bench hyp=keel".into();
     vm.cpus = 2;
     vm.memory = MemorySize(64 << 20);

@@ -12,6 +12,15 @@ use anyhow::{Context, Result, bail};
 use crate::vms::{MemorySize, VmSpec};
 use crate::{elf, fit, tree};
 
+/// The guests that are built from this tree.
+#[derive(Clone, Debug)]
+pub struct Guests {
+    /// `build/demo.elf`: the guest linked into keel.
+    pub demo: PathBuf,
+    /// `build/test-kernel.elf`.
+    pub test_kernel: PathBuf,
+}
+
 /// What was built, and how large it is.
 #[derive(Clone, Debug)]
 pub struct Images {
@@ -25,10 +34,8 @@ pub struct Images {
     pub stub_elf: PathBuf,
     /// `build/demo.itb`: the bundle linked into keel.
     pub demo_bundle: PathBuf,
-    /// `build/demo.elf`: the guest in it.
-    pub demo: PathBuf,
-    /// `build/test-kernel.elf`.
-    pub test_kernel: PathBuf,
+    /// The guests.
+    pub guests: Guests,
     /// Bytes of the raw image.
     pub keel_bytes: u64,
     /// Bytes of code in it.
@@ -39,18 +46,28 @@ pub struct Images {
     pub bundle_bytes: u64,
 }
 
+/// Builds the guests that are not up to date.
+///
+/// # Errors
+///
+/// The compiler fails (it has said why), or a product cannot be written.
+pub fn build_guests() -> Result<Guests> {
+    std::fs::create_dir_all(tree::build())?;
+    let kernels = cargo_build("keel-test-kernel", &[])?;
+    Ok(Guests {
+        demo: keep("demo.elf", &read_artifact(&kernels, "demo")?)?,
+        test_kernel: keep("test-kernel.elf", &read_artifact(&kernels, "keel-test-kernel")?)?,
+    })
+}
+
 /// Builds everything that is not up to date.
 ///
 /// # Errors
 ///
 /// The compiler fails (it has said why), or a product cannot be written.
 pub fn build() -> Result<Images> {
-    std::fs::create_dir_all(tree::build())?;
-    let kernels = cargo_build("keel-test-kernel", &[])?;
-    let demo = keep("demo.elf", &read_artifact(&kernels, "demo")?)?;
-    let test_kernel = keep("test-kernel.elf", &read_artifact(&kernels, "keel-test-kernel")?)?;
-
-    let mut vm = VmSpec::new("demo", &demo);
+    let guests = build_guests()?;
+    let mut vm = VmSpec::new("demo", &guests.demo);
     vm.description = Some("Prints what it finds and powers off".into());
     vm.cpus = 2;
     vm.memory = MemorySize(32 << 20);
@@ -67,8 +84,7 @@ pub fn build() -> Result<Images> {
         stub: keep("keel-stub.img", &stub_raw)?,
         stub_elf: keep("keel-stub.elf", &stub)?,
         demo_bundle,
-        demo,
-        test_kernel,
+        guests,
         keel_bytes: keel_raw.len() as u64,
         text_bytes: elf::text_bytes(&keel)?,
         stub_bytes: stub_raw.len() as u64,

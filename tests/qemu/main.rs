@@ -1,2 +1,83 @@
-//! Placeholder.
-fn main() {}
+//! The tests that boot QEMU.
+//!
+//! Everything goes the way a user's run goes: images are built, bundles are written and boards are started by the
+//! host tool's library. A test that cannot run (Debian's kernels were not fetched) is reported as ignored with its
+//! reason. Two boards run at a time; `cargo test -p keel-qemu --test qemu -- NAME` chooses tests by name.
+
+mod bundles;
+mod debian;
+mod demo;
+mod kernel;
+mod tool;
+
+use std::process::ExitCode;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use keel_qemu::image::{self, Guests, Images};
+use keel_qemu::qemu::{self, Board, Ending};
+use keel_qemu::run::write_bundle;
+use keel_qemu::tree;
+use keel_qemu::verdict::Verdict;
+use keel_qemu::vms::VmSpec;
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// What a test ends with: nothing, or why it failed.
+type Outcome = Result<(), Failed>;
+
+/// The most a test may take: generous, because the host may be slow and shared.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// The images, built once by whichever test is first.
+fn images() -> Result<&'static Images, Failed> {
+    static IMAGES: OnceLock<Result<Images, String>> = OnceLock::new();
+    IMAGES.get_or_init(|| image::build().map_err(|error| format!("{error:#}"))).as_ref().map_err(|error| error.into())
+}
+
+/// The guests of this tree, built once.
+fn guests() -> Result<&'static Guests, Failed> {
+    static GUESTS: OnceLock<Result<Guests, String>> = OnceLock::new();
+    let built = GUESTS.get_or_init(|| image::build_guests().map_err(|error| format!("{error:#}")));
+    built.as_ref().map_err(|error| error.into())
+}
+
+/// A board that runs keel with a bundle of `vms`; `name` tells its bundle from other tests'.
+fn board(name: &str, vms: &[VmSpec]) -> Result<Board, Failed> {
+    let mut board = Board::virt(&images()?.keel);
+    if !vms.is_empty() {
+        board.initrd = Some(write_bundle(vms, &tree::product(&format!("test-{name}.itb")))?);
+    }
+    Ok(board)
+}
+
+/// Runs a board to its end, which must be good.
+fn run_well(board: &Board) -> Result<String, Failed> {
+    let ending = qemu::run_to_end(board, LIMIT)?;
+    if ending.verdict != Verdict::Well {
+        return Err(failure(&ending, &ending.verdict.to_string()));
+    }
+    Ok(ending.output)
+}
+
+/// A failure with all that is needed to repeat and understand it.
+fn failure(ending: &Ending, reason: &str) -> Failed {
+    format!("{reason}\ncommand: {}\nconsole:\n{}", ending.command, ending.output).into()
+}
+
+/// Requires a line of text in a console.
+fn expect(console: &str, text: &str) -> Outcome {
+    if console.contains(text) { Ok(()) } else { Err(format!("no `{text}` in the console:\n{console}").into()) }
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // A board is two busy threads; more at a time only makes each slower.
+    arguments.test_threads = arguments.test_threads.or(Some(2));
+    let mut trials: Vec<Trial> = Vec::new();
+    trials.extend(tool::trials());
+    trials.extend(demo::trials());
+    trials.extend(kernel::trials());
+    trials.extend(bundles::trials());
+    trials.extend(debian::trials());
+    libtest_mimic::run(&arguments, trials).exit_code()
+}

@@ -1,0 +1,151 @@
+//! Debian's own arm64 kernels, to user space and back.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use keel_qemu::fetch;
+use keel_qemu::initramfs::{self, Report};
+use keel_qemu::qemu::{Board, Event, Session, run_to_end};
+use keel_qemu::vms::{Hash, MemorySize, VmSpec};
+use libtest_mimic::{Completion, Failed, Trial};
+
+use crate::{LIMIT, Outcome, board, failure, run_well};
+
+/// Warnings of Debian's kernels that say nothing about the machine's correctness. Each has its reason.
+const HARMLESS: &[&str] = &[
+    // Neither QEMU's device tree nor keel's describes caches; 6.12 says so once.
+    "cacheinfo: Unable to detect cache hierarchy",
+    // QEMU alone: its PCIe window. keel's guests have no PCIe.
+    "Memory resource size exceeds max for 32 bits",
+];
+
+/// A Debian machine that does what `keel.test=` asks.
+fn vm(folder: &str, test: &str, cpus: u32) -> VmSpec {
+    let mut vm = VmSpec::new("debian", fetch::kernel_path(folder));
+    vm.initrd = Some(fetch::initramfs_path());
+    vm.bootargs = format!("console=ttyAMA0 {test}");
+    vm.cpus = cpus;
+    vm.memory = MemorySize(512 << 20);
+    // Hashing 45 MB takes an emulated CPU seconds; the hash has tests of its own.
+    vm.hash = Hash::None;
+    vm
+}
+
+/// A test that is ignored, with the reason, when the kernel is not there.
+fn trial(name: String, folder: &'static str, test: impl FnOnce() -> Outcome + Send + 'static) -> Trial {
+    Trial::ignorable_test(name, move || match fetch::missing(folder) {
+        Some(reason) => Ok(Completion::ignored_with(reason)),
+        None => test().map(|()| Completion::Completed),
+    })
+}
+
+/// Checks the report a guest printed.
+fn judge(console: &str, folder: &str, cpus: u32) -> Outcome {
+    let fault = |what: String| Failed::from(format!("{what}\n{console}"));
+    let report: Report = initramfs::parse_report(console).map_err(fault)?;
+    let series = folder.trim_start_matches("linux-");
+    if !report.uname.contains(&format!(" {series}.")) {
+        return Err(fault(format!("uname is {}", report.uname)));
+    }
+    if (report.nproc, report.working_cpus) != (cpus, cpus) {
+        return Err(fault(format!("{cpus} CPUs expected: {} found, {} work", report.nproc, report.working_cpus)));
+    }
+    if report.timer_counts.len() != cpus as usize || report.timer_counts.contains(&0) {
+        return Err(fault(format!("a timer is missing: {:?}", report.timer_counts)));
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    if now.abs_diff(report.date) > 600 {
+        return Err(fault(format!("the guest's clock says {}, the host's {now}", report.date)));
+    }
+    let known = |line: &&String| !HARMLESS.iter().any(|harmless| line.contains(harmless));
+    let warnings: Vec<_> = report.warnings.iter().filter(known).map(String::as_str).collect();
+    if !warnings.is_empty() {
+        return Err(fault(format!("the kernel warns:\n{}", warnings.join("\n"))));
+    }
+    Ok(())
+}
+
+fn boots(folder: &str, cpu: &str, smp: u32, cpus: u32) -> Outcome {
+    let mut board = board(&format!("{folder}-{cpu}-{cpus}-on-{smp}"), &[vm(folder, "keel.test=1", cpus)])?;
+    (board.cpu, board.smp) = (cpu.into(), smp);
+    judge(&run_well(&board)?, folder, cpus)
+}
+
+/// The same kernel on QEMU alone: the harness's own check.
+fn boots_alone(folder: &str) -> Outcome {
+    let mut board = Board::virt(fetch::kernel_path(folder));
+    board.el2 = false;
+    board.initrd = Some(fetch::initramfs_path());
+    board.append = "console=ttyAMA0 keel.test=1".into();
+    board.ram = MemorySize(512 << 20);
+    let ending = run_to_end(&board, LIMIT)?;
+    judge(&ending.output, folder, 2).map_err(|error| failure(&ending, error.message().unwrap_or("failed")))
+}
+
+/// Waits for a text; an error says what came instead.
+fn wait(session: &mut Session, text: &str) -> Outcome {
+    match session.wait_for(text) {
+        Event::Seen => Ok(()),
+        event => Err(format!("waiting for `{text}`: {event:?}\n{}\n{}", session.command(), session.output()).into()),
+    }
+}
+
+pub fn trials() -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for (folder, _) in fetch::KERNELS {
+        trials.push(trial(format!("debian::{folder}_alone"), folder, || boots_alone(folder)));
+        for cpu in ["max", "cortex-a72", "neoverse-n1"] {
+            for cpus in [1, 2, 4] {
+                let name = format!("debian::{folder}_{cpu}_{cpus}_vcpus");
+                trials.push(trial(name, folder, move || boots(folder, cpu, cpus, cpus)));
+            }
+        }
+    }
+    let folder = "linux-6.12";
+    trials.push(trial("debian::more_vcpus_than_cpus".into(), folder, move || boots(folder, "max", 1, 2)));
+    trials.push(trial("debian::two_machines_on_two_cpus".into(), folder, move || {
+        let (mut first, mut second) = (vm(folder, "keel.test=1", 2), vm("linux-6.1", "keel.test=1", 2));
+        if fetch::missing("linux-6.1").is_some() {
+            second.kernel = first.kernel.clone();
+        }
+        let second_folder = if second.kernel == first.kernel { folder } else { "linux-6.1" };
+        (first.name, second.name) = ("first".into(), "second".into());
+        let console = run_well(&board("two-debians", &[first, second])?)?;
+        for (prefix, folder) in [("[first] ", folder), ("[second] ", second_folder)] {
+            let lines: Vec<_> = console.lines().filter_map(|line| line.trim().strip_prefix(prefix)).collect();
+            judge(&lines.join("\n"), folder, 2)?;
+        }
+        Ok(())
+    }));
+    trials.push(trial("debian::reboot_comes_up_again".into(), folder, move || {
+        let mut session = Session::start(&board("reboot", &[vm(folder, "keel.test=reboot", 2)])?, LIMIT)?;
+        wait(&mut session, initramfs::INIT)?;
+        wait(&mut session, initramfs::INIT)
+    }));
+    trials.push(trial("debian::a_shell_reads_what_is_typed".into(), folder, move || {
+        let board = board("shell", &[vm(folder, "quiet", 2)])?;
+        let mut session = Session::start(&board, LIMIT)?;
+        wait(&mut session, initramfs::SHELL)?;
+        wait(&mut session, "# ")?;
+        session.send("echo answer=$((6*7))\n")?;
+        wait(&mut session, "answer=42")?;
+        // More than the UART's queue at once, which only its interrupt can keep up with.
+        session.send(&format!("echo {} | wc -c\n", "x".repeat(100)))?;
+        wait(&mut session, "\n101")?;
+        // Let the prompt come back, so that the end is not swallowed.
+        std::thread::sleep(Duration::from_millis(200));
+        session.send("poweroff -f\n")?;
+        let ending = session.finish();
+        if ending.verdict != keel_qemu::verdict::Verdict::Well {
+            return Err(failure(&ending, &ending.verdict.to_string()));
+        }
+        Ok(())
+    }));
+    trials.push(trial("debian::compressed_and_hashed_image".into(), folder, move || {
+        let mut vm = vm(folder, "quiet keel.test=bench", 1);
+        vm.hash = Hash::Sha256;
+        vm.compression = keel_qemu::vms::Compression::Gzip;
+        let console = run_well(&board("gzip", &[vm])?)?;
+        crate::expect(&console, initramfs::INIT)
+    }));
+    trials
+}

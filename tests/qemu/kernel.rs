@@ -1,0 +1,99 @@
+//! The test kernel: under keel on several boards, and on QEMU alone.
+//!
+//! QEMU alone is the check of the checks: a case that fails there expects something no hardware does.
+
+use keel_qemu::machine::Gic;
+use keel_qemu::qemu::{Board, Event, Session, run_to_end};
+use keel_qemu::vms::{MemorySize, VmSpec};
+use libtest_mimic::Trial;
+
+use crate::{LIMIT, Outcome, board, failure, guests, run_well};
+
+/// Judges a transcript of the test kernel: its summary must be there and name no failure.
+fn judge(console: &str) -> Outcome {
+    let failed: Vec<_> = console.lines().filter(|line| line.contains("test ") && line.contains("FAILED")).collect();
+    let summary = console.lines().rev().find_map(|line| {
+        let mut words = line.trim().rsplit(", ");
+        let skipped = words.next()?.strip_suffix(" skipped")?.parse::<u32>().ok()?;
+        let failed = words.next()?.strip_suffix(" failed")?.parse::<u32>().ok()?;
+        let passed = words.next()?.rsplit(' ').nth(1)?.parse::<u32>().ok()?;
+        Some((passed, failed, skipped))
+    });
+    match summary {
+        None => Err(format!("the test kernel printed no summary:\n{console}").into()),
+        Some((passed, 0, _)) if passed > 0 && failed.is_empty() => Ok(()),
+        Some(_) => Err(format!("{}\n\n{console}", failed.join("\n")).into()),
+    }
+}
+
+fn vm(bootargs: &str, cpus: u32) -> Result<VmSpec, libtest_mimic::Failed> {
+    let mut vm = VmSpec::new("tests", &guests()?.test_kernel);
+    vm.bootargs = bootargs.into();
+    vm.cpus = cpus;
+    vm.memory = MemorySize(128 << 20);
+    Ok(vm)
+}
+
+/// All cases under keel.
+fn under_keel(name: &str, cpu: &str, smp: u32, cpus: u32) -> Outcome {
+    let mut board = board(name, &[vm("hyp=keel", cpus)?])?;
+    (board.cpu, board.smp) = (cpu.into(), smp);
+    judge(&run_well(&board)?)
+}
+
+/// All cases on QEMU alone, entered at EL1.
+fn alone(cpu: &str, smp: u32) -> Outcome {
+    let mut board = Board::virt(&guests()?.test_kernel);
+    board.el2 = false;
+    (board.gic, board.cpu, board.smp) = (Gic::V3, cpu.into(), smp);
+    board.ram = MemorySize(128 << 20);
+    board.append = "hyp=none".into();
+    let ending = run_to_end(&board, LIMIT)?;
+    judge(&ending.output).map_err(|error| failure(&ending, error.message().unwrap_or("failed")))
+}
+
+pub fn trials() -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for (cpu, smp, cpus) in [
+        ("max", 4, 4),
+        ("max", 1, 1),
+        ("max", 2, 4), // more vCPUs than CPUs
+        ("cortex-a72", 4, 4),
+        ("cortex-a53", 2, 2),
+        ("neoverse-n1", 4, 4),
+    ] {
+        let name = format!("{cpu}_{cpus}_vcpus_on_{smp}");
+        let title = format!("kernel::keel_{name}");
+        trials.push(Trial::test(title, move || under_keel(&name, cpu, smp, cpus)));
+    }
+    for (cpu, smp) in [("max", 4), ("cortex-a72", 2)] {
+        trials.push(Trial::test(format!("kernel::alone_{cpu}_{smp}_cpus"), move || alone(cpu, smp)));
+    }
+    trials.push(Trial::test("kernel::two_at_once", || {
+        let (mut first, mut second) = (vm("hyp=keel only=psci", 2)?, vm("hyp=keel only=smccc", 2)?);
+        (first.name, second.name) = ("first".into(), "second".into());
+        let console = run_well(&board("two-kernels", &[first, second])?)?;
+        for name in ["[first] ", "[second] "] {
+            let lines: Vec<_> = console.lines().filter_map(|line| line.trim().strip_prefix(name)).collect();
+            judge(&lines.join("\n"))?;
+        }
+        Ok(())
+    }));
+    trials.push(Trial::test("kernel::system_reset_restarts_from_the_image", || {
+        let mut session = Session::start(&board("reset", &[vm("reset", 1)?])?, LIMIT)?;
+        for boot in 1..=3 {
+            if session.wait_for("reset: boot") != Event::Seen {
+                return Err(format!("boot {boot} did not come: {}\n{}", session.command(), session.output()).into());
+            }
+        }
+        Ok(())
+    }));
+    for seed in [1, 2, 3] {
+        trials.push(Trial::test(format!("kernel::hostile_guest_seed_{seed}"), move || {
+            let console =
+                run_well(&board(&format!("fuzz-{seed}"), &[vm(&format!("hyp=keel fuzz={seed},20000"), 2)?])?)?;
+            crate::expect(&console, "fuzz: done")
+        }));
+    }
+    trials
+}
