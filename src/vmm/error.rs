@@ -38,17 +38,19 @@ pub enum BundleError {
         /// What the tree reader said.
         reason: String,
     },
-    /// Nodes are nested deeper than a FIT has any use for.
-    #[error("bundle: nodes are nested more than {limit} deep; a FIT needs 4: build it again")]
-    TooDeep {
-        /// Levels that are accepted.
-        limit: usize,
-    },
     /// A node that every FIT has is missing.
     #[error("bundle: there is no node /{node}; every FIT has one: build the file with `cargo keel bundle` or mkimage")]
     MissingNode {
         /// `images` or `configurations`.
         node: &'static str,
+    },
+    /// A property with keel's prefix in a node that is no configuration.
+    #[error("{node}: unknown property {property}; keel's properties belong into the nodes of /configurations: move it")]
+    Misplaced {
+        /// Path of the node.
+        node: String,
+        /// The property.
+        property: String,
     },
     /// There is no VM in it.
     #[error("bundle: /configurations has no child; add one node for each VM")]

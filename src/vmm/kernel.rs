@@ -227,3 +227,138 @@ fn read_u32(bytes: &[u8], offset: usize) -> Option<u32> {
 fn read_u64(bytes: &[u8], offset: usize) -> Option<u64> {
     bytes.get(offset..)?.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::image::Compression;
+    use crate::vmm::test_support::{Mutations, arm64_image, elf, gzip};
+
+    const BASE: Ipa = Ipa(0x4000_0000);
+
+    fn examine(data: &[u8]) -> Result<Executable, ConfigError> {
+        Executable::examine(&Image::new("/images/k", data), BASE)
+    }
+
+    fn message(data: &[u8]) -> String {
+        examine(data).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn arm64_images() {
+        let image = examine(&arm64_image(0, 0x20_0000, 0x1_0000)).unwrap();
+        assert_eq!(image.format, Format::Arm64Image);
+        assert_eq!(image.entry, BASE);
+        let segment = Segment { file: 0..0x1_0000, address: BASE, memory: 0x20_0000, zero: false };
+        assert_eq!(image.segments, [segment]);
+        assert_eq!(examine(&arm64_image(0x8_0000, 0x20_0000, 100)).unwrap().entry, Ipa(0x4008_0000));
+        // Before 3.17: no size, and text_offset does not count.
+        let old = examine(&arm64_image(0x1234, 0, 0x1_0000)).unwrap();
+        assert_eq!((old.entry, old.segments[0].memory), (Ipa(0x4008_0000), 0x1_0000));
+        // A file longer than its image_size still has to fit.
+        assert_eq!(examine(&arm64_image(0, 0x1000, 0x1_0000)).unwrap().segments[0].memory, 0x1_0000);
+        let mut big = arm64_image(0, 0x1000, 100);
+        big[IMAGE_FLAGS] |= 1;
+        assert!(message(&big).contains("big endian"));
+        assert!(message(&arm64_image(u64::MAX, 0x1000, 100)).contains("text_offset 0xffffffffffffffff"));
+    }
+
+    #[test]
+    fn load_addresses_are_obeyed_or_refused() {
+        let data = arm64_image(0x8_0000, 0x20_0000, 0x100);
+        let mut image = Image::new("/images/k", &data);
+        image.load = Some(0x4068_0000);
+        assert_eq!(Executable::examine(&image, BASE).unwrap().entry, Ipa(0x4068_0000));
+        image.load = Some(0x4060_0000);
+        let error = Executable::examine(&image, BASE).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "/images/k: property load is 0x40600000, expected a multiple of 2 MiB plus 0x80000, the text_offset of \
+             its header; correct it"
+        );
+        let mut flat = Image::new("/images/k", b"flat");
+        flat.load = Some(0x5000_0000);
+        flat.entry = Some(0x5000_0002);
+        let executable = Executable::examine(&flat, BASE).unwrap();
+        assert_eq!((executable.segments[0].address, executable.entry), (Ipa(0x5000_0000), Ipa(0x5000_0002)));
+        flat.entry = Some(0x5000_0004);
+        let error = Executable::examine(&flat, BASE).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "/images/k: property entry is 0x50000004, expected an address inside the loaded image; correct it"
+        );
+    }
+
+    #[test]
+    fn flat_binaries() {
+        let flat = examine(&[0; 10]).unwrap();
+        assert_eq!((flat.format, flat.entry), (Format::Flat, Ipa(0x4008_0000)));
+        assert_eq!(message(&[]), "/images/k: is empty; expected an executable: build the image again");
+    }
+
+    #[test]
+    fn elf_files() {
+        let data =
+            elf(0xffff_0010, &[(0xffff_0000, 0x4020_0000, 0x100, 0x100), (0xffff_1000, 0x4020_1000, 0x80, 0x400)]);
+        let found = examine(&data).unwrap();
+        assert_eq!((found.format, found.entry), (Format::Elf, Ipa(0x4020_0010)));
+        let places: Vec<_> = found.segments.iter().map(|one| (one.address.0, one.memory, one.file.clone())).collect();
+        let start = data.len() as u64 - 0x180;
+        assert_eq!(
+            places,
+            [(0x4020_0000, 0x100, start..start + 0x100), (0x4020_1000, 0x400, start + 0x100..start + 0x180)]
+        );
+    }
+
+    #[test]
+    fn bad_elf_files() {
+        let good = elf(0x4020_0000, &[(0x4020_0000, 0x4020_0000, 0x100, 0x100)]);
+        let with = |offset: usize, bytes: &[u8]| {
+            let mut data = good.clone();
+            data[offset..offset + bytes.len()].copy_from_slice(bytes);
+            message(&data)
+        };
+        assert!(with(4, &[1]).contains("another class or byte order"));
+        assert!(with(18, &[62, 0]).contains("is an ELF file for machine 62"));
+        assert!(with(54, &[32, 0]).contains("has program headers of 32 bytes"));
+        assert!(with(56, &[0, 0]).contains("has nothing to load"));
+        assert!(with(56, &[0xff, 0xff]).contains("ends inside its ELF headers"));
+        assert!(with(32, &[0xff; 8]).contains("ends inside its ELF headers"));
+        assert!(with(24, &[0; 8]).contains("starts at 0x0, outside its segments"));
+        assert!(with(64 + 8, &[0xff; 8]).contains("segment 0 is 0x100 bytes at 0xffffffffffffffff"));
+        assert!(with(64 + 32, &[0, 2]).contains("segment 0 is 0x200 bytes at "));
+        assert!(with(64 + 40, &[0x80, 0]).contains("has 0x100 bytes in the file but 0x80 in memory"));
+        assert!(message(&good[..20]).contains("ends inside its ELF headers"));
+    }
+
+    #[test]
+    fn a_compressed_executable_is_the_same() {
+        for plain in
+            [arm64_image(0, 0x20_0000, 0x1_0000), elf(0x4020_0000, &[(0x4020_0000, 0x4020_0000, 0x9000, 0xa000)])]
+        {
+            let packed = gzip(&plain);
+            let mut image = Image::new("/images/k", &packed);
+            image.compression = Compression::Gzip;
+            assert_eq!(Executable::examine(&image, BASE), examine(&plain));
+        }
+    }
+
+    #[test]
+    fn segments_take_their_part() {
+        let segment = Segment { file: 10..20, address: BASE, memory: 10, zero: true };
+        let data: Vec<u8> = (0..30).collect();
+        assert_eq!(segment.part(0, &data), Some((BASE, &data[10..20])));
+        assert_eq!(segment.part(15, &data[15..17]), Some((Ipa(BASE.0 + 5), &data[15..17])));
+        assert_eq!(segment.part(0, &data[..10]), None);
+        assert_eq!(segment.part(20, &data[20..]), None);
+        assert_eq!(segment.part(u64::MAX, &data), None);
+    }
+
+    #[test]
+    fn mutants_do_not_panic() {
+        let good = elf(0x4020_0000, &[(0x4020_0000, 0x4020_0000, 0x40, 0x40), (0x4021_0000, 0x4021_0000, 0x40, 0x80)]);
+        for mutant in Mutations::new(&good, 10_000).chain(Mutations::new(&arm64_image(0, 0x1000, 0x80), 10_000)) {
+            let _ = examine(&mutant);
+        }
+    }
+}

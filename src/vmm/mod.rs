@@ -8,6 +8,8 @@ pub mod guest_tree;
 pub mod image;
 pub mod inflate;
 pub mod kernel;
+pub mod layout;
+pub mod load;
 pub mod tree;
 
 #[cfg(test)]

@@ -1,9 +1,13 @@
 //! What the tests of trees and images share: tree sources compiled in the test, gzip, and mutants.
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use dtoolkit::memreserve::MemoryReservation;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
+
+use super::config::{OnCrash, VmConfig};
+use super::image::Image;
 
 /// Compiles the part of dtc's language the tests use: nodes, strings, `<cells>`, `[bytes]`, `/memreserve/`. Property
 /// names may be quoted. Panics on anything else.
@@ -186,5 +190,63 @@ impl Iterator for Mutations<'_> {
             }
         }
         Some(data)
+    }
+}
+
+/// An arm64 `Image` of `length` bytes with these header fields and a pattern behind the header.
+pub(crate) fn arm64_image(text_offset: u64, image_size: u64, length: usize) -> Vec<u8> {
+    let mut data: Vec<u8> = (0..length.max(64)).map(|i| (i * 7 / 5) as u8).collect();
+    data[..64].fill(0);
+    data[0x08..0x10].copy_from_slice(&text_offset.to_le_bytes());
+    data[0x10..0x18].copy_from_slice(&image_size.to_le_bytes());
+    data[0x38..0x3c].copy_from_slice(b"ARM\x64");
+    data
+}
+
+/// An ELF64 executable for AArch64 whose segments are (virtual address, physical address, bytes in the file, bytes in
+/// memory), filled with a pattern.
+pub(crate) fn elf(entry: u64, segments: &[(u64, u64, u64, u64)]) -> Vec<u8> {
+    let mut data = b"\x7fELF\x02\x01\x01".to_vec();
+    data.resize(16, 0);
+    data.extend(2u16.to_le_bytes());
+    data.extend(183u16.to_le_bytes());
+    data.extend(1u32.to_le_bytes());
+    data.extend(entry.to_le_bytes());
+    data.extend(64u64.to_le_bytes());
+    data.extend([0; 12]);
+    data.extend(64u16.to_le_bytes());
+    data.extend(56u16.to_le_bytes());
+    data.extend((segments.len() as u16).to_le_bytes());
+    data.extend([0; 6]);
+    let mut offset = 64 + 56 * segments.len() as u64;
+    for &(virt, physical, in_file, in_memory) in segments {
+        data.extend(1u32.to_le_bytes());
+        data.extend(5u32.to_le_bytes());
+        for field in [offset, virt, physical, in_file, in_memory, 0x1000] {
+            data.extend(field.to_le_bytes());
+        }
+        offset += in_file;
+    }
+    while (data.len() as u64) < offset {
+        data.push((data.len() * 11 / 3) as u8);
+    }
+    data
+}
+
+/// A VM with this kernel and nothing else.
+pub(crate) fn vm(kernel: Image<'_>, memory: u64) -> VmConfig<'_> {
+    VmConfig {
+        name: "test",
+        description: "",
+        kernel: Arc::new(kernel),
+        ramdisk: None,
+        fdt: None,
+        bootargs: None,
+        memory,
+        cpus: 1,
+        affinity: Vec::new(),
+        features: Vec::new(),
+        on_crash: OnCrash::Stop,
+        autostart: true,
     }
 }

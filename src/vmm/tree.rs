@@ -130,6 +130,9 @@ fn header(data: &[u8], strict: bool) -> Result<Header<'_>, TreeError> {
     if strict && !field(2).is_multiple_of(4) {
         return Err(TreeError::Header("off_dt_struct"));
     }
+    if strict && word(structure, 0) != Some(BEGIN_NODE) {
+        return Err(TreeError::Structure { what: "no root node", offset: 0 });
+    }
     let strings = block("off_dt_strings", field(3), field(8))?;
     let reservations = bytes.get(field(4) as usize..).unwrap_or_default();
     Ok(Header { bytes, reservations, tokens: Tokens { structure, strings, at: 0 } })
