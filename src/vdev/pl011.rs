@@ -1,9 +1,9 @@
 //! The PL011 UART: the console of every guest.
 //!
-//! Source: Arm DDI 0183, PrimeCell UART (PL011) Technical Reference Manual, section 3; where software has come to rely on
-//! QEMU's `virt` machine rather than on the manual, as there: characters are sent and received whether or not UARTCR
-//! enables the UART (early consoles never do), the identification is of a revision with 16-entry FIFOs, and the
-//! modem inputs are low except in loopback.
+//! Source: Arm DDI 0183, PrimeCell UART (PL011) Technical Reference Manual, section 3; where software has come to rely
+//! on QEMU's `virt` machine rather than on the manual, as there: characters are sent and received whether or not UARTCR
+//! enables the UART (early consoles never do), the identification is of a revision with 16-entry FIFOs, and the modem
+//! inputs are low except in loopback.
 //!
 //! Sending takes no time, so the transmit FIFO is empty whenever the guest looks and every character sent is a
 //! passage of the FIFO through its trigger level, which raises the transmit interrupt. Time is not modelled on the
@@ -100,7 +100,7 @@ const MODEM_LINES: [(u16, u16, u16); 4] = [
 /// One UART.
 #[derive(Clone, Debug)]
 pub struct Pl011 {
-    /// Received characters with their error bits, as UARTDR shows them; `count` of them from `first` on, around the end.
+    /// Received characters with their error bits, as UARTDR shows them; `count` of them from `first` on, wrapping.
     fifo: [u16; FIFO_DEPTH],
     first: usize,
     count: usize,
@@ -274,7 +274,8 @@ impl Pl011 {
         if self.line_control & line_control::FEN != 0 { FIFO_DEPTH } else { 1 }
     }
 
-    /// How many characters waiting raise the receive interrupt (3.3.9, RXIFLSEL). Reserved values act as the reset value.
+    /// How many characters waiting raise the receive interrupt (3.3.9, RXIFLSEL). Reserved values act as the one after
+    /// reset.
     fn trigger(&self) -> usize {
         if self.depth() == 1 {
             return 1;

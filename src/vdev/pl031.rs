@@ -1,9 +1,9 @@
 //! The PL031 real-time clock: a guest's wall clock and alarm.
 //!
 //! Source: Arm DDI 0224, PrimeCell Real Time Clock (PL031) Technical Reference Manual, section 3; as in QEMU's `virt`
-//! machine the clock always runs, so writes of RTCCR change nothing. The clock has no time source of its own: every call
-//! is told `now`, seconds of a monotonic clock that all calls share, and the owner asks [`Pl031::next_alarm`] when to
-//! call [`Pl031::advance`] next.
+//! machine the clock always runs, so writes of RTCCR change nothing. The clock has no time source of its own: every
+//! call is told `now`, seconds of a monotonic clock that all calls share, and the owner asks [`Pl031::next_alarm`] when
+//! to call [`Pl031::advance`] next.
 
 use super::mmio::{AccessSize, read_words, write_words};
 
@@ -246,7 +246,9 @@ mod tests {
         }
 
         #[test]
-        fn any_sequence(steps in proptest::collection::vec((any::<bool>(), 0u64..0x30, 0u64..4, any::<u64>(), any::<u64>()), 0..100)) {
+        fn any_sequence(
+            steps in proptest::collection::vec((any::<bool>(), 0u64..0x30, 0u64..4, any::<u64>(), any::<u64>()), 0..100)
+        ) {
             let mut clock = Pl031::new(WALL, 0);
             for (write, offset, size, value, now) in steps {
                 let size = AccessSize::from_log2(size);
