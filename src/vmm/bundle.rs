@@ -290,3 +290,286 @@ fn autostart(node: Node) -> Result<bool, ConfigError> {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::test_support::{Mutations, dts};
+
+    /// Two VMs that share a kernel. The hashes are those of the four bytes.
+    const GOOD: &str = r#"/ {
+        description = "two VMs";
+        images {
+            linux {
+                description = "a kernel"; type = "kernel"; arch = "arm64"; os = "linux"; compression = "none";
+                data = [31 32 33 34]; load = <0x40080000>; entry = <0 0x40080000>;
+                hash-1 { algo = "crc32"; value = <0x9be3e0a3>; };
+                hash-2 { algo = "sha256"; value = <0x03ac6742 0x16f3e15c 0x761ee1a5 0xe255f067
+                                                   0x953623c8 0xb388b445 0x9e13f978 0xd7c846f4>; };
+                signature-1 { };
+            };
+            disk { type = "ramdisk"; data = [00]; };
+            tree { type = "flat_dt"; data = [00]; };
+            unused { data = "x"; keel,foo; };
+        };
+        configurations {
+            default = "debian";
+            debian {
+                description = "Debian 12"; kernel = "linux"; ramdisk = "disk"; fdt = "tree";
+                bootargs = "console=ttyAMA0"; keel,memory = <0 0x10000000>; keel,cpus = <2>;
+                keel,cpu-affinity = <0 3>; keel,on-crash = "restart"; keel,autostart = <0>;
+            };
+            small { kernel = "linux"; keel,memory = <0x400000>; keel,autostart; };
+        };
+    };"#;
+
+    #[test]
+    fn a_good_bundle() {
+        let blob = dts(GOOD);
+        let bundle = Bundle::parse(&blob).unwrap();
+        assert_eq!(bundle.description, "two VMs");
+        let [debian, small] = &bundle.vms[..] else { panic!("{bundle:?}") };
+        let (debian, small) = (debian.as_ref().unwrap(), small.as_ref().unwrap());
+        assert_eq!((debian.name, debian.description, debian.memory), ("debian", "Debian 12", 256 << 20));
+        assert_eq!((debian.cpus, &debian.affinity[..], debian.autostart), (2, &[0, 3][..], false));
+        assert_eq!((debian.bootargs, debian.on_crash), (Some("console=ttyAMA0"), OnCrash::Restart));
+        assert_eq!(debian.kernel.data, b"1234");
+        assert_eq!((debian.kernel.load, debian.kernel.entry), (Some(0x4008_0000), Some(0x4008_0000)));
+        assert_eq!(debian.kernel.hashes.len(), 2);
+        assert_eq!(debian.kernel.verify(), Ok(()));
+        assert_eq!(debian.ramdisk.as_ref().unwrap().node, "/images/disk");
+        assert!(Arc::ptr_eq(&debian.kernel, &small.kernel), "hashed once");
+        assert_eq!((small.memory, small.cpus, small.autostart, small.bootargs), (4 << 20, 1, true, None));
+        assert_eq!(small.on_crash, OnCrash::Stop);
+    }
+
+    /// Each row: what to replace in `GOOD`, by what, and what the first VM's error has to be.
+    const WRONG: &[(&str, &str, &str)] = &[
+        (
+            "keel,cpus = <2>",
+            "keel,cpu = <2>",
+            "/configurations/debian: unknown property keel,cpu; known are keel,memory, keel,cpus, keel,cpu-affinity, \
+             keel,direct-map, keel,passthrough, keel,root, keel,features, keel,on-crash, keel,autostart: correct its \
+             name or remove it",
+        ),
+        (
+            "os = \"linux\"",
+            "keel,os = \"linux\"",
+            "/images/linux: unknown property keel,os; known are none here: correct its name or remove it",
+        ),
+        (
+            "keel,memory = <0 0x10000000>;",
+            "",
+            "/configurations/debian: property keel,memory is missing; add it: the VM's RAM in bytes, two cells, a \
+             multiple of 2 MiB and at least 4 MiB",
+        ),
+        (
+            "keel,memory = <0 0x10000000>",
+            "keel,memory = <0 0x10100000>",
+            "/configurations/debian: property keel,memory is <0x0 0x10100000>, expected bytes in one or two cells, a \
+             multiple of 2 MiB from 4 MiB to 255 GiB; correct it",
+        ),
+        (
+            "keel,memory = <0 0x10000000>",
+            "keel,memory = <0 0x200000>",
+            "/configurations/debian: property keel,memory is <0x0 0x200000>, expected bytes",
+        ),
+        (
+            "keel,memory = <0 0x10000000>",
+            "keel,memory = \"256M\"",
+            "/configurations/debian: property keel,memory is \"256M\", expected bytes",
+        ),
+        (
+            "keel,cpus = <2>",
+            "keel,cpus = <65>",
+            "/configurations/debian: property keel,cpus is <0x41>, expected one cell from 1 to 64; correct it",
+        ),
+        (
+            "keel,cpu-affinity = <0 3>",
+            "keel,cpu-affinity = <0>",
+            "/configurations/debian: property keel,cpu-affinity is <0x0>, expected one cell for each of the VM's 2 \
+             vCPUs; correct it",
+        ),
+        (
+            "keel,on-crash = \"restart\"",
+            "keel,on-crash = \"explode\"",
+            "/configurations/debian: property keel,on-crash is \"explode\", expected one of stop, restart, halt; \
+             correct it",
+        ),
+        (
+            "keel,autostart = <0>",
+            "keel,autostart = <2>",
+            "/configurations/debian: property keel,autostart is <0x2>, expected 0, 1 or no value; correct it",
+        ),
+        (
+            "keel,autostart = <0>",
+            "keel,direct-map",
+            "/configurations/debian: keel,direct-map is not available in this version of keel; remove it",
+        ),
+        (
+            "keel,autostart = <0>",
+            "keel,passthrough = \"/soc/x\"",
+            "/configurations/debian: keel,passthrough is not available in this version of keel; remove it",
+        ),
+        (
+            "keel,autostart = <0>",
+            "keel,root",
+            "/configurations/debian: keel,root is not available in this version of keel; remove it",
+        ),
+        (
+            "keel,autostart = <0>",
+            "keel,features = \"pmu\"",
+            "/configurations/debian: keel,features \"pmu\" is not available in this version of keel; remove it",
+        ),
+        (
+            "keel,autostart = <0>",
+            "keel,features = \"warp\"",
+            "/configurations/debian: property keel,features is \"warp\", expected some of pmu, el1-32bit; correct it",
+        ),
+        (
+            "kernel = \"linux\"; ramdisk",
+            "ramdisk",
+            "/configurations/debian: property kernel is missing; add it: the name of a node of /images",
+        ),
+        (
+            "kernel = \"linux\"; ramdisk",
+            "kernel = \"windows\"; ramdisk",
+            "/configurations/debian: property kernel names windows, but there is no /images/windows; correct the name \
+             or add it",
+        ),
+        (
+            "ramdisk = \"disk\"",
+            "ramdisk = \"linux\"",
+            "/images/linux: property type is \"kernel\", expected ramdisk for a ramdisk; correct it",
+        ),
+        (
+            "arch = \"arm64\"",
+            "arch = \"arm\"",
+            "/images/linux: property arch is \"arm\", expected \"arm64\"; correct it",
+        ),
+        (
+            "compression = \"none\"",
+            "compression = \"lzma\"",
+            "/images/linux: property compression is \"lzma\", expected \"none\" or \"gzip\"; correct it",
+        ),
+        (
+            "data = [31 32 33 34];",
+            "data-position = <0x1000>; data-size = <4>;",
+            "/images/linux: property data-position puts the image outside the tree, where keel does not look; build \
+             the bundle without mkimage's -E",
+        ),
+        ("data = [31 32 33 34];", "", "/images/linux: property data is missing; add it: the image's bytes"),
+        (
+            "load = <0x40080000>",
+            "load = <1 2 3>",
+            "/images/linux: property load is <0x1 0x2 0x3>, expected an address of one or two cells; correct it",
+        ),
+        (
+            "algo = \"crc32\"",
+            "algo = \"sha1\"",
+            "/images/linux/hash-1: keel cannot check algo \"sha1\"; use sha256 or crc32",
+        ),
+        (
+            "value = <0x9be3e0a3>",
+            "value = <1 2>",
+            "/images/linux/hash-1: property value is <0x1 0x2>, expected a digest of the length its algo has; \
+             correct it",
+        ),
+        ("algo = \"crc32\";", "", "/images/linux/hash-1: property algo is missing; add it: \"sha256\" or \"crc32\""),
+    ];
+
+    #[test]
+    fn what_is_wrong_is_said_and_spoils_no_other_vm() {
+        for (right, wrong, message) in WRONG {
+            assert!(GOOD.contains(right), "{right}");
+            let blob = dts(&GOOD.replacen(right, wrong, 1));
+            let bundle = Bundle::parse(&blob).unwrap();
+            let error = bundle.vms[0].as_ref().map(|vm| vm.name).unwrap_err().to_string();
+            assert!(error.starts_with(message), "{right} -> {wrong}\n    gave {error}\nexpected {message}");
+            // The second VM has only the kernel in common.
+            let shared = error.starts_with("/images/linux") && !error.contains("for a ramdisk");
+            assert_eq!(bundle.vms[1].is_err(), shared, "{right} -> {wrong}");
+        }
+    }
+
+    #[test]
+    fn wrong_hashes_show_both_digests() {
+        for (right, wrong, message) in [
+            (
+                "0x9be3e0a3",
+                "0x9be3e0a4",
+                "/images/linux/hash-1: the image's crc32 is 9be3e0a3, expected 9be3e0a4; the image is damaged",
+            ),
+            (
+                "0x03ac6742",
+                "0x03ac6743",
+                "/images/linux/hash-2: the image's sha256 is \
+                 03ac674216f3e15c761ee1a5e255f067953623c8b388b4459e13f978d7c846f4, expected \
+                 03ac674316f3e15c761ee1a5e255f067953623c8b388b4459e13f978d7c846f4; the image is damaged",
+            ),
+        ] {
+            let blob = dts(&GOOD.replace(right, wrong));
+            let bundle = Bundle::parse(&blob).unwrap();
+            let error = bundle.vms[0].as_ref().unwrap().kernel.verify().unwrap_err().to_string();
+            assert!(error.starts_with(message), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_second_of_two_names_is_refused() {
+        // A source cannot say this, so the name is changed in the finished file.
+        let mut blob = dts(&GOOD.replace("small {", "debiam {"));
+        let at = blob.windows(7).position(|window| window == b"debiam\0").unwrap();
+        blob[at + 5] = b'n';
+        let bundle = Bundle::parse(&blob).unwrap();
+        assert!(bundle.vms[0].is_ok());
+        assert_eq!(
+            bundle.vms[1].as_ref().map(|vm| vm.name).unwrap_err().to_string(),
+            "/configurations/debian: there is already a VM named debian; the first one stands: rename this node"
+        );
+    }
+
+    #[test]
+    fn files_that_are_no_bundle() {
+        let error = |data: &[u8]| Bundle::parse(data).unwrap_err().to_string();
+        let blob = dts(GOOD);
+        assert_eq!(
+            error(b"070701"),
+            "bundle: begins with 0x30373037, expected 0xd00dfeed, the magic of a flattened device tree; give keel a \
+             FIT made by `cargo keel bundle` or mkimage in the initrd slot"
+        );
+        let cut = error(&blob[..200]);
+        let start = format!("bundle: its header says {} bytes, the boot loader handed over 200; ", blob.len());
+        assert!(cut.starts_with(&start), "{cut}");
+        let mut padded = blob.clone();
+        padded.resize(blob.len() + 1000, 0);
+        assert!(Bundle::parse(&padded).is_ok());
+        assert!(error(&dts("/ { images { }; };")).starts_with("bundle: there is no node /configurations; every FIT"));
+        assert!(error(&dts("/ { configurations { }; };")).starts_with("bundle: there is no node /images; every FIT"));
+        assert!(error(&dts("/ { images { }; configurations { }; };")).contains("/configurations has no child"));
+        assert_eq!(
+            error(&dts("/ { images { }; configurations { keel,memory = <0>; a { }; }; };")),
+            "/configurations: unknown property keel,memory; keel's properties belong into the nodes of \
+             /configurations: move it"
+        );
+        let mut damaged = blob.clone();
+        let at = damaged.windows(7).rposition(|window| window == b"debian\0").unwrap();
+        damaged[at - 1] = 7;
+        assert!(error(&damaged).contains("an unknown token at offset"), "{}", error(&damaged));
+    }
+
+    #[test]
+    fn ten_thousand_mutants_do_not_panic() {
+        let mut good = 0;
+        for mutant in Mutations::new(&dts(GOOD), 10_000) {
+            let Ok(bundle) = Bundle::parse(&mutant) else { continue };
+            for vm in &bundle.vms {
+                match vm {
+                    Ok(vm) => good += usize::from(vm.kernel.verify().is_ok()),
+                    Err(error) => assert!(!error.to_string().is_empty()),
+                }
+            }
+        }
+        assert!((1_000..19_000).contains(&good), "{good} VMs were good");
+    }
+}

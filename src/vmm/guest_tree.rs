@@ -278,3 +278,196 @@ fn reg(node: &mut DeviceTreeNode, regions: &[Region]) {
         regions.iter().flat_map(|region| [region.base.0, region.size]).flat_map(u64::to_be_bytes).collect();
     set(node, "reg", &bytes);
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::sync::Arc;
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+    use crate::vdev::platform::VIRT;
+    use crate::vmm::config::VmConfig;
+    use crate::vmm::test_support::{Mutations, dts, vm};
+
+    const MIB: u64 = 1 << 20;
+
+    fn config(cpus: usize, fdt: Option<&[u8]>) -> VmConfig<'_> {
+        let mut config = vm(Image::new("/images/k", b"k"), 512 * MIB);
+        config.cpus = cpus;
+        config.bootargs = Some("console=ttyAMA0");
+        config.fdt = fdt.map(|data| Arc::new(Image::new("/images/tree", data)));
+        config
+    }
+
+    fn built(config: &VmConfig, ramdisk: Option<Range<u64>>) -> Result<Vec<u8>, ConfigError> {
+        let mut next = 0;
+        build(config, &VIRT, ramdisk, &mut |bytes| {
+            for byte in bytes {
+                next += 1;
+                *byte = next;
+            }
+        })
+    }
+
+    #[test]
+    fn everything_is_there() {
+        let blob = built(&config(3, None), Some(0x4800_0000..0x4800_1234)).unwrap();
+        let tree = Tree::parse(&blob).unwrap();
+        let chosen = tree.find("/chosen").unwrap();
+        assert_eq!(chosen.string("bootargs"), Some("console=ttyAMA0"));
+        assert_eq!(chosen.string("stdout-path"), Some("/pl011@9000000"));
+        assert_eq!(chosen.property("linux,initrd-end"), Some(&0x4800_1234u64.to_be_bytes()[..]));
+        assert_eq!(chosen.property("rng-seed").unwrap()[..3], [1, 2, 3]);
+        assert_eq!(chosen.property("kaslr-seed").unwrap(), [33, 34, 35, 36, 37, 38, 39, 40]);
+        assert_eq!(tree.find("/memory").unwrap().path(), "/memory@40000000");
+        assert_eq!(tree.find("/cpus").unwrap().children().count(), 3);
+        assert_eq!(tree.find("/cpus/cpu@2").unwrap().u32("reg"), Some(2));
+        let gic = tree.find("/intc").unwrap().property("reg").unwrap();
+        assert_eq!(gic[28..], 0x6_0000u32.to_be_bytes(), "three redistributors");
+        let without = built(&config(1, None), None).unwrap();
+        assert_eq!(Tree::parse(&without).unwrap().find("/chosen").unwrap().property("linux,initrd-start"), None);
+    }
+
+    #[test]
+    fn seventeen_cpus_are_in_two_clusters() {
+        let blob = built(&config(17, None), None).unwrap();
+        let tree = Tree::parse(&blob).unwrap();
+        assert_eq!(tree.find("/cpus/cpu@100").unwrap().u32("reg"), Some(0x100));
+        assert_eq!(tree.find("/cpus/cpu@f").unwrap().u32("reg"), Some(0xf));
+    }
+
+    /// An independent reader sees the same.
+    #[test]
+    fn the_fdt_crate_agrees() {
+        let blob = built(&config(4, None), Some(0x4800_0000..0x4800_1000)).unwrap();
+        let tree = fdt::Fdt::new(&blob).unwrap();
+        assert_eq!(tree.total_size(), blob.len());
+        assert_eq!(tree.cpus().map(|cpu| cpu.ids().first()).collect::<Vec<_>>(), [0, 1, 2, 3]);
+        let region = tree.memory().regions().next().unwrap();
+        assert_eq!((region.starting_address as u64, region.size), (0x4000_0000, Some(512 << 20)));
+        assert_eq!(tree.chosen().bootargs(), Some("console=ttyAMA0"));
+        assert_eq!(tree.chosen().stdout().unwrap().name, "pl011@9000000");
+        assert_eq!(tree.root().compatible().first(), "linux,dummy-virt");
+    }
+
+    #[test]
+    fn dtc_accepts_it() {
+        for cpus in [1, 4, 64] {
+            let blob = built(&config(cpus, None), Some(0x4800_0000..0x4800_1234)).unwrap();
+            let dtc = Command::new("dtc")
+                .args(["-I", "dtb", "-O", "dts", "-"])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn();
+            let Ok(mut dtc) = dtc else {
+                std::eprintln!("skipped: dtc is not installed");
+                return;
+            };
+            dtc.stdin.take().unwrap().write_all(&blob).unwrap();
+            let output = dtc.wait_with_output().unwrap();
+            assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+        }
+    }
+
+    /// What the nodes of our tree say is what QEMU's own say, but for the CPUs' model and the size of the
+    /// redistributors' window.
+    #[test]
+    fn qemu_describes_the_same_machine() {
+        let file = std::env::temp_dir().join(format!("keel-guest-tree-{}.dtb", std::process::id()));
+        let machine = format!("virt,gic-version=3,dumpdtb={}", file.display());
+        let mut qemu = Command::new("qemu-system-aarch64");
+        qemu.args(["-M", &machine, "-cpu", "max", "-smp", "2", "-m", "512M", "-nic", "none", "-display", "none"]);
+        let Ok(output) = qemu.output() else {
+            std::eprintln!("skipped: qemu-system-aarch64 is not installed");
+            return;
+        };
+        let theirs = std::fs::read(&file).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+        let _ = std::fs::remove_file(&file);
+        let theirs = Tree::parse(&theirs).unwrap();
+        let ours = built(&config(2, None), None).unwrap();
+        let ours = Tree::parse(&ours).unwrap();
+        for node in ours.nodes().filter(|node| node.name() != "chosen") {
+            let path = node.path();
+            let other = theirs.find(&path).unwrap_or_else(|| panic!("QEMU has no {path}"));
+            for property in node.properties() {
+                let value = other.property(property.name).unwrap_or_else(|| panic!("{path}: {}", property.name));
+                let name = property.name;
+                let (mut mine, mut value) = (property.value, value);
+                if name == "phandle" || name == "clocks" || name == "interrupt-parent" {
+                    continue; // numbers that mean something only within one tree
+                }
+                if path.starts_with("/cpus/cpu@") && name == "compatible" {
+                    continue;
+                }
+                if path == "/intc@8000000" && name == "reg" {
+                    (mine, value) = (&mine[..24], &value[..24]);
+                }
+                assert_eq!(mine, value, "{path}: {name}");
+            }
+        }
+    }
+
+    const OWN: &str = r#"
+        /memreserve/ 0x1000 0x2000;
+        / {
+            #address-cells = <1>; #size-cells = <1>;
+            memory@0 { device_type = "memory"; reg = <0 0x1000>; };
+            memory@80000000 { device_type = "memory"; reg = <0x80000000 0x1000>; };
+            chosen { bootargs = "theirs"; linux,initrd-start = <1>; linux,initrd-end = <2>; stdout-path = "/uart"; };
+            uart { "a-property-name-longer-than-the-limit" = "kept"; };
+        };"#;
+
+    #[test]
+    fn an_own_tree_is_patched_and_kept() {
+        let own = dts(OWN);
+        let mut vm = config(1, Some(&own));
+        let blob = built(&vm, None).unwrap();
+        let tree = Tree::parse(&blob).unwrap();
+        assert_eq!(tree.reservations(), [(0x1000, 0x2000)]);
+        let memory: Vec<_> = tree.nodes().filter(|node| node.base_name() == "memory").collect();
+        assert_eq!(memory.len(), 1);
+        assert_eq!(memory[0].property("reg").unwrap(), [0x40, 0, 0, 0, 0x20, 0, 0, 0]);
+        let chosen = tree.find("/chosen").unwrap();
+        assert_eq!(chosen.string("bootargs"), Some("console=ttyAMA0"));
+        assert_eq!(chosen.string("stdout-path"), Some("/uart"));
+        assert_eq!(chosen.property("linux,initrd-start"), None, "from another boot");
+        assert!(chosen.property("rng-seed").is_some());
+        assert_eq!(tree.find("/uart").unwrap().string("a-property-name-longer-than-the-limit"), Some("kept"));
+        vm.bootargs = None;
+        let blob = built(&vm, Some(0x4800_0000..0x4800_1000)).unwrap();
+        let tree = Tree::parse(&blob).unwrap();
+        assert_eq!(tree.find("/chosen").unwrap().string("bootargs"), Some("theirs"));
+        assert!(tree.find("/chosen").unwrap().property("linux,initrd-start").is_some());
+    }
+
+    #[test]
+    fn an_own_tree_that_cannot_be_used_is_refused() {
+        let error = |data: &[u8]| built(&config(1, Some(data)), None).unwrap_err().to_string();
+        assert_eq!(
+            error(b"what"),
+            "/images/tree: begins with 0x77686174, expected 0xd00dfeed, the magic of a flattened device tree; \
+             expected a flattened device tree of at most 2 MiB: build the image again"
+        );
+        let big = alloc::vec![0; 3 << 20];
+        assert!(error(&big).starts_with("/images/tree: is 0x300000 bytes long; expected"));
+        let own = dts(OWN);
+        let mut large = config(1, Some(&own));
+        large.memory = 8 << 30;
+        let message = built(&large, None).unwrap_err().to_string();
+        assert!(message.starts_with("/images/tree: its root has 1 cells for 0x200000000; expected"), "{message}");
+    }
+
+    #[test]
+    fn ten_thousand_mutants_of_an_own_tree_do_not_panic() {
+        let mut good = 0;
+        for mutant in Mutations::new(&dts(OWN), 10_000) {
+            if let Ok(blob) = built(&config(1, Some(&mutant)), Some(0x4800_0000..0x4800_1000)) {
+                good += 1;
+                Tree::parse(&blob).unwrap();
+            }
+        }
+        assert!((1_000..9_900).contains(&good), "{good} were good");
+    }
+}
