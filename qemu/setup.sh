@@ -119,9 +119,13 @@ rustup_itself() {
     have curl || fail "neither rustup nor curl is here; install rustup (https://rustup.rs) and try again"
     say "installing rustup with its official installer, into ${CARGO_HOME:-$HOME/.cargo}"
     # The same variable names another server to rustup itself.
-    curl --proto '=https' --tlsv1.2 -sSf "${RUSTUP_UPDATE_ROOT:-https://static.rust-lang.org/rustup}/rustup-init.sh" |
-        sh -s -- -y --quiet --profile minimal --default-toolchain none --no-modify-path ||
+    installer=$(mktemp)
+    curl --proto '=https' --tlsv1.2 -sSf -o "$installer" \
+        "${RUSTUP_UPDATE_ROOT:-https://static.rust-lang.org/rustup}/rustup-init.sh" ||
+        fail "rustup's installer cannot be fetched; install rustup by hand (https://rustup.rs) and try again"
+    sh "$installer" -y --quiet --profile minimal --default-toolchain none --no-modify-path ||
         fail "rustup's installer failed; install rustup by hand (https://rustup.rs) and try again"
+    rm -f "$installer"
 }
 
 qemu_version() {

@@ -20,7 +20,7 @@ const DEBUGGERS: &[&str] = &["gdb-multiarch", "aarch64-linux-gnu-gdb", "aarch64-
 const PORT: u16 = 1234;
 
 /// Writes the debugger's script and returns its path.
-fn script(elf: &Path, offset: u64, debugger: &str) -> Result<PathBuf> {
+fn script(folder: &Path, elf: &Path, offset: u64, debugger: &str) -> Result<PathBuf> {
     let elf = elf.display();
     let (name, text) = if debugger.ends_with("lldb") {
         (
@@ -39,7 +39,7 @@ fn script(elf: &Path, offset: u64, debugger: &str) -> Result<PathBuf> {
             ),
         )
     };
-    let path = tree::product(name);
+    let path = folder.join(name);
     fs::write(&path, text).with_context(|| path.display().to_string())?;
     Ok(path)
 }
@@ -69,7 +69,7 @@ pub fn debug(board: &Board, elf: &Path, wait: bool) -> Result<()> {
     let contents = fs::read(elf).with_context(|| elf.display().to_string())?;
     let offset = board.machine.image_address.wrapping_sub(elf::link_base(&contents)?);
     let debugger = debugger();
-    let script = script(elf, offset, debugger.unwrap_or("gdb"))?;
+    let script = script(&tree::build(), elf, offset, debugger.unwrap_or("gdb"))?;
     let mut command = board.command();
     command.args(["-S", "-gdb", &format!("tcp:localhost:{PORT}")]);
     let source = if debugger == Some("lldb") { "-s" } else { "-x" };
@@ -100,8 +100,8 @@ mod tests {
 
     #[test]
     fn the_script_loads_symbols_where_the_image_runs() {
-        std::fs::create_dir_all(tree::build()).unwrap();
-        let path = script(Path::new("/x/keel.elf"), 0x4020_0000, "gdb").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = script(folder.path(), Path::new("/x/keel.elf"), 0x4020_0000, "gdb").unwrap();
         let text = fs::read_to_string(path).unwrap();
         assert!(text.contains("add-symbol-file /x/keel.elf -o 0x40200000"), "{text}");
         assert!(text.contains("target remote localhost:1234"), "{text}");

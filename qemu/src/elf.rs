@@ -47,6 +47,55 @@ pub fn flatten(file: &[u8]) -> Result<Vec<u8>> {
     Ok(image)
 }
 
+/// An executable with the same loadable segments and entry and nothing else: no symbols, no sections.
+///
+/// What a bundle carries is copied into memory by firmware and need not bring half a megabyte of debugging information.
+///
+/// # Errors
+///
+/// The file is no 64-bit little-endian ELF file or a segment lies outside it.
+pub fn strip(file: &[u8]) -> Result<Vec<u8>> {
+    /// `sizeof(Elf64_Ehdr)` and `sizeof(Elf64_Phdr)`.
+    const HEADER: usize = 64;
+    const SEGMENT: usize = 56;
+    let header = object::elf::FileHeader64::<object::Endianness>::parse(file).context("not a 64-bit ELF file")?;
+    let endian = header.endian()?;
+    if endian != object::Endianness::Little {
+        bail!("a big-endian file");
+    }
+    let loadable = header.program_headers(endian, file)?.iter().filter(|segment| segment.p_type(endian) == PT_LOAD);
+    let segments: Vec<_> = loadable.collect();
+    let mut stripped = file.get(..HEADER).context("the header is cut off")?.to_vec();
+    let mut put = |offset: usize, bytes: &[u8]| stripped[offset..offset + bytes.len()].copy_from_slice(bytes);
+    put(0x20, &(HEADER as u64).to_le_bytes()); // e_phoff
+    put(0x28, &0_u64.to_le_bytes()); // e_shoff
+    put(0x38, &(segments.len() as u16).to_le_bytes()); // e_phnum
+    put(0x3c, &[0; 4]); // e_shnum, e_shstrndx
+    let mut data = Vec::new();
+    let start = (HEADER + SEGMENT * segments.len()).next_multiple_of(16);
+    for segment in segments {
+        let Ok(bytes) = segment.data(endian, file) else { bail!("a segment's bytes lie outside the file") };
+        // p_type and p_flags, p_offset, p_vaddr, p_paddr, p_filesz, p_memsz, p_align
+        stripped.extend_from_slice(&segment.p_type(endian).0.to_le_bytes());
+        stripped.extend_from_slice(&segment.p_flags(endian).0.to_le_bytes());
+        for value in [
+            (start + data.len()) as u64,
+            segment.p_vaddr(endian),
+            segment.p_paddr(endian),
+            segment.p_filesz(endian),
+            segment.p_memsz(endian),
+            16,
+        ] {
+            stripped.extend_from_slice(&value.to_le_bytes());
+        }
+        data.extend_from_slice(bytes);
+        data.resize(data.len().next_multiple_of(16), 0);
+    }
+    stripped.resize(start, 0);
+    stripped.extend_from_slice(&data);
+    Ok(stripped)
+}
+
 /// Bytes of code: the sum of the sections that hold instructions.
 ///
 /// # Errors
@@ -113,6 +162,21 @@ mod tests {
         let file = elf(&[(0x108, b"data", 0x1000), (0x100, b"text", 4)]);
         assert_eq!(flatten(&file).unwrap(), b"text\0\0\0\0data");
         assert_eq!(link_base(&file).unwrap(), 0x100);
+    }
+
+    #[test]
+    fn stripping_keeps_what_is_loaded() {
+        let mut file = elf(&[(0x1000, b"text", 4), (0x3000, b"", 64), (0x2000, b"data!", 0x100)]);
+        file.extend_from_slice(&[0xdb; 10_000]);
+        let stripped = strip(&file).unwrap();
+        assert!(stripped.len() < 500);
+        assert_eq!(flatten(&stripped).unwrap(), flatten(&file).unwrap());
+        assert_eq!(strip(&stripped).unwrap(), stripped);
+        let header = object::elf::FileHeader64::<object::Endianness>::parse(&*stripped).unwrap();
+        let segments = header.program_headers(object::Endianness::Little, &*stripped).unwrap();
+        let sizes: Vec<_> = segments.iter().map(|segment| segment.p_memsz(object::Endianness::Little)).collect();
+        assert_eq!(sizes, [4, 64, 0x100]);
+        assert!(strip(b"MZ").is_err() && strip(&file[..70]).is_err());
     }
 
     #[test]

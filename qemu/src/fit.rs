@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use flate2::{Compression as Level, GzBuilder};
+use keel::vmm::bundle::Bundle;
+use keel::vmm::config;
 use sha2::{Digest, Sha256};
 
 use crate::vms::{Compression, Hash, VmSpec};
@@ -32,35 +34,14 @@ impl Kind {
         }
     }
 
-    fn node_prefix(self) -> &'static str {
+    /// The property of a configuration that names such an image; its nodes are named after it.
+    fn property(self) -> &'static str {
         match self {
-            Kind::Kernel => "kernel",
-            Kind::Ramdisk => "ramdisk",
-            Kind::Tree => "fdt",
+            Kind::Kernel => config::KERNEL,
+            Kind::Ramdisk => config::RAMDISK,
+            Kind::Tree => config::FDT,
         }
     }
-}
-
-/// Names of the properties of a configuration that are keel's own.
-pub mod property {
-    /// u64: bytes of RAM.
-    pub const MEMORY: &str = "keel,memory";
-    /// u32: number of vCPUs.
-    pub const CPUS: &str = "keel,cpus";
-    /// u32 list: physical CPUs.
-    pub const CPU_AFFINITY: &str = "keel,cpu-affinity";
-    /// Flag: guest addresses are machine addresses.
-    pub const DIRECT_MAP: &str = "keel,direct-map";
-    /// String list: paths in the host's tree.
-    pub const PASSTHROUGH: &str = "keel,passthrough";
-    /// Flag: may create machines.
-    pub const ROOT: &str = "keel,root";
-    /// String list.
-    pub const FEATURES: &str = "keel,features";
-    /// `stop`, `restart` or `halt`.
-    pub const ON_CRASH: &str = "keel,on-crash";
-    /// u32: 0 or 1.
-    pub const AUTOSTART: &str = "keel,autostart";
 }
 
 /// Writes a FIT image of `vms`.
@@ -70,8 +51,8 @@ pub mod property {
 /// A file cannot be read, a name is no node name or is used twice, a list or string cannot be stored, or the whole is
 /// larger than the 4 GiB a device tree can be.
 pub fn write(vms: &[VmSpec]) -> Result<Vec<u8>, BadInput> {
-    let mut images = Images { nodes: DeviceTreeNode::new_unchecked("images"), known: BTreeMap::new(), bytes: 0 };
-    let mut configurations = DeviceTreeNode::new_unchecked("configurations");
+    let mut images = Images { nodes: DeviceTreeNode::new_unchecked(config::IMAGES), known: BTreeMap::new(), bytes: 0 };
+    let mut configurations = DeviceTreeNode::new_unchecked(config::CONFIGURATIONS);
     let mut names = Vec::new();
     for vm in vms {
         if names.contains(&vm.name.as_str()) {
@@ -88,12 +69,25 @@ pub fn write(vms: &[VmSpec]) -> Result<Vec<u8>, BadInput> {
         return Err(bad_input!("the images are {} bytes together; a bundle cannot exceed 4 GiB", images.bytes));
     }
     let mut tree = DeviceTree::new();
-    set(&mut tree.root, "description", "keel bundle");
+    set(&mut tree.root, config::DESCRIPTION, "keel bundle");
     set(&mut tree.root, "timestamp", 0_u32);
     set(&mut tree.root, "#address-cells", 1_u32);
     tree.root.add_child(images.nodes);
     tree.root.add_child(configurations);
     Ok(tree.to_dtb())
+}
+
+/// Reads a bundle with keel's own parser: what this accepts, keel accepts.
+///
+/// # Errors
+///
+/// The first thing keel would refuse, in keel's words.
+pub fn check(bundle: &[u8]) -> Result<(), BadInput> {
+    let read = Bundle::parse(bundle).map_err(|error| bad_input!("{error}"))?;
+    match read.vms.into_iter().find_map(Result::err) {
+        None => Ok(()),
+        Some(error) => Err(bad_input!("{error}")),
+    }
 }
 
 fn set<T: dtoolkit::ToPropertyValue>(node: &mut DeviceTreeNode, name: &str, value: T) {
@@ -128,9 +122,9 @@ fn configuration(vm: &VmSpec, images: &mut Images) -> Result<DeviceTreeNode, Bad
         ));
     }
     let mut node = DeviceTreeNode::new_unchecked(vm.name.as_str());
-    set(&mut node, "description", text(vm, "description", vm.description.as_deref().unwrap_or(&vm.name))?);
+    set(&mut node, config::DESCRIPTION, text(vm, "description", vm.description.as_deref().unwrap_or(&vm.name))?);
     let mut reference = |kind: Kind, file: &Path, compression| {
-        images.add(vm, kind, file, compression).map(|image| set(&mut node, kind.node_prefix(), image.as_str()))
+        images.add(vm, kind, file, compression).map(|image| set(&mut node, kind.property(), image.as_str()))
     };
     reference(Kind::Kernel, &vm.kernel, vm.compression)?;
     if let Some(file) = &vm.initrd {
@@ -140,31 +134,31 @@ fn configuration(vm: &VmSpec, images: &mut Images) -> Result<DeviceTreeNode, Bad
         reference(Kind::Tree, file, Compression::None)?;
     }
     if !vm.bootargs.is_empty() {
-        set(&mut node, "bootargs", text(vm, "bootargs", &vm.bootargs)?);
+        set(&mut node, config::BOOTARGS, text(vm, "bootargs", &vm.bootargs)?);
     }
-    set(&mut node, property::MEMORY, vm.memory.0);
-    set(&mut node, property::CPUS, vm.cpus);
+    set(&mut node, config::KEEL_MEMORY, vm.memory.0);
+    set(&mut node, config::KEEL_CPUS, vm.cpus);
     if !vm.cpu_affinity.is_empty() {
         let cells: Vec<u8> = vm.cpu_affinity.iter().flat_map(|cpu| cpu.to_be_bytes()).collect();
-        set(&mut node, property::CPU_AFFINITY, cells);
+        set(&mut node, config::KEEL_CPU_AFFINITY, cells);
     }
     if vm.direct_map {
-        set(&mut node, property::DIRECT_MAP, Vec::<u8>::new());
+        set(&mut node, config::KEEL_DIRECT_MAP, Vec::<u8>::new());
     }
     if !vm.passthrough.is_empty() {
-        set(&mut node, property::PASSTHROUGH, string_list(vm, "passthrough", &vm.passthrough)?);
+        set(&mut node, config::KEEL_PASSTHROUGH, string_list(vm, "passthrough", &vm.passthrough)?);
     }
     if vm.root {
-        set(&mut node, property::ROOT, Vec::<u8>::new());
+        set(&mut node, config::KEEL_ROOT, Vec::<u8>::new());
     }
     if !vm.features.is_empty() {
-        set(&mut node, property::FEATURES, string_list(vm, "features", &vm.features)?);
+        set(&mut node, config::KEEL_FEATURES, string_list(vm, "features", &vm.features)?);
     }
     if let Some(action) = &vm.on_crash {
-        set(&mut node, property::ON_CRASH, text(vm, "on-crash", action)?);
+        set(&mut node, config::KEEL_ON_CRASH, text(vm, "on-crash", action)?);
     }
     if let Some(start) = vm.autostart {
-        set(&mut node, property::AUTOSTART, u32::from(start));
+        set(&mut node, config::KEEL_AUTOSTART, u32::from(start));
     }
     Ok(node)
 }
@@ -183,8 +177,7 @@ impl Images {
         if let Some(name) = self.known.get(&key) {
             return Ok(name.clone());
         }
-        let fault =
-            |what: String| bad_input!("machine `{}`: {} {}: {what}", vm.name, kind.node_prefix(), file.display());
+        let fault = |what: String| bad_input!("machine `{}`: {} {}: {what}", vm.name, kind.property(), file.display());
         let mut data = std::fs::read(file).map_err(|error| fault(error.to_string()))?;
         if data.is_empty() {
             return Err(fault("the file is empty".into()));
@@ -195,21 +188,21 @@ impl Images {
         if compressed && !is_gzip {
             data = gzip(&data).map_err(|error| fault(error.to_string()))?;
         }
-        let name = format!("{}-{}", kind.node_prefix(), self.known.len() + 1);
+        let name = format!("{}-{}", kind.property(), self.known.len() + 1);
         let mut node = DeviceTreeNode::new_unchecked(name.as_str());
         let title = file.file_name().map(|title| title.to_string_lossy().replace('\0', "")).unwrap_or_default();
-        set(&mut node, "description", title.as_str());
-        set(&mut node, "type", kind.fit_type());
-        set(&mut node, "arch", "arm64");
+        set(&mut node, config::DESCRIPTION, title.as_str());
+        set(&mut node, config::TYPE, kind.fit_type());
+        set(&mut node, config::ARCH, "arm64");
         if kind != Kind::Tree {
             set(&mut node, "os", "linux");
         }
-        set(&mut node, "compression", if compressed { "gzip" } else { "none" });
+        set(&mut node, config::COMPRESSION, if compressed { "gzip" } else { "none" });
         if let Some(hash) = hash_node(vm.hash, &data) {
             node.add_child(hash);
         }
         self.bytes += data.len() as u64;
-        set(&mut node, "data", data);
+        set(&mut node, config::DATA, data);
         self.nodes.add_child(node);
         self.known.insert(key, name.clone());
         Ok(name)
@@ -220,12 +213,12 @@ impl Images {
 fn hash_node(hash: Hash, data: &[u8]) -> Option<DeviceTreeNode> {
     let (algorithm, value) = match hash {
         Hash::None => return None,
-        Hash::Crc32 => ("crc32", crc32fast::hash(data).to_be_bytes().to_vec()),
-        Hash::Sha256 => ("sha256", Sha256::digest(data).to_vec()),
+        Hash::Crc32 => (config::CRC32, crc32fast::hash(data).to_be_bytes().to_vec()),
+        Hash::Sha256 => (config::SHA256, Sha256::digest(data).to_vec()),
     };
     let mut node = DeviceTreeNode::new_unchecked("hash-1");
-    set(&mut node, "algo", algorithm);
-    set(&mut node, "value", value);
+    set(&mut node, config::ALGO, algorithm);
+    set(&mut node, config::VALUE, value);
     Some(node)
 }
 
@@ -332,6 +325,46 @@ mod tests {
         let tree = parse(&write(&[first, second]).unwrap());
         assert_eq!(tree.find_node("/images").unwrap().children().count(), 2);
         assert_eq!(value(&tree, "/configurations/b", "kernel").unwrap(), b"kernel-1\0");
+    }
+
+    #[test]
+    fn keel_reads_what_is_written() {
+        let (_folder, kernel, initrd) = files();
+        let mut vm = VmSpec::new("linux", &kernel);
+        vm.initrd = Some(initrd);
+        vm.cpus = 2;
+        vm.cpu_affinity = vec![1, 0];
+        vm.on_crash = Some("restart".into());
+        vm.autostart = Some(false);
+        vm.bootargs = "a b".into();
+        for (compression, hash) in
+            [(Compression::None, Hash::Sha256), (Compression::Gzip, Hash::Crc32), (Compression::Gzip, Hash::None)]
+        {
+            (vm.compression, vm.hash) = (compression, hash);
+            let bundle = write(std::slice::from_ref(&vm)).unwrap();
+            check(&bundle).unwrap();
+            let read = Bundle::parse(&bundle).unwrap();
+            let config = read.vms[0].as_ref().unwrap();
+            assert_eq!((config.name, config.memory, config.cpus), ("linux", 512 << 20, 2));
+            assert_eq!((config.bootargs, config.affinity.as_slice()), (Some("a b"), [1, 0].as_slice()));
+            assert_eq!((config.on_crash, config.autostart), (config::OnCrash::Restart, false));
+            assert_eq!(*config.kernel.contents(1 << 20, "").unwrap(), [7; 5000]);
+            config.kernel.verify().unwrap();
+            config.ramdisk.as_ref().unwrap().verify().unwrap();
+        }
+    }
+
+    #[test]
+    fn what_keel_refuses_is_said_in_its_words() {
+        let (_folder, kernel, _) = files();
+        let mut vm = VmSpec::new("a", &kernel);
+        vm.features = vec!["warp-drive".into()];
+        let error = check(&write(std::slice::from_ref(&vm)).unwrap()).unwrap_err().to_string();
+        assert!(error.contains("/configurations/a") && error.contains("warp-drive"), "{error}");
+        vm.features.clear();
+        vm.cpus = 0;
+        let error = check(&write(&[vm]).unwrap()).unwrap_err().to_string();
+        assert!(error.contains("keel,cpus"), "{error}");
     }
 
     #[test]

@@ -15,9 +15,9 @@ use crate::{elf, fit, tree};
 /// The guests that are built from this tree.
 #[derive(Clone, Debug)]
 pub struct Guests {
-    /// `build/demo.elf`: the guest linked into keel.
+    /// `build/demo`: the guest linked into keel; `build/demo.elf` is the same with symbols.
     pub demo: PathBuf,
-    /// `build/test-kernel.elf`.
+    /// `build/test-kernel`; `build/test-kernel.elf` is the same with symbols.
     pub test_kernel: PathBuf,
 }
 
@@ -54,10 +54,12 @@ pub struct Images {
 pub fn build_guests() -> Result<Guests> {
     std::fs::create_dir_all(tree::build())?;
     let kernels = cargo_build("keel-test-kernel", &[])?;
-    Ok(Guests {
-        demo: keep("demo.elf", &read_artifact(&kernels, "demo")?)?,
-        test_kernel: keep("test-kernel.elf", &read_artifact(&kernels, "keel-test-kernel")?)?,
-    })
+    let guest = |artifact: &str, name: &str| {
+        let file = read_artifact(&kernels, artifact)?;
+        keep(&format!("{name}.elf"), &file)?;
+        keep(name, &elf::strip(&file).with_context(|| artifact.to_string())?)
+    };
+    Ok(Guests { demo: guest("demo", "demo")?, test_kernel: guest("keel-test-kernel", "test-kernel")? })
 }
 
 /// Builds everything that is not up to date.
@@ -72,6 +74,7 @@ pub fn build() -> Result<Images> {
     vm.cpus = 2;
     vm.memory = MemorySize(32 << 20);
     let bundle = fit::write(&[vm])?;
+    fit::check(&bundle)?;
     let demo_bundle = keep("demo.itb", &bundle)?;
 
     let bins = cargo_build("keel", &[("KEEL_BUNDLE", &demo_bundle)])?;

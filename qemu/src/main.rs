@@ -165,7 +165,7 @@ const BUNDLE_HELP: &str = r#"A list of machines is a TOML file with a table for 
   bootargs = "console=ttyAMA0"
   cpus = 2                           # default 1
   memory = "512M"                    # default 512M
-  cpu-affinity = [0, 1]              # default: all CPUs
+  cpu-affinity = [0, 1]              # the CPU each vCPU stays on; default: anywhere
   on-crash = "restart"               # stop, restart or halt
   autostart = true
   features = ["pmu"]

@@ -100,6 +100,8 @@ fn bundle_of(file: &Path) -> Result<PathBuf> {
     let mut start = [0; 4];
     let mut opened = File::open(file).map_err(|error| bad_input!("{}: {error}", file.display()))?;
     if opened.read_exact(&mut start).is_ok() && start == FDT_MAGIC {
+        let bundle = std::fs::read(file).map_err(|error| bad_input!("{}: {error}", file.display()))?;
+        fit::check(&bundle).map_err(|error| bad_input!("{}: {error}", file.display()))?;
         return Ok(file.to_path_buf());
     }
     write_bundle(&vms::read(file)?, &tree::product("run.itb"))
@@ -109,9 +111,10 @@ fn bundle_of(file: &Path) -> Result<PathBuf> {
 ///
 /// # Errors
 ///
-/// [`BadInput`] when the machines make no sense or the file cannot be written.
+/// [`BadInput`] when keel would refuse a machine or the file cannot be written.
 pub fn write_bundle(vms: &[VmSpec], to: &Path) -> Result<PathBuf> {
     let bundle = fit::write(vms)?;
+    fit::check(&bundle)?;
     if let Some(folder) = to.parent() {
         std::fs::create_dir_all(folder).map_err(|error| bad_input!("{}: {error}", folder.display()))?;
     }
@@ -146,7 +149,7 @@ pub fn run(board: &Board, options: &RunOptions) -> Result<Verdict> {
         anyhow::anyhow!("cannot start {}: {error}; `sh qemu/setup.sh run` installs it", qemu::PROGRAM)
     })?;
     let pieces = console(&mut child);
-    let end = follow(&pieces, log.as_mut(), options.timeout, &interrupted, interactive);
+    let end = follow(&pieces, &mut std::io::stdout(), log.as_mut(), options.timeout, &interrupted, interactive);
     qemu::stop(&mut child);
     end
 }
@@ -169,6 +172,7 @@ fn console(child: &mut Child) -> Receiver<Vec<u8>> {
 /// Copies the console until QEMU ends, the time is up, a panic report is complete or a signal arrives.
 fn follow(
     pieces: &Receiver<Vec<u8>>,
+    terminal: &mut impl Write,
     mut log: Option<&mut File>,
     timeout: Option<Duration>,
     interrupted: &AtomicBool,
@@ -181,9 +185,8 @@ fn follow(
         match pieces.recv_timeout(Duration::from_millis(50)) {
             Ok(piece) => {
                 scanner.feed(&piece);
-                let mut stdout = std::io::stdout().lock();
                 // A reader that went away (`| head`) is no reason to stop the machine before its time.
-                let _ = stdout.write_all(&piece).and_then(|()| stdout.flush());
+                let _ = terminal.write_all(&piece).and_then(|()| terminal.flush());
                 if let Some(log) = &mut log {
                     log.write_all(&piece).context("cannot write the log")?;
                 }
@@ -251,12 +254,14 @@ mod tests {
         let (sender, pieces) = channel();
         let flag = AtomicBool::new(false);
         let quick = Some(Duration::from_millis(120));
-        assert_eq!(follow(&pieces, None, quick, &flag, false).unwrap(), Verdict::TimedOut);
+        assert_eq!(follow(&pieces, &mut Vec::new(), None, quick, &flag, false).unwrap(), Verdict::TimedOut);
         flag.store(true, Ordering::Relaxed);
-        assert_eq!(follow(&pieces, None, None, &flag, false).unwrap(), Verdict::Quit);
+        assert_eq!(follow(&pieces, &mut Vec::new(), None, None, &flag, false).unwrap(), Verdict::Quit);
         flag.store(false, Ordering::Relaxed);
         sender.send(b"keel: all VMs ended, powering off (crashed: 1)\r\n".to_vec()).unwrap();
         drop(sender);
-        assert_eq!(follow(&pieces, None, None, &flag, false).unwrap(), Verdict::Crashed(1));
+        let mut shown = Vec::new();
+        assert_eq!(follow(&pieces, &mut shown, None, None, &flag, false).unwrap(), Verdict::Crashed(1));
+        assert!(shown.starts_with(b"keel: all VMs ended"));
     }
 }

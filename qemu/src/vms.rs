@@ -40,7 +40,7 @@ pub struct VmSpec {
     /// RAM in bytes; a string with K, M or G in the file.
     #[serde(default = "default_memory")]
     pub memory: MemorySize,
-    /// The physical CPUs its vCPUs may run on; all when empty.
+    /// The physical CPU each vCPU stays on, one for each; anywhere when empty.
     #[serde(default)]
     pub cpu_affinity: Vec<u32>,
     /// Guest addresses equal machine addresses.
