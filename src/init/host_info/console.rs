@@ -55,13 +55,13 @@ pub enum ConsoleError<'a> {
     #[error("no UART of a known kind")]
     NotFound,
     /// `stdout-path` names a UART that keel has no driver for.
-    #[error("the console's UART is a {compatible}")]
+    #[error("the path of a {compatible}")]
     Unsupported {
         /// The first of its compatible strings.
         compatible: &'a str,
     },
     /// `stdout-path` names a UART whose registers the tree does not place.
-    #[error("the console's UART has no usable reg")]
+    #[error("the path of a UART without usable reg")]
     NoRegisters,
 }
 
@@ -234,13 +234,20 @@ fn top_level<'a>(mut tokens: Tokens<'a>, node: &str, property: &str) -> Option<&
 /// The console of a readable tree.
 pub(super) fn parse(tree: &Tree) -> Result<Console, HostError> {
     let uart = console_only(tree.bytes()).map_err(|error| {
-        let known = MODELS.map(|(name, _)| name);
-        HostError::BadProperty {
-            node: String::from("/chosen"),
-            property: "stdout-path",
-            found: error.to_string(),
-            expected: format!("a UART compatible with one of {known:?}"),
-            remedy: "name such a UART there, or add a driver for this one",
+        let expected = format!("compatible with one of {:?}", MODELS.map(|(name, _)| name));
+        match error {
+            ConsoleError::NoTree(_) | ConsoleError::NotFound => HostError::MissingNode {
+                node: "UART",
+                expected,
+                remedy: "keel is silent from here on: use a machine with such a UART, or add a driver",
+            },
+            ConsoleError::Unsupported { .. } | ConsoleError::NoRegisters => HostError::BadProperty {
+                node: String::from("/chosen"),
+                property: "stdout-path",
+                found: error.to_string(),
+                expected: format!("a UART {expected}"),
+                remedy: "name such a UART there, or add a driver for this one",
+            },
         }
     })?;
     let is_it = |node: &Node| {
