@@ -11,6 +11,7 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 
 /// Bytes of an unfinished line that a VM out of focus can have waiting.
 pub const PENDING: usize = 256;
@@ -21,8 +22,8 @@ pub const ESCAPE: u8 = 0x1d;
 /// Longest part of a name that is shown, in bytes.
 const NAME_LIMIT: usize = 32;
 
-/// Whose name keel's own lines carry.
-const KEEL: &str = "[keel] ";
+/// How the switch's own lines start.
+const KEEL: &str = "keel: ";
 
 const HELP: &str = "Ctrl-] then 0-9: input to that VM; n or Tab: to the next one; l: list VMs; \
                     h or ?: this help; Ctrl-]: send Ctrl-]";
@@ -50,6 +51,21 @@ impl VmState {
 
 /// Takes bytes for the terminal.
 pub type Terminal<'a> = dyn FnMut(&[u8]) + 'a;
+
+/// Writes text to the terminal, with both characters at the end of a line.
+struct Lines<'a, 'b>(&'a mut Terminal<'b>);
+
+impl fmt::Write for Lines<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for (number, line) in text.split('\n').enumerate() {
+            if number > 0 {
+                (self.0)(b"\r\n");
+            }
+            (self.0)(line.as_bytes());
+        }
+        Ok(())
+    }
+}
 
 /// A byte of input for a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,16 +159,12 @@ impl ConsoleMux {
         }
     }
 
-    /// keel itself writes: `text` is shown as lines of its own.
-    pub fn message(&mut self, text: &str, terminal: &mut Terminal) {
-        for line in text.lines() {
-            self.close(terminal);
-            if !self.is_single() {
-                terminal(KEEL.as_bytes());
-            }
-            terminal(line.as_bytes());
-            terminal(b"\r\n");
-        }
+    /// keel itself writes: `text` is shown as lines of its own, the last one ended.
+    pub fn message(&mut self, text: fmt::Arguments<'_>, terminal: &mut Terminal) {
+        self.close(terminal);
+        // Neither the writer nor what keel formats fails.
+        let _ = fmt::write(&mut Lines(terminal), text);
+        terminal(b"\r\n");
     }
 
     /// A byte was typed; returns what a VM is to receive. Keys for the switch are obeyed here.
@@ -170,7 +182,7 @@ impl ConsoleMux {
             b'0'..=b'9' => self.set_focus(usize::from(byte - b'0'), terminal),
             b'n' | b'\t' => self.set_focus(self.next_running(), terminal),
             b'l' => self.list(terminal),
-            _ => self.message(HELP, terminal),
+            _ => self.message(format_args!("{KEEL}{HELP}"), terminal),
         }
         None
     }
@@ -178,12 +190,10 @@ impl ConsoleMux {
     /// Gives a VM the input, and shows what it has waiting.
     pub fn set_focus(&mut self, vm: usize, terminal: &mut Terminal) {
         let Some(prefix) = self.vms.get(vm).map(|vm| vm.prefix.clone()) else {
-            return self.message("there is no VM of that number; Ctrl-] l lists them", terminal);
+            return self.message(format_args!("{KEEL}there is no VM {vm}; Ctrl-] l lists them"), terminal);
         };
         self.focus = vm;
-        let mut text = String::from("input goes to ");
-        text.push_str(prefix.trim_end());
-        self.message(&text, terminal);
+        self.message(format_args!("{KEEL}input goes to {}", prefix.trim_end()), terminal);
         self.flush(vm, terminal);
     }
 
@@ -201,16 +211,14 @@ impl ConsoleMux {
     }
 
     fn list(&mut self, terminal: &mut Terminal) {
-        let mut text = String::new();
+        self.close(terminal);
         for (number, vm) in self.vms.iter().enumerate() {
             let mark = if number == self.focus { '*' } else { ' ' };
-            let key = u8::try_from(number).ok().filter(|number| *number < 10).map_or(' ', |key| char::from(b'0' + key));
-            text.extend([mark, ' ', key, ' ']);
-            text.push_str(&vm.prefix);
-            text.push_str(vm.state.name());
-            text.push('\n');
+            let _ = fmt::write(
+                &mut Lines(terminal),
+                format_args!("{KEEL}{mark} {number} {}{}\n", vm.prefix, vm.state.name()),
+            );
         }
-        self.message(&text, terminal);
     }
 
     /// Keeps a byte until its line is complete, or there is no more room.
@@ -301,7 +309,7 @@ mod tests {
         }
 
         fn message(&mut self, text: &str) {
-            self.mux.message(text, &mut |bytes| self.shown.extend_from_slice(bytes));
+            self.mux.message(format_args!("{text}"), &mut |bytes| self.shown.extend_from_slice(bytes));
         }
 
         fn set_state(&mut self, vm: usize, state: VmState) {
@@ -340,14 +348,14 @@ mod tests {
         let mut bench = Bench::new(&["only"]);
         bench.message("hello");
         bench.output(0, "login: ");
-        bench.message("one\ntwo\n");
+        bench.message("one\ntwo");
         bench.output(0, "root\n");
         bench.message("bye");
         assert_eq!(bench.shown(), "hello\r\nlogin: \r\none\r\ntwo\r\nroot\nbye\r\n");
         let mut bench = Bench::new(&["a", "b"]);
         bench.output(0, "x");
         bench.message("m");
-        assert_eq!(bench.shown(), "[a] x\r\n[keel] m\r\n");
+        assert_eq!(bench.shown(), "[a] x\r\nm\r\n");
     }
 
     #[test]
@@ -405,7 +413,7 @@ mod tests {
         assert_eq!(bench.input(b"x"), [(0, b'x')]);
         bench.output(2, "login: ");
         assert_eq!(bench.input(b"\x1d2root"), [(2, b'r'), (2, b'o'), (2, b'o'), (2, b't')]);
-        assert_eq!(bench.shown(), "[keel] input goes to [c]\r\n[c] login: ");
+        assert_eq!(bench.shown(), "keel: input goes to [c]\r\n[c] login: ");
         assert_eq!(bench.input(b"\x1dny"), [(0, b'y')]);
         assert_eq!(bench.input(b"\x1d\ty"), [(1, b'y')]);
         assert_eq!(bench.input(b"\x1d\x1dy"), [(1, ESCAPE), (1, b'y')]);
@@ -417,12 +425,12 @@ mod tests {
         let mut bench = Bench::new(&["a", "b"]);
         bench.set_state(1, VmState::Crashed);
         bench.input(b"\x1dl");
-        assert_eq!(bench.shown(), "[keel] * 0 [a] running\r\n[keel]   1 [b] crashed\r\n");
+        assert_eq!(bench.shown(), "keel: * 0 [a] running\r\nkeel:   1 [b] crashed\r\n");
         bench.input(b"\x1d9");
-        assert_eq!(bench.shown(), "[keel] there is no VM of that number; Ctrl-] l lists them\r\n");
+        assert_eq!(bench.shown(), "keel: there is no VM 9; Ctrl-] l lists them\r\n");
         for help in [b"\x1d?", b"\x1dh", b"\x1dz"] {
             assert_eq!(bench.input(help), []);
-            assert!(bench.shown().starts_with("[keel] Ctrl-] then 0-9"));
+            assert!(bench.shown().starts_with("keel: Ctrl-] then 0-9"));
         }
         assert_eq!(bench.input(b"\x1dnx"), [(0, b'x')], "b has ended");
         bench.set_state(0, VmState::Off);
@@ -469,8 +477,10 @@ mod tests {
     }
 
     proptest! {
-        /// Each line of the terminal is one VM's, and every VM's text is there, in order, in whole lines where nobody cut
-        /// into them.
+        #![proptest_config(ProptestConfig::with_cases(100))]
+
+        /// Each line of the terminal is one VM's, and every VM's text is there, in order, in whole lines where nobody
+        /// cut into them.
         #[test]
         fn lines_are_never_mixed(steps in proptest::collection::vec(any_step(), 0..60)) {
             let mut bench = Bench::new(&["A", "B", "C"]);
@@ -482,7 +492,7 @@ mod tests {
                         written[vm].extend(bytes);
                     }
                     Step::Focus(key) => prop_assert_eq!(bench.input(&[ESCAPE, key]), []),
-                    Step::Message => bench.message("note"),
+                    Step::Message => bench.message("keel: note"),
                 }
                 prop_assert!(bench.mux.vms.iter().all(|vm| vm.pending.len() < PENDING));
                 let focus = bench.mux.focus();

@@ -56,36 +56,6 @@ impl AccessSize {
     pub const fn mask(self) -> u64 {
         u64::MAX >> (64 - self.bits())
     }
-
-    /// What a load of this size leaves in a register: `value` cut to the size, then extended with zeros, or with its
-    /// sign to 64 bits (`sign`), and cut to 32 bits when the destination is a W register (ISS.SSE and ISS.SF).
-    #[inline]
-    pub const fn extend(self, value: u64, sign: bool, sixty_four: bool) -> u64 {
-        let unused = 64 - self.bits();
-        let value = value << unused;
-        let value = if sign { (value as i64 >> unused) as u64 } else { value >> unused };
-        if sixty_four { value } else { value & AccessSize::Word.mask() }
-    }
-}
-
-/// What the guest asked of a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MmioOperation {
-    /// A load. The device's answer is cut to the size of the access.
-    Read,
-    /// A store of this value, zero-extended from the size of the access.
-    Write(u64),
-}
-
-/// One access of a guest to memory that stage 2 does not map.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MmioAccess {
-    /// Address of the first byte, of any alignment.
-    pub ipa: Ipa,
-    /// Bytes moved.
-    pub size: AccessSize,
-    /// Load or store.
-    pub operation: MmioOperation,
 }
 
 /// A range of guest physical addresses and the device behind it.
@@ -240,18 +210,6 @@ mod tests {
             assert_eq!(u64::from(size.bits()), size.bytes() * 8);
         }
         assert_eq!(AccessSize::ALL.map(AccessSize::mask), [0xff, 0xffff, 0xffff_ffff, u64::MAX]);
-    }
-
-    #[test]
-    fn extension() {
-        assert_eq!(AccessSize::Byte.extend(0x1280, false, true), 0x80);
-        assert_eq!(AccessSize::Byte.extend(0x1280, true, true), 0xffff_ffff_ffff_ff80);
-        assert_eq!(AccessSize::Byte.extend(0x1280, true, false), 0xffff_ff80);
-        assert_eq!(AccessSize::Half.extend(0x7fff, true, true), 0x7fff);
-        assert_eq!(AccessSize::Word.extend(0x8000_0000, true, true), 0xffff_ffff_8000_0000);
-        assert_eq!(AccessSize::Word.extend(0x8000_0000, true, false), 0x8000_0000);
-        assert_eq!(AccessSize::Double.extend(u64::MAX, true, true), u64::MAX);
-        assert_eq!(AccessSize::Double.extend(u64::MAX, false, true), u64::MAX);
     }
 
     #[test]
