@@ -1,4 +1,23 @@
 //! The KVM API: VMs and vCPUs with KVM's calls, structures and error numbers.
+//!
+//! [`Vm`] and [`Vcpu`] *are* KVM's calls: whoever builds a VM, keel's launcher or later a root VM by hypercall, uses the
+//! methods here and nothing else. A VM goes from being configured to having run; its first run freezes what
+//! configuration may change into a [`Machine`], which exits work on without locks.
+
 pub mod errno;
+pub mod uapi;
+
+#[cfg(target_os = "none")]
+pub mod machine;
+#[cfg(target_os = "none")]
+pub mod physical;
+#[cfg(target_os = "none")]
+pub mod run;
+#[cfg(target_os = "none")]
+pub mod vcpu;
+#[cfg(target_os = "none")]
+pub mod vm;
 
 pub use errno::Errno;
+#[cfg(target_os = "none")]
+pub use {machine::Machine, run::Leave, vcpu::Vcpu, vm::Vm};

@@ -1,4 +1,10 @@
 //! Memory: addresses as types, the frame allocator, the page-table walker, stage 2, and EL2's own map.
-pub mod addr;
 
-pub use addr::{Ipa, Pa};
+pub mod stage2;
+
+#[cfg(target_os = "none")]
+pub mod el2;
+#[cfg(target_os = "none")]
+pub mod frame;
+
+pub use crate::arch::addr::{self, Ipa, Pa};

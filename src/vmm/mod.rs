@@ -12,5 +12,14 @@ pub mod layout;
 pub mod load;
 pub mod tree;
 
+#[cfg(target_os = "none")]
+pub mod console;
+#[cfg(target_os = "none")]
+pub mod entropy;
+#[cfg(target_os = "none")]
+pub mod lifecycle;
+#[cfg(target_os = "none")]
+pub mod scheduler;
+
 #[cfg(test)]
 pub(crate) mod test_support;

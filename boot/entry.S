@@ -1,0 +1,114 @@
+// The arm64 Image header and the way from the loader's jump to Rust.
+//
+// On entry (Linux, Documentation/arch/arm64/booting: the contract every loader follows): x0 = physical address of the
+// device tree, x1-x3 = 0, MMU off, data cache off and clean for the image, interrupts masked.
+// Secondary CPUs enter at `secondary_entry` with x0 = physical address of their `SecondaryBlock`.
+
+    .section .head.text, "ax"
+    .global _start
+_start:
+    b       primary_entry               // code0
+    .long   0                           // code1
+    .quad   0                           // text_offset: any 2 MiB-aligned base will do
+    .quad   _image_size                 // image_size, BSS and stacks included
+    .quad   0xa                         // flags: little endian, 4 KiB pages, anywhere in RAM
+    .quad   0, 0, 0                     // res2..res4
+    .ascii  "ARM\x64"                   // magic
+    .long   0                           // res5: no PE header
+
+// primary_entry: in x0 = device tree. Never returns.
+//   x19 = device tree, x20 = counter at the first instruction, x21 = CurrentEL
+    .global primary_entry
+primary_entry:
+    msr     daifset, #0xf
+    mrs     x21, CurrentEL
+    cmp     x21, #(2 << 2)
+    mov     x20, xzr
+    b.ne    1f
+    mrs     x20, cntpct_el0             // keel.stats reports boot time from here
+    mov_q   x1, {sctlr_el2_mmu_off}
+    msr     sctlr_el2, x1
+    isb
+1:  mov     x19, x0
+    adr_l   x0, _boot_stack_top
+    msr     spsel, #1
+    mov     sp, x0
+    bl      relocate
+    bl      clear_bss
+    cmp     x21, #(2 << 2)
+    b.ne    2f
+    // The hyp-stub vectors come first: from here on nothing at EL2 vectors into the void.
+    adr_l   x0, hyp_stub_vectors
+    msr     vbar_el2, x0
+    bl      el2_setup
+    mov     x29, xzr
+    mov     x0, x19
+    mov     x1, x20
+    bl      keel_primary
+2:  mov     x29, xzr
+    mov     x0, x19
+    lsr     x1, x21, #2
+    bl      keel_wrong_exception_level
+3:  wfe
+    b       3b
+
+// relocate: applies the R_AARCH64_RELATIVE entries of .rela.dyn (ELF for the Arm 64-bit Architecture, 5.7.15).
+//   out: memory; clobbers x0-x6. The image is linked at 0, so the load bias is the address of its first byte.
+relocate:
+    adr_l   x0, _start_of_image
+    adr_l   x1, _start_of_rela
+    adr_l   x2, _end_of_rela
+1:  cmp     x1, x2
+    b.hs    2f
+    ldp     x3, x4, [x1], #16           // r_offset, r_info
+    ldr     x5, [x1], #8                // r_addend
+    cmp     w4, #1027                   // R_AARCH64_RELATIVE
+    b.ne    1b
+    add     x5, x5, x0
+    str     x5, [x3, x0]
+    b       1b
+2:  ret
+
+// clear_bss: zeroes [_start_of_bss, _end_of_bss), both 16-byte aligned. Clobbers x0, x1.
+clear_bss:
+    adr_l   x0, _start_of_bss
+    adr_l   x1, _end_of_bss
+1:  cmp     x0, x1
+    b.hs    2f
+    stp     xzr, xzr, [x0], #16
+    b       1b
+2:  ret
+
+// secondary_entry: in x0 = physical address of a SecondaryBlock, cleaned to the point of coherency. Never returns.
+    .global secondary_entry
+secondary_entry:
+    msr     daifset, #0xf
+    mrs     x1, CurrentEL
+    cmp     x1, #(2 << 2)
+    b.ne    3b                          // firmware started this CPU in the wrong exception level: it stays parked
+    mov     x19, x0
+    mov_q   x1, {sctlr_el2_mmu_off}
+    msr     sctlr_el2, x1
+    isb
+    adr_l   x0, hyp_stub_vectors
+    msr     vbar_el2, x0
+    bl      el2_setup
+    ldp     x0, x1, [x19, #{sb_mair}]   // MAIR_EL2, TCR_EL2
+    msr     mair_el2, x0
+    msr     tcr_el2, x1
+    ldp     x0, x1, [x19, #{sb_ttbr0}]  // TTBR0_EL2, SCTLR_EL2 with the MMU on
+    msr     ttbr0_el2, x0
+    tlbi    alle2
+    ic      iallu
+    dsb     nsh
+    isb
+    msr     sctlr_el2, x1
+    isb
+    ldp     x0, x1, [x19, #{sb_stack}]  // top of this CPU's stack, index of this CPU
+    msr     spsel, #1
+    mov     sp, x0
+    msr     tpidr_el2, x1
+    mov     x0, x1
+    mov     x29, xzr
+    bl      keel_secondary
+    b       3b

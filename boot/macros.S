@@ -1,0 +1,21 @@
+// Macros that every assembly file of the images may use.
+
+// adr_l: the run-time address of a symbol anywhere in the image (within 4 GiB).
+.macro adr_l, register, symbol
+    adrp    \register, \symbol
+    add     \register, \register, :lo12:\symbol
+.endm
+
+// mov_q: any 64-bit constant.
+.macro mov_q, register, value
+    movz    \register, #:abs_g3:\value
+    movk    \register, #:abs_g2_nc:\value
+    movk    \register, #:abs_g1_nc:\value
+    movk    \register, #:abs_g0_nc:\value
+.endm
+
+// id_field: \out = the unsigned 4-bit field of an ID register at bit \lsb.
+.macro id_field, out, id_register, lsb
+    mrs     \out, \id_register
+    ubfx    \out, \out, #\lsb, #4
+.endm

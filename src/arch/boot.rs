@@ -1,0 +1,118 @@
+//! The assembly that runs before Rust: Image header, entry, EL2 set-up and the hyp-stub vectors.
+//!
+//! Its numbers come from Rust. [`image`] gives the run-time addresses of the sections that `linker.ld` lays out.
+
+use super::hcr;
+use super::addr::Pa;
+use core::mem::offset_of;
+
+core::arch::global_asm!(include_str!("../../boot/macros.S"));
+core::arch::global_asm!(
+    include_str!("../../boot/entry.S"),
+    sctlr_el2_mmu_off = const hcr::SCTLR_EL2_MMU_OFF,
+    sb_mair = const offset_of!(SecondaryBlock, mair),
+    sb_ttbr0 = const offset_of!(SecondaryBlock, ttbr0),
+    sb_stack = const offset_of!(SecondaryBlock, stack),
+);
+core::arch::global_asm!(
+    include_str!("../../boot/el2_setup.S"),
+    hcr_el2_host = const hcr::HCR_EL2_HOST,
+    sctlr_el1_reset = const hcr::SCTLR_EL1_RESET,
+);
+core::arch::global_asm!(include_str!("../../boot/stub_vectors.S"));
+
+/// What a secondary CPU needs before it can run Rust: read with the MMU off, so it must be clean to the point of
+/// coherency.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug)]
+pub struct SecondaryBlock {
+    /// MAIR_EL2.
+    pub mair: u64,
+    /// TCR_EL2.
+    pub tcr: u64,
+    /// TTBR0_EL2.
+    pub ttbr0: u64,
+    /// SCTLR_EL2, with the MMU on.
+    pub sctlr: u64,
+    /// Top of the CPU's stack, 16-byte aligned.
+    pub stack: u64,
+    /// The CPU's index, which becomes TPIDR_EL2.
+    pub index: u64,
+}
+
+const _: () = assert!(offset_of!(SecondaryBlock, tcr) == offset_of!(SecondaryBlock, mair) + 8);
+const _: () = assert!(offset_of!(SecondaryBlock, sctlr) == offset_of!(SecondaryBlock, ttbr0) + 8);
+const _: () = assert!(offset_of!(SecondaryBlock, index) == offset_of!(SecondaryBlock, stack) + 8);
+
+/// Run-time addresses of the image's sections; EL2 runs identity mapped, so they are physical too.
+pub mod image {
+    use super::Pa;
+    use core::ops::Range;
+
+    macro_rules! symbol {
+        ($name:ident) => {{
+            unsafe extern "C" {
+                static $name: u8;
+            }
+            Pa(&raw const $name as u64)
+        }};
+    }
+
+    /// The whole image, stacks and BSS included.
+    pub fn whole() -> Range<Pa> {
+        symbol!(_start_of_image)..symbol!(_end_of_image)
+    }
+
+    /// Code, read and execute.
+    pub fn text() -> Range<Pa> {
+        symbol!(_start_of_image)..symbol!(_end_of_text)
+    }
+
+    /// Constants, read only.
+    pub fn rodata() -> Range<Pa> {
+        symbol!(_end_of_text)..symbol!(_end_of_rodata)
+    }
+
+    /// Data, BSS and what is not cleared, read and write.
+    pub fn data() -> Range<Pa> {
+        symbol!(_end_of_rodata)..symbol!(_end_of_data)
+    }
+
+    /// The page under the boot CPU's stack, never mapped.
+    pub fn stack_guard() -> Range<Pa> {
+        symbol!(_boot_stack_guard)..symbol!(_boot_stack_bottom)
+    }
+
+    /// Bytes of a secondary CPU's stack, and of the guard page under it.
+    const STACK: u64 = 0x4000;
+    const GUARD: u64 = 0x1000;
+
+    /// The stack of CPU `index`, below 64; the page under it is never mapped.
+    pub fn stack(index: usize) -> Option<Range<Pa>> {
+        let slot = index as u64;
+        let start = Pa(symbol!(_start_of_stacks).0 + slot * (GUARD + STACK) + GUARD);
+        (slot < 64).then_some(start..Pa(start.0 + STACK))
+    }
+
+    /// The bundle linked into the image; empty when there is none.
+    pub fn bundle() -> &'static [u8] {
+        let (start, end) = (symbol!(_start_of_bundle), symbol!(_end_of_bundle));
+        // SAFETY: the linker script places `.bundle` between these two symbols, inside `.rodata`, which is mapped read
+        // only for as long as keel runs and is never written after relocation.
+        unsafe { core::slice::from_raw_parts(start.0 as *const u8, (end.0 - start.0) as usize) }
+    }
+}
+
+/// Where firmware must start a secondary CPU, with its [`SecondaryBlock`] in x0.
+pub fn secondary_entry_address() -> Pa {
+    unsafe extern "C" {
+        fn secondary_entry();
+    }
+    Pa(secondary_entry as *const () as u64)
+}
+
+/// The bundle that the build names (`build.rs`), in the section that [`image::bundle`] finds.
+#[unsafe(link_section = ".bundle")]
+#[used]
+static BUNDLE: [u8; include_bytes!(concat!(env!("OUT_DIR"), "/bundle.itb")).len()] =
+    *include_bytes!(concat!(env!("OUT_DIR"), "/bundle.itb"));

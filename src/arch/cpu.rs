@@ -1,0 +1,72 @@
+//! This CPU: its index, identity, ID registers, and waiting.
+
+use super::sysreg::read_sysreg;
+
+/// MPIDR_EL1's affinity fields: Aff3 39:32, Aff2 23:16, Aff1 15:8, Aff0 7:0.
+pub const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
+
+/// The index of this CPU (TPIDR_EL2), the order in which the host's tree lists them; 0 until set.
+#[inline(always)]
+pub fn index() -> usize {
+    read_sysreg!("tpidr_el2") as usize
+}
+
+/// Sets this CPU's index.
+pub fn set_index(index: usize) {
+    super::sysreg::write_sysreg!("tpidr_el2", index as u64);
+}
+
+/// This CPU's affinity.
+pub fn mpidr() -> u64 {
+    read_sysreg!("mpidr_el1") & MPIDR_AFFINITY
+}
+
+/// MIDR_EL1.
+pub fn midr() -> u64 {
+    read_sysreg!("midr_el1")
+}
+
+/// Waits until an interrupt is pending; interrupts stay masked, so it is not taken.
+pub fn wait_for_interrupt() {
+    // SAFETY: DSB and WFI change no state.
+    unsafe { core::arch::asm!("dsb sy", "wfi", options(nostack, preserves_flags)) };
+}
+
+/// Stops this CPU for good.
+pub fn halt() -> ! {
+    loop {
+        // SAFETY: WFE changes no state.
+        unsafe { core::arch::asm!("wfe", options(nostack, preserves_flags)) };
+    }
+}
+
+macro_rules! id_space {
+    ($($crm:literal: $($op2:literal)*;)*) => {
+        /// Reads the whole ID space, op0 = 3, op1 = 0, CRn = 0, CRm = 1..=7, op2 = 0..=7: index `(CRm - 1) * 8 + op2`.
+        /// Encodings that name no register read as zero (Arm ARM D24.3.1).
+        pub fn id_registers() -> [u64; 56] {
+            [$($({
+                let value: u64;
+                // SAFETY: reads of the ID space never trap at EL2 and only write `value`.
+                unsafe {
+                    core::arch::asm!(
+                        concat!("mrs {}, S3_0_C0_C", $crm, "_", $op2),
+                        out(reg) value,
+                        options(nomem, nostack, preserves_flags)
+                    )
+                };
+                value
+            },)*)*]
+        }
+    };
+}
+
+id_space! {
+    1: 0 1 2 3 4 5 6 7;
+    2: 0 1 2 3 4 5 6 7;
+    3: 0 1 2 3 4 5 6 7;
+    4: 0 1 2 3 4 5 6 7;
+    5: 0 1 2 3 4 5 6 7;
+    6: 0 1 2 3 4 5 6 7;
+    7: 0 1 2 3 4 5 6 7;
+}

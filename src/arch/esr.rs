@@ -1,0 +1,97 @@
+//! ESR_EL2: exception classes and syndromes (Arm ARM D24.2.40).
+//!
+//! Only the exit decoder reads these fields.
+
+/// Exception class, ESR_EL2.EC, bits 31:26.
+pub mod ec {
+    /// WFI, WFE, WFIT or WFET.
+    pub const WFX: u64 = 0x01;
+    /// FP, SIMD or SVE access trapped by CPTR_EL2 or CPACR_EL1.
+    pub const FP_SIMD: u64 = 0x07;
+    /// Pointer authentication trapped by HCR_EL2.API.
+    pub const PAUTH: u64 = 0x09;
+    /// Illegal execution state.
+    pub const ILLEGAL_STATE: u64 = 0x0e;
+    /// HVC from AArch64.
+    pub const HVC64: u64 = 0x16;
+    /// SMC from AArch64.
+    pub const SMC64: u64 = 0x17;
+    /// MSR, MRS or system instruction from AArch64.
+    pub const SYSREG: u64 = 0x18;
+    /// SVE access.
+    pub const SVE: u64 = 0x19;
+    /// SME access.
+    pub const SME: u64 = 0x1d;
+    /// Instruction abort from a lower level.
+    pub const INSTRUCTION_ABORT_LOWER: u64 = 0x20;
+    /// Instruction abort without a change of level.
+    pub const INSTRUCTION_ABORT_SAME: u64 = 0x21;
+    /// PC alignment fault.
+    pub const PC_ALIGNMENT: u64 = 0x22;
+    /// Data abort from a lower level.
+    pub const DATA_ABORT_LOWER: u64 = 0x24;
+    /// Data abort without a change of level.
+    pub const DATA_ABORT_SAME: u64 = 0x25;
+    /// SError.
+    pub const SERROR: u64 = 0x2f;
+    /// BRK from AArch64.
+    pub const BRK64: u64 = 0x3c;
+}
+
+/// IL, bit 25: the trapped instruction has 32 bits.
+pub const IL: u64 = 1 << 25;
+
+/// EC of a syndrome.
+#[inline(always)]
+pub const fn class(esr: u64) -> u64 {
+    (esr >> 26) & 0x3f
+}
+
+/// ISS of a syndrome, bits 24:0.
+#[inline(always)]
+pub const fn iss(esr: u64) -> u64 {
+    esr & 0x01ff_ffff
+}
+
+/// Fault status codes of aborts, ISS bits 5:0.
+pub mod fsc {
+    /// Address size fault, level 0 (bits 1:0 give the level).
+    pub const ADDRESS_SIZE: u64 = 0x00;
+    /// Translation fault, level 0.
+    pub const TRANSLATION: u64 = 0x04;
+    /// Access flag fault, level 0.
+    pub const ACCESS_FLAG: u64 = 0x08;
+    /// Permission fault, level 0.
+    pub const PERMISSION: u64 = 0x0c;
+    /// Synchronous external abort, not on a walk.
+    pub const EXTERNAL: u64 = 0x10;
+    /// Level bits of the four kinds above.
+    pub const LEVEL: u64 = 0x03;
+}
+
+/// A name for an exception class, for reports.
+pub const fn class_name(class: u64) -> &'static str {
+    match class {
+        0x00 => "unknown reason",
+        ec::WFX => "WFI or WFE",
+        ec::FP_SIMD => "FP or SIMD access",
+        ec::PAUTH => "pointer authentication",
+        0x0d => "branch target",
+        ec::ILLEGAL_STATE => "illegal execution state",
+        ec::HVC64 => "HVC",
+        ec::SMC64 => "SMC",
+        ec::SYSREG => "system register access",
+        ec::SVE => "SVE access",
+        ec::SME => "SME access",
+        ec::INSTRUCTION_ABORT_LOWER => "instruction abort from a lower level",
+        ec::INSTRUCTION_ABORT_SAME => "instruction abort",
+        ec::PC_ALIGNMENT => "PC alignment fault",
+        ec::DATA_ABORT_LOWER => "data abort from a lower level",
+        ec::DATA_ABORT_SAME => "data abort",
+        0x26 => "SP alignment fault",
+        0x27 => "memory operation",
+        ec::SERROR => "SError",
+        ec::BRK64 => "BRK",
+        _ => "other class",
+    }
+}

@@ -1,0 +1,67 @@
+//! Optional features of this machine that change what keel does, read from the ID registers.
+//!
+//! Bring-up checks that every CPU agrees, so one CPU's answer holds for all.
+
+use super::sysreg::read_sysreg;
+
+fn field(register: u64, lsb: u32) -> u64 {
+    (register >> lsb) & 0xf
+}
+
+/// FEAT_S2FWB: stage 2 can make all guest accesses cacheable (ID_AA64MMFR2_EL1.FWB).
+#[inline]
+pub fn has_fwb() -> bool {
+    field(read_sysreg!("S3_0_C0_C7_2"), 40) != 0
+}
+
+/// FEAT_PAuth, with any algorithm (ID_AA64ISAR1_EL1.APA, API; ID_AA64ISAR2_EL1.APA3).
+pub fn has_pauth() -> bool {
+    let isar1 = read_sysreg!("S3_0_C0_C6_1");
+    field(isar1, 4) != 0 || field(isar1, 8) != 0 || field(read_sysreg!("S3_0_C0_C6_2"), 12) != 0
+}
+
+/// FEAT_RAS (ID_AA64PFR0_EL1.RAS).
+pub fn has_ras() -> bool {
+    field(read_sysreg!("S3_0_C0_C4_0"), 28) != 0
+}
+
+/// FEAT_VMID16 (ID_AA64MMFR1_EL1.VMIDBits).
+pub fn has_vmid16() -> bool {
+    field(read_sysreg!("S3_0_C0_C7_1"), 4) == 2
+}
+
+/// FEAT_PMUv3 (ID_AA64DFR0_EL1.PMUVer).
+pub fn has_pmu() -> bool {
+    !matches!(field(read_sysreg!("S3_0_C0_C5_0"), 8), 0 | 0xf)
+}
+
+/// FEAT_HCX (ID_AA64MMFR1_EL1.HCX).
+pub fn has_hcx() -> bool {
+    field(read_sysreg!("S3_0_C0_C7_1"), 40) != 0
+}
+
+/// FEAT_FGT (ID_AA64MMFR0_EL1.FGT).
+pub fn has_fgt() -> bool {
+    field(read_sysreg!("S3_0_C0_C7_0"), 56) != 0
+}
+
+/// Breakpoints and watchpoints (ID_AA64DFR0_EL1.BRPs, WRPs: number minus one).
+pub fn debug_registers() -> (usize, usize) {
+    let dfr0 = read_sysreg!("S3_0_C0_C5_0");
+    (field(dfr0, 12) as usize + 1, field(dfr0, 20) as usize + 1)
+}
+
+/// The GIC system-register interface (ID_AA64PFR0_EL1.GIC).
+pub fn has_gic_system_registers() -> bool {
+    field(read_sysreg!("S3_0_C0_C4_0"), 24) != 0
+}
+
+/// FEAT_PAN (ID_AA64MMFR1_EL1.PAN).
+pub fn has_pan() -> bool {
+    field(read_sysreg!("S3_0_C0_C7_1"), 20) != 0
+}
+
+/// FEAT_RNG (ID_AA64ISAR0_EL1.RNDR).
+pub fn has_rng() -> bool {
+    field(read_sysreg!("S3_0_C0_C6_0"), 60) != 0
+}

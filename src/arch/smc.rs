@@ -1,0 +1,59 @@
+//! Calls to firmware by SMC or HVC (SMCCC), and the PSCI calls keel makes itself.
+
+use super::addr::Pa;
+
+/// How firmware is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Conduit {
+    /// SMC, the only conduit that leads out of EL2.
+    Smc,
+    /// HVC: the tree was written for an EL1 kernel. At EL2 that would call keel itself, so it cannot be used.
+    Hvc,
+}
+
+/// PSCI 0.2 CPU_ON, SMC64.
+const CPU_ON_64: u32 = 0xc400_0003;
+/// PSCI 0.2 SYSTEM_OFF.
+const SYSTEM_OFF: u32 = 0x8400_0008;
+/// PSCI 0.2 SYSTEM_RESET.
+const SYSTEM_RESET: u32 = 0x8400_0009;
+/// PSCI 0.2 PSCI_VERSION.
+const PSCI_VERSION: u32 = 0x8400_0000;
+
+fn call(function: u32, arguments: [u64; 3]) -> i64 {
+    let mut registers = [0; 17];
+    registers[..3].copy_from_slice(&arguments);
+    smccc::smc64(function, registers)[0] as i64
+}
+
+/// Starts a CPU at `entry` in EL2 with `context` in x0. `Err` holds PSCI's error number.
+pub fn cpu_on(mpidr: u64, entry: Pa, context: Pa) -> Result<(), i64> {
+    match call(CPU_ON_64, [mpidr, entry.0, context.0]) {
+        0 => Ok(()),
+        error => Err(error),
+    }
+}
+
+/// The firmware's PSCI version, major in bits 31:16, minor in 15:0.
+pub fn psci_version() -> u32 {
+    call(PSCI_VERSION, [0; 3]) as u32
+}
+
+/// Powers the board off. Returns only if firmware does not do it.
+pub fn system_off() {
+    call(SYSTEM_OFF, [0; 3]);
+}
+
+/// Resets the board. Returns only if firmware does not do it.
+pub fn system_reset() {
+    call(SYSTEM_RESET, [0; 3]);
+}
+
+/// What firmware answers to SMCCC_ARCH_FEATURES(`function`): the state of a workaround on this CPU.
+pub fn arch_features(function: u32) -> i64 {
+    // Below SMCCC 1.1 the call does not exist: PSCI_FEATURES(SMCCC_VERSION) tells.
+    if psci_version() < 0x1_0000 || call(0x8400_000a, [0x8000_0000, 0, 0]) < 0 {
+        return -1;
+    }
+    i64::from(call(0x8000_0001, [u64::from(function), 0, 0]) as i32)
+}

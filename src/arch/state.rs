@@ -1,0 +1,289 @@
+//! A guest's registers that stay in the machine while it runs: saved and loaded only when a CPU changes vCPU.
+//!
+//! One list names the registers that every CPU has; optional ones (pointer-authentication keys, debug registers) follow
+//! their ID fields. FP and SIMD move in assembly (`boot/fpsimd.S`), since keel is built without them.
+
+use super::{
+    features,
+    sysreg::{isb, read_sysreg, write_sysreg},
+};
+
+core::arch::global_asm!(include_str!("../../boot/fpsimd.S"));
+
+/// V0-V31, FPSR and FPCR.
+#[repr(C, align(16))]
+#[derive(Clone, Debug)]
+pub struct FpState {
+    /// V0-V31, two words each.
+    pub v: [[u64; 2]; 32],
+    /// FPSR.
+    pub fpsr: u64,
+    /// FPCR.
+    pub fpcr: u64,
+}
+
+unsafe extern "C" {
+    fn fpsimd_save(state: *mut FpState);
+    fn fpsimd_restore(state: *const FpState);
+}
+
+macro_rules! el1_registers {
+    ($($(#[$meta:meta])* $field:ident $name:literal)*) => {
+        /// EL1 and EL0 system registers that every AArch64 CPU has.
+        #[derive(Clone, Debug, Default)]
+        pub struct El1Registers {
+            $($(#[$meta])* #[doc = concat!("`", $name, "`.")] pub $field: u64,)*
+        }
+
+        impl El1Registers {
+            fn save(&mut self) {
+                $(self.$field = read_sysreg!($name);)*
+            }
+
+            fn load(&self) {
+                $(write_sysreg!($name, self.$field);)*
+            }
+        }
+    };
+}
+
+el1_registers! {
+    sctlr "sctlr_el1"
+    cpacr "cpacr_el1"
+    ttbr0 "ttbr0_el1"
+    ttbr1 "ttbr1_el1"
+    tcr "tcr_el1"
+    esr "esr_el1"
+    afsr0 "afsr0_el1"
+    afsr1 "afsr1_el1"
+    far "far_el1"
+    mair "mair_el1"
+    amair "amair_el1"
+    vbar "vbar_el1"
+    contextidr "contextidr_el1"
+    tpidr_el1 "tpidr_el1"
+    tpidr_el0 "tpidr_el0"
+    tpidrro_el0 "tpidrro_el0"
+    par "par_el1"
+    csselr "csselr_el1"
+    cntkctl "cntkctl_el1"
+    elr "elr_el1"
+    spsr "spsr_el1"
+    sp_el0 "sp_el0"
+    sp_el1 "sp_el1"
+    mdscr "mdscr_el1"
+}
+
+/// The keys of pointer authentication, low and high half of IA, IB, DA, DB, GA.
+#[derive(Clone, Debug, Default)]
+struct Keys([u64; 10]);
+
+macro_rules! keys {
+    ($($n:literal $name:literal)*) => {
+        impl Keys {
+            fn save(&mut self) {
+                $(self.0[$n] = read_sysreg!($name);)*
+            }
+
+            fn load(&self) {
+                $(write_sysreg!($name, self.0[$n]);)*
+            }
+        }
+    };
+}
+
+keys! {
+    0 "S3_0_C2_C1_0" 1 "S3_0_C2_C1_1" 2 "S3_0_C2_C1_2" 3 "S3_0_C2_C1_3" 4 "S3_0_C2_C2_0"
+    5 "S3_0_C2_C2_1" 6 "S3_0_C2_C2_2" 7 "S3_0_C2_C2_3" 8 "S3_0_C2_C3_0" 9 "S3_0_C2_C3_1"
+}
+
+/// Breakpoints and watchpoints: (value, control) of each.
+#[derive(Clone, Debug, Default)]
+struct Debug {
+    breakpoints: [[u64; 2]; 16],
+    watchpoints: [[u64; 2]; 16],
+}
+
+macro_rules! debug_registers {
+    ($($n:literal $bvr:literal $bcr:literal $wvr:literal $wcr:literal)*) => {
+        impl Debug {
+            fn save(&mut self) {
+                let (breakpoints, watchpoints) = features::debug_registers();
+                $(if $n < breakpoints {
+                    self.breakpoints[$n] = [read_sysreg!($bvr), read_sysreg!($bcr)];
+                }
+                if $n < watchpoints {
+                    self.watchpoints[$n] = [read_sysreg!($wvr), read_sysreg!($wcr)];
+                })*
+            }
+
+            fn load(&self) {
+                let (breakpoints, watchpoints) = features::debug_registers();
+                $(if $n < breakpoints {
+                    write_sysreg!($bvr, self.breakpoints[$n][0]);
+                    write_sysreg!($bcr, self.breakpoints[$n][1]);
+                }
+                if $n < watchpoints {
+                    write_sysreg!($wvr, self.watchpoints[$n][0]);
+                    write_sysreg!($wcr, self.watchpoints[$n][1]);
+                })*
+            }
+        }
+    };
+}
+
+debug_registers! {
+    0 "S2_0_C0_C0_4" "S2_0_C0_C0_5" "S2_0_C0_C0_6" "S2_0_C0_C0_7"
+    1 "S2_0_C0_C1_4" "S2_0_C0_C1_5" "S2_0_C0_C1_6" "S2_0_C0_C1_7"
+    2 "S2_0_C0_C2_4" "S2_0_C0_C2_5" "S2_0_C0_C2_6" "S2_0_C0_C2_7"
+    3 "S2_0_C0_C3_4" "S2_0_C0_C3_5" "S2_0_C0_C3_6" "S2_0_C0_C3_7"
+    4 "S2_0_C0_C4_4" "S2_0_C0_C4_5" "S2_0_C0_C4_6" "S2_0_C0_C4_7"
+    5 "S2_0_C0_C5_4" "S2_0_C0_C5_5" "S2_0_C0_C5_6" "S2_0_C0_C5_7"
+    6 "S2_0_C0_C6_4" "S2_0_C0_C6_5" "S2_0_C0_C6_6" "S2_0_C0_C6_7"
+    7 "S2_0_C0_C7_4" "S2_0_C0_C7_5" "S2_0_C0_C7_6" "S2_0_C0_C7_7"
+    8 "S2_0_C0_C8_4" "S2_0_C0_C8_5" "S2_0_C0_C8_6" "S2_0_C0_C8_7"
+    9 "S2_0_C0_C9_4" "S2_0_C0_C9_5" "S2_0_C0_C9_6" "S2_0_C0_C9_7"
+    10 "S2_0_C0_C10_4" "S2_0_C0_C10_5" "S2_0_C0_C10_6" "S2_0_C0_C10_7"
+    11 "S2_0_C0_C11_4" "S2_0_C0_C11_5" "S2_0_C0_C11_6" "S2_0_C0_C11_7"
+    12 "S2_0_C0_C12_4" "S2_0_C0_C12_5" "S2_0_C0_C12_6" "S2_0_C0_C12_7"
+    13 "S2_0_C0_C13_4" "S2_0_C0_C13_5" "S2_0_C0_C13_6" "S2_0_C0_C13_7"
+    14 "S2_0_C0_C14_4" "S2_0_C0_C14_5" "S2_0_C0_C14_6" "S2_0_C0_C14_7"
+    15 "S2_0_C0_C15_4" "S2_0_C0_C15_5" "S2_0_C0_C15_6" "S2_0_C0_C15_7"
+}
+
+/// The EL1 timers, as the guest set them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timers {
+    /// CNTV_CTL_EL0.
+    pub virtual_control: u64,
+    /// CNTV_CVAL_EL0.
+    pub virtual_compare: u64,
+    /// CNTP_CTL_EL0.
+    pub physical_control: u64,
+    /// CNTP_CVAL_EL0.
+    pub physical_compare: u64,
+}
+
+/// All of it.
+#[derive(Clone, Debug)]
+pub struct GuestState {
+    /// System registers.
+    pub el1: El1Registers,
+    /// FP and SIMD.
+    pub fp: FpState,
+    /// Timers.
+    pub timers: Timers,
+    keys: Keys,
+    debug: Debug,
+    os_lock: bool,
+}
+
+/// EL2 registers that make the machine this guest's: they come from the VM and the vCPU.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestConfig {
+    /// HCR_EL2.
+    pub hcr: u64,
+    /// VTTBR_EL2: VMID and stage-2 tables.
+    pub vttbr: u64,
+    /// VTCR_EL2.
+    pub vtcr: u64,
+    /// VMPIDR_EL2: the MPIDR_EL1 that the guest reads.
+    pub vmpidr: u64,
+    /// CNTVOFF_EL2: what the virtual counter is behind the physical one.
+    pub cntvoff: u64,
+    /// MDCR_EL2.
+    pub mdcr: u64,
+    /// CPTR_EL2.
+    pub cptr: u64,
+}
+
+impl GuestState {
+    /// The state of a CPU after reset, as KVM gives it: SCTLR_EL1 has its RES1 bits, the OS lock is locked.
+    pub fn reset() -> Self {
+        Self {
+            el1: El1Registers { sctlr: 0x00c5_0078, ..El1Registers::default() },
+            fp: FpState { v: [[0; 2]; 32], fpsr: 0, fpcr: 0 },
+            timers: Timers::default(),
+            keys: Keys::default(),
+            debug: Debug::default(),
+            os_lock: false,
+        }
+    }
+
+    /// Takes the guest's state out of this CPU and stops its timers.
+    pub fn save(&mut self) {
+        self.timers.virtual_control = read_sysreg!("cntv_ctl_el0");
+        self.timers.virtual_compare = read_sysreg!("cntv_cval_el0");
+        self.timers.physical_control = read_sysreg!("cntp_ctl_el0");
+        self.timers.physical_compare = read_sysreg!("cntp_cval_el0");
+        write_sysreg!("cntv_ctl_el0", 0);
+        write_sysreg!("cntp_ctl_el0", 0);
+        isb();
+        self.el1.save();
+        if features::has_pauth() {
+            self.keys.save();
+        }
+        self.debug.save();
+        self.os_lock = read_sysreg!("oslsr_el1") & 2 != 0;
+        // SAFETY: `fp` is ours and large enough; FP accesses from EL2 do not trap (CPTR_EL2.TFP = 0).
+        unsafe { fpsimd_save(&mut self.fp) };
+    }
+
+    /// Puts the guest's state into this CPU; the timers run from here on.
+    pub fn load(&self, config: &GuestConfig) {
+        write_sysreg!("vtcr_el2", config.vtcr);
+        write_sysreg!("vttbr_el2", config.vttbr);
+        write_sysreg!("vmpidr_el2", config.vmpidr);
+        write_sysreg!("vpidr_el2", super::cpu::midr());
+        write_sysreg!("cntvoff_el2", config.cntvoff);
+        write_sysreg!("mdcr_el2", config.mdcr);
+        write_sysreg!("cptr_el2", config.cptr);
+        write_sysreg!("hcr_el2", config.hcr);
+        isb();
+        self.el1.load();
+        if features::has_pauth() {
+            self.keys.load();
+        }
+        self.debug.load();
+        write_sysreg!("oslar_el1", u64::from(self.os_lock));
+        // SAFETY: `fp` is a whole FpState; see `save`.
+        unsafe { fpsimd_restore(&self.fp) };
+        write_sysreg!("cntv_cval_el0", self.timers.virtual_compare);
+        write_sysreg!("cntp_cval_el0", self.timers.physical_compare);
+        isb();
+        write_sysreg!("cntv_ctl_el0", self.timers.virtual_control);
+        write_sysreg!("cntp_ctl_el0", self.timers.physical_control);
+        isb();
+    }
+}
+
+/// Sets HCR_EL2 of the guest that is loaded.
+#[inline]
+pub fn set_hcr(hcr: u64) {
+    write_sysreg!("hcr_el2", hcr);
+    isb();
+}
+
+/// What is needed of EL1 to make the guest that is loaded take an exception.
+#[derive(Clone, Copy, Debug)]
+pub struct ExceptionState {
+    /// VBAR_EL1.
+    pub vbar: u64,
+    /// SCTLR_EL1.
+    pub sctlr: u64,
+}
+
+/// Reads it.
+pub fn exception_state() -> ExceptionState {
+    ExceptionState { vbar: read_sysreg!("vbar_el1"), sctlr: read_sysreg!("sctlr_el1") }
+}
+
+/// Writes what the exception leaves behind.
+pub fn set_exception_registers(esr: u64, far: Option<u64>, elr: u64, spsr: u64) {
+    write_sysreg!("esr_el1", esr);
+    if let Some(far) = far {
+        write_sysreg!("far_el1", far);
+    }
+    write_sysreg!("elr_el1", elr);
+    write_sysreg!("spsr_el1", spsr);
+}

@@ -1,0 +1,184 @@
+//! The other CPUs: started one by one through PSCI, each with its own stack, then all run vCPUs.
+
+use super::{
+    host_info::{Conduit, GicV3, HostCpu, HostInfo, Start},
+    start::{host_id_registers, stop},
+};
+use crate::{
+    arch::{
+        self, SecondaryBlock, cache, cpu,
+        gic::{Distributor, GicError, Redistributor},
+        image, mmu, pmu, smc, timer,
+    },
+    hypercall::smccc::{Mitigation, Vulnerability},
+    kvm::physical::{self, HostInterrupts, MAX_CPUS},
+    mm::{Pa, el2},
+    vcpu::switch,
+    vdev::idregs::HostIdRegisters,
+    vmm,
+};
+use alloc::{boxed::Box, vec::Vec};
+use core::sync::atomic::{AtomicBool, Ordering};
+use log::{debug, error, warn};
+use spin::{Mutex, Once};
+
+/// How long a CPU may take to come up, in seconds.
+const PATIENCE: u64 = 2;
+
+/// The interrupt controller as every CPU needs it.
+#[derive(Clone, Debug)]
+pub struct Interrupts {
+    distributor: Distributor,
+    regions: Vec<(Pa, u64)>,
+    stride: u64,
+    private: u32,
+}
+
+static INTERRUPTS: Once<Interrupts> = Once::new();
+static STATS: AtomicBool = AtomicBool::new(false);
+/// What the CPU that is coming up found: its ID registers, or why it cannot be used.
+static ARRIVAL: Mutex<Option<Result<HostIdRegisters, GicError>>> = Mutex::new(None);
+
+impl Interrupts {
+    /// Starts the distributor, whose registers are mapped.
+    pub fn start(gic: &GicV3, interrupts: &HostInterrupts) -> Result<Self, GicError> {
+        // SAFETY: the tree says that a GICv3 distributor is there; it is mapped as a device, and keel is its only driver.
+        let distributor = unsafe { Distributor::new(gic.distributor.base) };
+        distributor.start()?;
+        let private = [
+            interrupts.virtual_timer,
+            interrupts.physical_timer,
+            interrupts.hypervisor_timer,
+            interrupts.maintenance,
+            arch::gic::SGI_KICK,
+        ];
+        Ok(Self {
+            distributor,
+            regions: gic.redistributors.iter().map(|span| (span.base, span.size)).collect(),
+            stride: gic.stride.unwrap_or(0),
+            private: private.iter().filter(|&&intid| intid < 32).fold(0, |mask, intid| mask | 1 << intid),
+        })
+    }
+
+    /// Starts this CPU's part.
+    pub fn start_cpu(&self, index: usize) -> Result<(), GicError> {
+        // SAFETY: the tree says that GICv3 redistributors are there; they are mapped as devices.
+        let redistributor = unsafe { Redistributor::find(&self.regions, self.stride, cpu::mpidr()) }?;
+        redistributor.start(self.private)?;
+        arch::gic::start_cpu_interface()?;
+        timer::set_deadline(None);
+        physical::register(index, cpu::mpidr());
+        physical::set_redistributor(index, redistributor);
+        Ok(())
+    }
+
+    /// Routes an SPI to the CPU with this affinity and enables it.
+    pub fn enable_spi(&self, intid: u32, mpidr: u64) {
+        self.distributor.enable_spi(intid, mpidr);
+    }
+}
+
+/// Starts keel's event counters on this CPU, and on every one that comes up later. `false` if there are none.
+pub fn start_counters() -> bool {
+    let bits = pmu::start();
+    physical::set_monitor_bits(bits.unwrap_or(0));
+    STATS.store(bits.is_some(), Ordering::Relaxed);
+    bits.is_some()
+}
+
+/// Asks firmware about its workarounds on this CPU.
+pub fn add_mitigations() {
+    for (vulnerability, function) in [
+        (Vulnerability::SpectreV2, 0x8000_8000),
+        (Vulnerability::SpectreV4, 0x8000_7fff),
+        (Vulnerability::SpectreBhb, 0x8000_3fff),
+    ] {
+        // SMCCC, 7.5: 0 = the call is needed and mitigates; positive = not needed here. Firmware that does not know the
+        // call says nothing about the CPU; entering EL2 is no mitigation then, and guests decide by MIDR and ID registers.
+        let mitigation = match smc::arch_features(function) {
+            0 => Mitigation::Mitigated,
+            1.. => Mitigation::Unaffected,
+            _ => Mitigation::Vulnerable,
+        };
+        physical::add_mitigation(vulnerability, mitigation);
+    }
+}
+
+/// Starts all CPUs but `boot`. Returns the indices of those that are up, in order.
+pub fn start_others(host: &HostInfo, gic: &Interrupts, boot: usize, id_registers: &mut HostIdRegisters) -> Vec<usize> {
+    INTERRUPTS.call_once(|| gic.clone());
+    let mut up = Vec::new();
+    for (index, cpu) in host.cpus.iter().enumerate() {
+        if index == boot {
+            up.push(index);
+            continue;
+        }
+        if index >= MAX_CPUS {
+            warn!("{}: CPU {index} stays off: keel uses at most {MAX_CPUS} CPUs", cpu.path);
+            continue;
+        }
+        match start_one(host, cpu, index) {
+            Ok(ids) => {
+                *id_registers = id_registers.intersect(&ids);
+                up.push(index);
+            }
+            Err(problem) => error!("{}: CPU {index} stays off: {problem}", cpu.path),
+        }
+    }
+    up
+}
+
+fn start_one(host: &HostInfo, cpu: &HostCpu, index: usize) -> Result<HostIdRegisters, alloc::string::String> {
+    use alloc::{format, string::ToString};
+    match (&cpu.start, host.psci.as_ref().map(|psci| psci.conduit)) {
+        (Start::Psci, Some(Conduit::Smc)) => {}
+        (Start::Psci, Some(Conduit::Hvc)) => {
+            return Err("/psci: method is \"hvc\", which at EL2 leads back to keel: firmware must offer \"smc\"".into());
+        }
+        (start, _) => return Err(format!("its enable-method {start:?} is not PSCI by SMC, the only one keel has yet")),
+    }
+    let stack = image::stack(index).ok_or("there is no stack for it")?;
+    el2::map_ram(stack.clone()).map_err(|_| "its stack cannot be mapped")?;
+    let root = el2::root().ok_or("EL2's map is gone")?;
+    let block: &'static SecondaryBlock = Box::leak(Box::new(SecondaryBlock {
+        mair: mmu::MAIR,
+        tcr: mmu::tcr(),
+        ttbr0: root.0,
+        sctlr: mmu::SCTLR,
+        stack: stack.end.0,
+        index: index as u64,
+    }));
+    let at = Pa(core::ptr::from_ref(block) as u64);
+    // The CPU reads it with its MMU off.
+    cache::clean(at..Pa(at.0 + size_of::<SecondaryBlock>() as u64));
+    *ARRIVAL.lock() = None;
+    let code = smc::cpu_on(cpu.mpidr, arch::secondary_entry_address(), at);
+    code.map_err(|code| format!("PSCI CPU_ON({:#x}) answered {code}", cpu.mpidr))?;
+    let deadline = timer::now() + PATIENCE * timer::frequency();
+    while timer::now() < deadline {
+        if let Some(arrival) = ARRIVAL.lock().take() {
+            debug!("CPU {index}: up, affinity {:#x}, stack below {}", cpu.mpidr, stack.end);
+            return arrival.map_err(|problem| format!("its part of the interrupt controller: {problem:?}"));
+        }
+        core::hint::spin_loop();
+    }
+    Err("it did not come up within two seconds of CPU_ON".to_string())
+}
+
+/// A secondary CPU enters Rust, with its MMU on.
+#[unsafe(no_mangle)]
+extern "C" fn keel_secondary(index: usize) -> ! {
+    switch::install_vectors();
+    let Some(interrupts) = INTERRUPTS.get() else { stop(format_args!("CPU {index} came up before it was started")) };
+    let result = interrupts.start_cpu(index);
+    if STATS.load(Ordering::Relaxed) {
+        let _ = pmu::start();
+    }
+    add_mitigations();
+    let failed = result.is_err();
+    *ARRIVAL.lock() = Some(result.map(|()| host_id_registers()));
+    if failed {
+        cpu::halt();
+    }
+    vmm::scheduler::run();
+}

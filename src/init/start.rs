@@ -1,0 +1,312 @@
+//! From the entry's assembly to running VMs, on the boot CPU.
+//!
+//! The order is: map the image and the tree, caches on; the console; everything else the tree says; memory; interrupts;
+//! the other CPUs; the VMs. What goes wrong says what was expected, what was found and what to change.
+
+use super::{
+    host_info::{self, Gic, HostInfo, Span, Uart},
+    log as keel_log, memory, panic, smp,
+};
+use crate::{
+    arch::{cpu, image, sysreg, timer, uart},
+    kvm::physical::{self, HostInterrupts},
+    mm::{Pa, addr::PAGE_SIZE, el2, frame},
+    vcpu::switch,
+    vdev::idregs::HostIdRegisters,
+    vmm::{self, bundle::Bundle},
+};
+use alloc::vec::Vec;
+use core::ops::Range;
+use log::{debug, error, info, warn};
+
+/// The largest device tree that the boot protocol allows.
+const TREE_MAX: u64 = 2 << 20;
+
+/// Heap until the machine's memory is known: what reading the tree needs.
+const EARLY_HEAP: usize = 512 * 1024;
+#[repr(C, align(4096))]
+struct EarlyHeap([u8; EARLY_HEAP]);
+#[unsafe(link_section = ".noinit")]
+static mut EARLY: EarlyHeap = EarlyHeap([0; EARLY_HEAP]);
+
+/// The bytes of the tree at `tree`, by its header: magic and size. Big-endian (Devicetree Specification 0.4, 5.2).
+fn tree_bytes(tree: Pa) -> Option<&'static [u8]> {
+    if tree.0 == 0 || !tree.is_aligned(8) {
+        return None;
+    }
+    // SAFETY: the boot protocol puts a tree at this address; only its first two words are read until they prove it.
+    let (magic, size) =
+        unsafe { (u32::from_be((tree.0 as *const u32).read()), u32::from_be(((tree.0 + 4) as *const u32).read())) };
+    if magic != 0xd00d_feed || u64::from(size) > TREE_MAX {
+        return None;
+    }
+    // SAFETY: the header says that the tree has `size` bytes; it is reserved and never written while keel runs.
+    Some(unsafe { core::slice::from_raw_parts(tree.0 as *const u8, size as usize) })
+}
+
+fn open_uart(uart: &Uart) -> Option<uart::Console> {
+    panic::set_uart(uart.base);
+    // SAFETY: the tree says that a PL011 is there; the caller has mapped it, or the MMU is off.
+    unsafe { uart::Console::pl011(uart.base) }
+}
+
+/// Prints without anything but the UART: for the time before there is more, and for exception levels that are not ours.
+fn print(uart: &mut Option<uart::Console>, text: &str) {
+    if let Some(uart) = uart {
+        for byte in text.bytes() {
+            if byte == b'\n' {
+                uart.write(b'\r');
+            }
+            uart.write(byte);
+        }
+        uart.flush();
+    }
+}
+
+/// keel was started at another exception level than EL2.
+#[unsafe(no_mangle)]
+extern "C" fn keel_wrong_exception_level(tree: u64, level: u64) -> ! {
+    let mut uart = tree_bytes(Pa(tree)).and_then(|tree| host_info::console_only(tree).ok()).and_then(|uart| open_uart(&uart));
+    print(&mut uart, "\nkeel: started at EL");
+    print(&mut uart, ["0", "1", "2", "3"][(level & 3) as usize]);
+    print(
+        &mut uart,
+        ", but keel is firmware for EL2: it must be entered at EL2\n\
+         keel: QEMU's virt board needs -M virt,virtualization=on (and not secure=on); other boards need firmware that\n\
+         keel: starts its payload at EL2\n\
+         keel: stopped\n",
+    );
+    cpu::halt();
+}
+
+/// The boot CPU enters Rust. `tree` = physical address of the device tree; `entry` = the counter at the first instruction.
+#[unsafe(no_mangle)]
+extern "C" fn keel_primary(tree: u64, entry: u64) -> ! {
+    let tree_address = Pa(tree);
+    let Some(tree) = tree_bytes(tree_address) else {
+        // Without a tree there is no console, and nothing is known of the machine.
+        cpu::halt();
+    };
+    let pages = tree_address.align_down(PAGE_SIZE)
+        ..Pa(tree_address.0 + tree.len() as u64).align_up(PAGE_SIZE).unwrap_or(tree_address);
+    let whole = image::whole();
+    if pages.start < whole.end && whole.start < pages.end {
+        let mut uart = host_info::console_only(tree).ok().and_then(|uart| open_uart(&uart));
+        print(&mut uart, "\nkeel: error: the boot loader put the device tree on top of keel's image: move one of them\n");
+        cpu::halt();
+    }
+    // SAFETY: the boot CPU, once, with the MMU off as the boot protocol says.
+    if unsafe { el2::start(pages.clone()) }.is_err() {
+        let mut uart = host_info::console_only(tree).ok().and_then(|uart| open_uart(&uart));
+        print(&mut uart, "\nkeel: error: the image or the device tree lies beyond the CPU's physical address space\n");
+        cpu::halt();
+    }
+    switch::install_vectors();
+    cpu::set_index(0);
+
+    let early = host_info::console_only(tree);
+    if let Ok(uart) = &early {
+        let page = uart.base.align_down(PAGE_SIZE);
+        if el2::map_device(page..Pa(page.0 + PAGE_SIZE)).is_ok()
+            && let Some(console) = open_uart(uart)
+        {
+            vmm::console::install(console);
+        }
+    }
+    keel_log::start();
+    let heap = &raw mut EARLY as u64;
+    // SAFETY: a static that nothing else refers to, mapped writable.
+    unsafe { frame::donate(Pa(heap)..Pa(heap + EARLY_HEAP as u64)) };
+
+    let host = match HostInfo::parse(tree) {
+        Ok(host) => host,
+        Err(problem) => stop(format_args!("the machine's device tree: {problem}")),
+    };
+    keel_log::set_level(host.options.log_level);
+    info!("version {}, image at {}, on {}", env!("CARGO_PKG_VERSION"), whole.start, host.model);
+    debug!("device tree at {tree_address}, {} bytes; bootargs {:?}", tree.len(), host.bootargs);
+    if let Err(problem) = &host.console {
+        warn!("console: {problem}");
+    }
+    for warning in &host.warnings {
+        warn!("{warning}");
+    }
+    check_cpu();
+    // CPU 0 is the boot CPU, whatever the tree's order: indices are positions in the tree.
+    let Some(boot) = host.cpus.iter().position(|cpu| cpu.mpidr == crate::arch::cpu::mpidr()) else {
+        stop(format_args!(
+            "this CPU's affinity is {:#x}, which no node of /cpus has as its reg: the tree is another machine's",
+            cpu::mpidr()
+        ));
+    };
+    cpu::set_index(boot);
+
+    let bundle = give_memory(&host, pages);
+    let (gic, interrupts) = start_interrupts(&host);
+    let stats = if host.options.stats { smp::start_counters() } else { false };
+    if host.options.stats && !stats {
+        warn!("keel.stats=1, but this CPU has no PMU with three event counters: instructions are not counted");
+    }
+    physical::set_interrupts(interrupts);
+    if let Err(problem) = gic.start_cpu(boot) {
+        stop(format_args!("the interrupt controller: {problem:?} on the boot CPU"));
+    }
+    smp::add_mitigations();
+    let mut id_registers = host_id_registers();
+    let cpus = smp::start_others(&host, &gic, boot, &mut id_registers);
+    info!("{} of {} CPUs up, {} MiB free", cpus.len(), host.cpus.len(), frame::free_bytes() >> 20);
+
+    let console_interrupt = host.console.as_ref().ok().and_then(|console| console.interrupt.map(|line| line.intid));
+    if let Some(intid) = console_interrupt {
+        gic.enable_spi(intid, cpu::mpidr());
+        vmm::console::enable_input();
+    }
+    vmm::entropy::seed(&host.rng_seed);
+    let launch = vmm::lifecycle::Host {
+        id_registers,
+        cpus,
+        epoch: wall_clock(&host),
+        console_interrupt,
+        stats: host.options.stats,
+        entry,
+    };
+    match Bundle::parse(bundle) {
+        Ok(bundle) => vmm::lifecycle::start(launch, &bundle),
+        Err(problem) => {
+            error!("the bundle in the initrd slot: {problem}");
+            let none = Bundle { description: "", vms: Vec::new() };
+            vmm::lifecycle::fail();
+            vmm::lifecycle::start(launch, &none);
+        }
+    }
+    vmm::scheduler::run();
+}
+
+/// The end, before there are VMs.
+pub(super) fn stop(reason: core::fmt::Arguments<'_>) -> ! {
+    error!("{reason}");
+    vmm::console::line(format_args!("keel: stopped"));
+    vmm::console::flush();
+    cpu::halt();
+}
+
+/// What keel needs of a CPU beyond EL2.
+fn check_cpu() {
+    if sysreg::read_sysreg!("hcr_el2") & (1 << 34) != 0 {
+        stop(format_args!("this CPU has EL2 only with Virtualization Host Extensions (HCR_EL2.E2H stays 1), which keel does not use"));
+    }
+    let tgran4 = sysreg::read_sysreg!("id_aa64mmfr0_el1") >> 28 & 0xf;
+    if tgran4 == 0xf {
+        stop(format_args!("this CPU has no 4 KiB translation granule (ID_AA64MMFR0_EL1.TGran4)"));
+    }
+    if timer::frequency() == 0 {
+        stop(format_args!("CNTFRQ_EL0 is 0: firmware must set it to the counter's frequency"));
+    }
+}
+
+fn span_range(span: &Span) -> Range<Pa> {
+    span.base..span.end()
+}
+
+/// Maps the machine's memory and gives what is free to the allocator. Returns the bundle.
+fn give_memory(host: &HostInfo, tree: Range<Pa>) -> &'static [u8] {
+    let ram: Vec<_> = host.memory.iter().map(span_range).collect();
+    let initrd = host.initrd.as_ref().map(span_range);
+    let no_map = host.reservations.iter().filter(|reservation| reservation.no_map).map(|reservation| span_range(&reservation.span));
+    let mut mapped: Vec<_> = [image::whole(), tree].into_iter().chain(no_map).collect();
+    if let Some(initrd) = &initrd {
+        let pages = initrd.start.align_down(PAGE_SIZE)..initrd.end.align_up(PAGE_SIZE).unwrap_or(initrd.end);
+        let inside = ram.iter().any(|range| range.start <= pages.start && pages.end <= range.end);
+        let clear = mapped.iter().all(|other| pages.end <= other.start || other.end <= pages.start);
+        if !inside || !clear {
+            stop(format_args!(
+                "/chosen: linux,initrd-start and -end say {}..{}, which is not RAM or lies on keel's image or the device tree: \
+                 load the bundle elsewhere",
+                initrd.start, initrd.end
+            ));
+        }
+        if let Err(problem) = el2::map_read_only(pages.clone()) {
+            stop(format_args!("the bundle at {}..{} cannot be mapped", problem.0.start, problem.0.end));
+        }
+        mapped.push(pages);
+    }
+    for range in memory::subtract(&ram, &mapped) {
+        if el2::map_ram(range.clone()).is_err() {
+            stop(format_args!("RAM at {}..{} is beyond the CPU's physical address space", range.start, range.end));
+        }
+    }
+    let mut taken = mapped;
+    taken.extend(host.reservations.iter().map(|reservation| span_range(&reservation.span)));
+    for range in memory::subtract(&ram, &taken) {
+        debug!("free: {}..{}", range.start, range.end);
+        // SAFETY: RAM by the tree, mapped writable above, and clear of the image, the tree, the bundle and reservations.
+        unsafe { frame::donate(range) };
+    }
+    match initrd {
+        Some(range) => {
+            debug!("bundle: {}..{}", range.start, range.end);
+            // SAFETY: mapped read only above, never given to the allocator, so constant for as long as keel runs.
+            unsafe { core::slice::from_raw_parts(range.start.0 as *const u8, (range.end.0 - range.start.0) as usize) }
+        }
+        None => {
+            let bundle = image::bundle();
+            if bundle.is_empty() {
+                stop(format_args!(
+                    "there is no bundle: hand one over in the initrd slot (QEMU: -initrd vms.itb), or link one into keel (KEEL_BUNDLE)"
+                ));
+            }
+            info!("no bundle in the initrd slot: running the one linked into keel");
+            bundle
+        }
+    }
+}
+
+/// The interrupt controller, and the interrupts that are keel's.
+fn start_interrupts(host: &HostInfo) -> (smp::Interrupts, HostInterrupts) {
+    let gic = match &host.gic {
+        Gic::V3(gic) => gic,
+        Gic::V2(gic) => stop(format_args!(
+            "{}: a GICv2, which keel does not drive yet: use a machine with a GICv3 (QEMU: -M virt,gic-version=3)",
+            gic.path
+        )),
+    };
+    for span in core::iter::once(&gic.distributor).chain(&gic.redistributors) {
+        if el2::map_device(span_range(span)).is_err() {
+            stop(format_args!("{}: registers at {}..{} cannot be mapped", gic.path, span.base, span.end()));
+        }
+    }
+    let interrupts = HostInterrupts {
+        virtual_timer: host.timers.virt.intid,
+        physical_timer: host.timers.physical.intid,
+        hypervisor_timer: host.timers.hypervisor.intid,
+        maintenance: gic.maintenance.intid,
+    };
+    debug!("interrupts: {interrupts:?}");
+    match smp::Interrupts::start(gic, &interrupts) {
+        Ok(gic) => (gic, interrupts),
+        Err(problem) => stop(format_args!("{}: the distributor does not work: {problem:?}", gic.path)),
+    }
+}
+
+/// Seconds since 1970 when the counter was 0, by the machine's PL031; 0 without one.
+fn wall_clock(host: &HostInfo) -> u64 {
+    let Some(rtc) = &host.rtc else {
+        warn!("no real-time clock in the device tree: guests' clocks start at 1970");
+        return 0;
+    };
+    let page = rtc.base.align_down(PAGE_SIZE);
+    if el2::map_device(page..Pa(page.0 + PAGE_SIZE)).is_err() {
+        return 0;
+    }
+    // SAFETY: the tree says that a PL031 is there; it is mapped as a device. RTCDR, offset 0, is its time.
+    let now = unsafe { (rtc.base.0 as *const u32).read_volatile() };
+    u64::from(now).saturating_sub(timer::now() / timer::frequency().max(1))
+}
+
+/// This CPU's ID registers.
+pub(super) fn host_id_registers() -> HostIdRegisters {
+    let values = cpu::id_registers();
+    HostIdRegisters::new(|register| {
+        values.get((usize::from(register.crm()) - 1) * 8 + usize::from(register.op2())).copied().unwrap_or(0)
+    })
+}

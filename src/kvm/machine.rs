@@ -1,0 +1,570 @@
+//! A VM that has run: what its exits work on, fixed from then on and free of locks on the paths that matter.
+
+use super::{
+    Errno,
+    physical::{self, MAX_CPUS},
+    uapi::vgic,
+    vcpu::{Start, Vcpu, request},
+};
+use crate::{
+    arch::{cpu, features, gic, hcr, timer},
+    hypercall::{
+        HypercallHost,
+        psci::{self, CpuOnResult, SystemEvent, VcpuPower},
+        smccc::{Mitigation, Vulnerability},
+    },
+    mm::Ipa,
+    vdev::{
+        idregs::GuestIdRegisters,
+        mmio::{AccessSize, Bus, Region},
+        pl011::{self, Pl011},
+        pl031::{self, Pl031},
+        vgic::{Control, Vgic, VgicConfig, VgicCpu, VgicHost, VirtualInterface},
+    },
+};
+use alloc::{string::String, sync::Arc, vec::Vec};
+use core::{
+    cell::RefCell,
+    fmt,
+    sync::atomic::{AtomicU32, Ordering},
+};
+use spin::Mutex;
+
+/// Where a VM's console goes.
+#[derive(Clone, Copy)]
+pub struct Serial {
+    /// The VM, as the receiver knows it.
+    pub vm: usize,
+    /// Takes a byte.
+    pub transmit: fn(usize, u8),
+}
+
+impl fmt::Debug for Serial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Serial({})", self.vm)
+    }
+}
+
+/// A device that keel emulates beside the interrupt controller.
+#[derive(Clone, Copy, Debug)]
+pub enum Device {
+    /// The console.
+    Pl011 {
+        /// Its registers.
+        base: Ipa,
+        /// Its interrupt.
+        intid: u32,
+    },
+    /// The clock.
+    Pl031 {
+        /// Its registers.
+        base: Ipa,
+        /// Its interrupt.
+        intid: u32,
+        /// Seconds since 1970 when the machine's counter was 0.
+        epoch: u64,
+    },
+}
+
+/// Who answers an access.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Target {
+    Distributor,
+    Redistributors,
+    Uart,
+    Rtc,
+}
+
+/// What a machine is made of.
+pub(super) struct MachineSetup {
+    pub name: String,
+    pub vcpus: Vec<Arc<Vcpu>>,
+    pub spis: usize,
+    pub distributor: Ipa,
+    pub redistributors: Ipa,
+    pub initialised: bool,
+    pub devices: Vec<Device>,
+    pub psci: psci::Version,
+    pub id_registers: GuestIdRegisters,
+    pub serial: Serial,
+    pub vttbr: u64,
+    pub vtcr: u64,
+    pub ipa_bits: u32,
+    pub counter_offset: u64,
+}
+
+/// How a VM came to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// SYSTEM_OFF.
+    Off,
+    /// SYSTEM_RESET or SYSTEM_RESET2.
+    Reset,
+    /// It did something that its machine cannot answer.
+    Crash,
+}
+
+/// A VM that has run.
+#[derive(Debug)]
+pub struct Machine {
+    /// Its name.
+    pub name: String,
+    /// Its vCPUs, by index.
+    pub vcpus: Vec<Arc<Vcpu>>,
+    pub(super) vgic: Vgic,
+    pub(super) bus: Bus<Target>,
+    uart: Option<(u32, Mutex<Pl011>)>,
+    rtc: Option<(u32, Mutex<Pl031>)>,
+    psci: psci::Version,
+    pub(super) id_registers: GuestIdRegisters,
+    serial: Serial,
+    pub(super) vttbr: u64,
+    pub(super) vtcr: u64,
+    pub(super) hcr: u64,
+    pub(super) counter_offset: u64,
+    event: AtomicU32,
+    /// Index + 1 of the vCPU that last ran on each CPU: another one of the same VM must not find its translations.
+    last: [AtomicU32; MAX_CPUS],
+    frequency: u64,
+}
+
+/// The timers' interrupts of a guest (design of the `virt` platform).
+pub(super) mod guest_interrupt {
+    use crate::vdev::platform::VIRT;
+    /// EL1 virtual timer.
+    pub const VIRTUAL_TIMER: u32 = VIRT.timers.virt;
+    /// EL1 physical timer.
+    pub const PHYSICAL_TIMER: u32 = VIRT.timers.physical;
+}
+
+impl Machine {
+    pub(super) fn new(setup: MachineSetup) -> Result<Self, Errno> {
+        if !setup.initialised {
+            return Err(Errno::EBUSY);
+        }
+        let mut regions = Vec::new();
+        regions.push(Region {
+            name: "intc",
+            start: setup.distributor,
+            length: vgic::DIST_SIZE,
+            device: Target::Distributor,
+        });
+        regions.push(Region {
+            name: "redistributors",
+            start: setup.redistributors,
+            length: vgic::REDIST_SIZE * setup.vcpus.len() as u64,
+            device: Target::Redistributors,
+        });
+        let (mut uart, mut rtc) = (None, None);
+        for device in &setup.devices {
+            match *device {
+                Device::Pl011 { base, intid } => {
+                    regions.push(Region { name: "pl011", start: base, length: pl011::LENGTH, device: Target::Uart });
+                    uart = Some((intid, Mutex::new(Pl011::new())));
+                }
+                Device::Pl031 { base, intid, epoch } => {
+                    regions.push(Region { name: "pl031", start: base, length: pl031::LENGTH, device: Target::Rtc });
+                    let now = timer::now() / timer::frequency().max(1);
+                    rtc = Some((intid, Mutex::new(Pl031::new(epoch.wrapping_add(now), now))));
+                }
+            }
+        }
+        let mpidrs: Vec<u64> = setup.vcpus.iter().map(|vcpu| vcpu.mpidr()).collect();
+        let vgic = Vgic::new(&VgicConfig { mpidrs: &mpidrs, spis: setup.spis }).map_err(|_| Errno::EINVAL)?;
+        if let Some(host) = physical::interrupts() {
+            for index in 0..setup.vcpus.len() {
+                vgic.map_hw(index, guest_interrupt::VIRTUAL_TIMER, Some(host.virtual_timer));
+                vgic.map_hw(index, guest_interrupt::PHYSICAL_TIMER, Some(host.physical_timer));
+            }
+        }
+        let psci_version = match setup.psci {
+            psci::Version::V0_1 => psci::NOT_SUPPORTED as u64,
+            version => u64::from(version.encoding()),
+        };
+        for vcpu in &setup.vcpus {
+            vcpu.parked().context.psci_version = psci_version;
+        }
+        let ids = crate::arch::cpu::id_registers();
+        // CRm 7 op2 1 and CRm 4 op2 0.
+        let mut hcr = hcr::guest_hcr(ids[49], ids[24], features::has_pauth());
+        if features::has_fwb() {
+            hcr |= hcr::HCR_FWB;
+        }
+        Ok(Self {
+            name: setup.name,
+            vcpus: setup.vcpus,
+            vgic,
+            bus: Bus::new(&regions).map_err(|_| Errno::EINVAL)?,
+            uart,
+            rtc,
+            psci: setup.psci,
+            id_registers: setup.id_registers,
+            serial: setup.serial,
+            vttbr: setup.vttbr,
+            vtcr: setup.vtcr,
+            hcr,
+            counter_offset: setup.counter_offset,
+            event: AtomicU32::new(0),
+            last: [const { AtomicU32::new(0) }; MAX_CPUS],
+            frequency: timer::frequency().max(1),
+        })
+        .inspect(|_| debug_assert!(setup.ipa_bits >= 32))
+    }
+
+    /// Stops the VM: every CPU that has one of its vCPUs looks. The first reason stays.
+    pub fn stop(&self, reason: Stop) {
+        let code = match reason {
+            Stop::Off => 1,
+            Stop::Reset => 2,
+            Stop::Crash => 3,
+        };
+        let _ = self.event.compare_exchange(0, code, Ordering::SeqCst, Ordering::SeqCst);
+        for vcpu in &self.vcpus {
+            physical::call_attention(vcpu.cpu());
+        }
+    }
+
+    /// Why the VM is to stop, if it is.
+    #[inline]
+    pub fn stopping(&self) -> Option<Stop> {
+        match self.event.load(Ordering::SeqCst) {
+            0 => None,
+            1 => Some(Stop::Off),
+            2 => Some(Stop::Reset),
+            _ => Some(Stop::Crash),
+        }
+    }
+
+    /// Devices as after reset; no vCPU may be resident.
+    pub fn reset(&self) {
+        self.vgic.reset();
+        if let Some((_, uart)) = &self.uart {
+            uart.lock().reset();
+        }
+        if let Some((_, rtc)) = &self.rtc {
+            rtc.lock().reset(self.seconds());
+        }
+        for last in &self.last {
+            last.store(0, Ordering::Relaxed);
+        }
+        self.event.store(0, Ordering::SeqCst);
+    }
+
+    /// Whether `vcpu`, which no CPU holds, has an interrupt to take.
+    pub fn has_pending_interrupt(&self, vcpu: usize, cpu: &VgicCpu) -> bool {
+        self.vgic.pending(vcpu, cpu)
+    }
+
+    /// Sets the level of a timer of `vcpu`, which no CPU holds.
+    pub(super) fn set_timer_level(&self, vcpu: usize, intid: u32, level: bool) {
+        self.vgic.set_hw_level(vcpu, intid, level);
+    }
+
+    /// Notes that vCPU `index` runs on this CPU; whether another of the VM did so last.
+    pub(super) fn note_running(&self, index: usize) -> bool {
+        let Some(last) = self.last.get(cpu::index()) else { return true };
+        let before = last.load(Ordering::Relaxed);
+        last.store(index as u32 + 1, Ordering::Relaxed);
+        before != 0 && before != index as u32 + 1
+    }
+
+    /// Seconds that the machine's counter has counted.
+    fn seconds(&self) -> u64 {
+        timer::now() / self.frequency
+    }
+
+    /// Raises the clock's alarm if it is due at `now`, a tick of the physical counter; when it will be, if it is not.
+    pub fn advance_clock(&self, now: u64) -> Option<u64> {
+        let (intid, rtc) = self.rtc.as_ref()?;
+        let mut rtc = rtc.lock();
+        let due = rtc.next_alarm()?.saturating_mul(self.frequency);
+        if due > now {
+            return Some(due);
+        }
+        rtc.advance(now / self.frequency);
+        self.vgic.set_spi(*intid, rtc.line(), &Outside(self));
+        None
+    }
+
+    /// A byte for the VM's console arrived. `false` when its FIFO is full.
+    pub fn receive(&self, byte: u8) -> bool {
+        let Some((intid, uart)) = &self.uart else { return false };
+        let mut uart = uart.lock();
+        let taken = uart.receive(byte);
+        self.vgic.set_spi(*intid, uart.line(), &Outside(self));
+        taken
+    }
+
+    /// Whether the VM's console takes another byte.
+    pub fn can_receive(&self) -> bool {
+        self.uart.as_ref().is_some_and(|(_, uart)| uart.lock().can_receive())
+    }
+
+    /// Carries out a load.
+    #[inline]
+    pub(super) fn read(&self, target: Target, offset: u64, size: AccessSize, host: &dyn VgicHost) -> u64 {
+        match target {
+            Target::Distributor => self.vgic.dist_read(offset, size, host),
+            Target::Redistributors => {
+                let (vcpu, offset) = redistributor(offset);
+                self.vgic.redist_read(vcpu, offset, size, host)
+            }
+            Target::Uart => self.with_uart(host, |uart, _| uart.read(offset, size)),
+            Target::Rtc => self.with_rtc(host, |rtc, now| rtc.read(offset, size, now)),
+        }
+    }
+
+    /// Carries out a store.
+    #[inline]
+    pub(super) fn write(&self, target: Target, offset: u64, size: AccessSize, value: u64, host: &dyn VgicHost) {
+        match target {
+            Target::Distributor => self.vgic.dist_write(offset, size, value, host),
+            Target::Redistributors => {
+                let (vcpu, offset) = redistributor(offset);
+                self.vgic.redist_write(vcpu, offset, size, value, host);
+            }
+            Target::Uart => {
+                self.with_uart(host, |uart, serial| {
+                    uart.write(offset, size, value, &mut |byte| (serial.transmit)(serial.vm, byte));
+                    0
+                });
+            }
+            Target::Rtc => {
+                self.with_rtc(host, |rtc, now| {
+                    rtc.write(offset, size, value, now);
+                    0
+                });
+            }
+        }
+    }
+
+    fn with_uart(&self, host: &dyn VgicHost, access: impl FnOnce(&mut Pl011, Serial) -> u64) -> u64 {
+        let Some((intid, uart)) = &self.uart else { return 0 };
+        let mut uart = uart.lock();
+        let before = uart.line();
+        let value = access(&mut uart, self.serial);
+        let after = uart.line();
+        // Under the lock, so that levels arrive in the order they came about.
+        if before != after {
+            self.vgic.set_spi(*intid, after, host);
+        }
+        value
+    }
+
+    fn with_rtc(&self, host: &dyn VgicHost, access: impl FnOnce(&mut Pl031, u64) -> u64) -> u64 {
+        let Some((intid, rtc)) = &self.rtc else { return 0 };
+        let mut rtc = rtc.lock();
+        let value = access(&mut rtc, self.seconds());
+        self.vgic.set_spi(*intid, rtc.line(), host);
+        value
+    }
+}
+
+/// Index of the vCPU whose redistributor is at `offset` of the window, and the offset in it.
+fn redistributor(offset: u64) -> (usize, u64) {
+    ((offset / vgic::REDIST_SIZE) as usize, offset % vgic::REDIST_SIZE)
+}
+
+/// Makes a vCPU see a change of its interrupts, wherever it is.
+fn kick(vcpu: &Vcpu) {
+    if vcpu.resident.load(Ordering::SeqCst) {
+        physical::kick(vcpu.cpu());
+    } else if vcpu.is_on() {
+        physical::call_attention(vcpu.cpu());
+    }
+}
+
+/// Interrupts that come from outside a vCPU: the console's input.
+pub struct Outside<'a>(pub &'a Machine);
+
+impl VgicHost for Outside<'_> {
+    fn kick(&self, vcpu: usize) {
+        if let Some(vcpu) = self.0.vcpus.get(vcpu) {
+            kick(vcpu);
+        }
+    }
+
+    fn sync(&self, vcpu: usize) {
+        if let Some(vcpu) = self.0.vcpus.get(vcpu) {
+            wait_for_sync(vcpu, || {});
+        }
+    }
+}
+
+/// Asks `vcpu`'s CPU to fold its list registers and waits; `meanwhile` answers requests of the same kind.
+fn wait_for_sync(vcpu: &Vcpu, meanwhile: impl Fn()) {
+    if vcpu.cpu() == cpu::index() || !vcpu.resident.load(Ordering::SeqCst) {
+        return;
+    }
+    vcpu.requests.fetch_or(request::SYNC, Ordering::SeqCst);
+    physical::kick(vcpu.cpu());
+    while vcpu.requests.load(Ordering::SeqCst) & request::SYNC != 0 && vcpu.resident.load(Ordering::SeqCst) {
+        meanwhile();
+        core::hint::spin_loop();
+    }
+}
+
+/// The vGIC's view of the VM during an exit of `vcpu`, which this CPU holds.
+pub(super) struct Exiting<'a> {
+    pub machine: &'a Machine,
+    pub vcpu: &'a Vcpu,
+    pub vgic: RefCell<&'a mut VgicCpu>,
+}
+
+impl VgicHost for Exiting<'_> {
+    #[inline]
+    fn kick(&self, vcpu: usize) {
+        if vcpu != self.vcpu.index()
+            && let Some(vcpu) = self.machine.vcpus.get(vcpu)
+        {
+            kick(vcpu);
+        }
+    }
+
+    fn sync(&self, vcpu: usize) {
+        if vcpu == self.vcpu.index() {
+            self.fold();
+        } else if let Some(other) = self.machine.vcpus.get(vcpu) {
+            wait_for_sync(other, || {
+                if self.vcpu.requests.load(Ordering::SeqCst) & request::SYNC != 0 {
+                    self.fold();
+                    self.vcpu.requests.fetch_and(!request::SYNC, Ordering::SeqCst);
+                }
+            });
+        }
+    }
+}
+
+impl Exiting<'_> {
+    fn fold(&self) {
+        if let Ok(mut cpu) = self.vgic.try_borrow_mut() {
+            self.machine.vgic.sync(self.vcpu.index(), &mut cpu, &mut Hardware, &Outside(self.machine));
+        }
+    }
+}
+
+/// This CPU's virtual interface.
+pub(super) struct Hardware;
+
+impl VirtualInterface for Hardware {
+    #[inline]
+    fn list_registers(&self) -> usize {
+        gic::virtual_interface::list_registers()
+    }
+
+    fn active_priority_registers(&self) -> usize {
+        match gic::virtual_interface::preemption_bits() {
+            0..=5 => 1,
+            6 => 2,
+            _ => 4,
+        }
+    }
+
+    #[inline]
+    fn read_lr(&self, n: usize) -> u64 {
+        gic::virtual_interface::read_lr(n)
+    }
+
+    #[inline]
+    fn write_lr(&mut self, n: usize, value: u64) {
+        gic::virtual_interface::write_lr(n, value);
+    }
+
+    fn set_control(&mut self, control: Control) {
+        gic::virtual_interface::set_hcr(gic::ICH_HCR_EN | control.bits());
+    }
+
+    fn eoi_count(&self) -> u32 {
+        (gic::virtual_interface::hcr() >> 27) as u32 & 0x1f
+    }
+
+    fn clear_eoi_count(&mut self) {
+        gic::virtual_interface::set_hcr(gic::virtual_interface::hcr() & !(0x1f << 27));
+    }
+
+    fn vmcr(&self) -> u64 {
+        gic::virtual_interface::vmcr()
+    }
+
+    fn set_vmcr(&mut self, value: u64) {
+        gic::virtual_interface::set_vmcr(value);
+    }
+
+    fn ap0r(&self, n: usize) -> u32 {
+        gic::virtual_interface::ap0r(n) as u32
+    }
+
+    fn set_ap0r(&mut self, n: usize, value: u32) {
+        gic::virtual_interface::set_ap0r(n, value.into());
+    }
+
+    fn ap1r(&self, n: usize) -> u32 {
+        gic::virtual_interface::ap1r(n) as u32
+    }
+
+    fn set_ap1r(&mut self, n: usize, value: u32) {
+        gic::virtual_interface::set_ap1r(n, value.into());
+    }
+
+    fn set_physical_active(&mut self, host_intid: u32, active: bool) {
+        if let Some(redistributor) = physical::redistributor() {
+            redistributor.set_active(host_intid, active);
+        }
+    }
+
+    fn physical_level(&self, host_intid: u32) -> bool {
+        match physical::interrupts() {
+            Some(host) if host_intid == host.virtual_timer => timer::virtual_output(),
+            Some(host) if host_intid == host.physical_timer => timer::physical_output(),
+            _ => true,
+        }
+    }
+}
+
+/// Hypercalls of a vCPU.
+pub(super) struct Caller<'a> {
+    pub machine: &'a Machine,
+}
+
+impl HypercallHost for Caller<'_> {
+    fn psci_version(&self) -> psci::Version {
+        self.machine.psci
+    }
+
+    fn vcpu_count(&self) -> usize {
+        self.machine.vcpus.len()
+    }
+
+    fn vcpu_power(&self, index: usize) -> VcpuPower {
+        self.machine
+            .vcpus
+            .get(index)
+            .map_or(VcpuPower { mpidr: u64::MAX, on: false }, |vcpu| VcpuPower { mpidr: vcpu.mpidr(), on: vcpu.is_on() })
+    }
+
+    fn cpu_on(&self, index: usize, entry: u64, context: u64) -> CpuOnResult {
+        let Some(vcpu) = self.machine.vcpus.get(index) else { return CpuOnResult::AlreadyOn };
+        if vcpu.power_on(Start { entry, context, big_endian: super::run::caller_is_big_endian() }) {
+            physical::call_attention(vcpu.cpu());
+            CpuOnResult::Started
+        } else {
+            CpuOnResult::AlreadyOn
+        }
+    }
+
+    fn mitigation(&self, vulnerability: Vulnerability) -> Mitigation {
+        physical::mitigation(vulnerability)
+    }
+
+    fn guest_has_ssbs(&self) -> bool {
+        self.machine.id_registers.has_ssbs()
+    }
+}
+
+/// The stop that a system call of PSCI asks for.
+pub(super) fn stop_of(event: SystemEvent) -> Stop {
+    match event {
+        SystemEvent::Off => Stop::Off,
+        SystemEvent::Reset | SystemEvent::Reset2 { .. } => Stop::Reset,
+    }
+}

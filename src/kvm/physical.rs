@@ -1,0 +1,139 @@
+//! The machine's CPUs as vCPUs see them: where to send a kick, and whether a CPU should look at its vCPUs.
+
+use crate::{
+    arch::{
+        cpu,
+        gic::{self, Redistributor},
+    },
+    hypercall::smccc::{Mitigation, Vulnerability},
+};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use spin::Once;
+
+/// CPUs that keel can use.
+pub const MAX_CPUS: usize = 64;
+
+struct PhysicalCpu {
+    mpidr: AtomicU64,
+    attention: AtomicBool,
+}
+
+static CPUS: [PhysicalCpu; MAX_CPUS] =
+    [const { PhysicalCpu { mpidr: AtomicU64::new(0), attention: AtomicBool::new(false) } }; MAX_CPUS];
+
+/// Says which affinity CPU `index` has. Called once for each before it is kicked.
+pub fn register(index: usize, mpidr: u64) {
+    if let Some(cpu) = CPUS.get(index) {
+        cpu.mpidr.store(mpidr, Ordering::Release);
+    }
+}
+
+/// Makes a CPU leave its guest, or its sleep.
+pub fn kick(index: usize) {
+    if index != cpu::index()
+        && let Some(cpu) = CPUS.get(index)
+    {
+        gic::kick(cpu.mpidr.load(Ordering::Acquire));
+    }
+}
+
+/// Makes a CPU leave its guest and look at all its vCPUs: one of them became runnable, or should stop.
+pub fn call_attention(index: usize) {
+    if let Some(cpu) = CPUS.get(index) {
+        cpu.attention.store(true, Ordering::SeqCst);
+        kick(index);
+    }
+}
+
+/// Whether this CPU should look at its vCPUs.
+#[inline]
+pub fn wants_attention() -> bool {
+    CPUS.get(cpu::index()).is_some_and(|cpu| cpu.attention.load(Ordering::Relaxed))
+}
+
+/// This CPU is about to look at its vCPUs.
+pub fn take_attention() -> bool {
+    CPUS.get(cpu::index()).is_some_and(|cpu| cpu.attention.swap(false, Ordering::SeqCst))
+}
+
+/// Interrupts of the machine that keel handles itself, by INTID.
+#[derive(Clone, Copy, Debug)]
+pub struct HostInterrupts {
+    /// The EL1 virtual timer.
+    pub virtual_timer: u32,
+    /// The EL1 physical timer.
+    pub physical_timer: u32,
+    /// The EL2 physical timer: keel's own.
+    pub hypervisor_timer: u32,
+    /// The virtual interface's maintenance interrupt.
+    pub maintenance: u32,
+}
+
+static INTERRUPTS: Once<HostInterrupts> = Once::new();
+static REDISTRIBUTORS: [Once<Redistributor>; MAX_CPUS] = [const { Once::new() }; MAX_CPUS];
+/// MDCR_EL2 bits that keep keel's event counters (0 without).
+static MDCR: AtomicU64 = AtomicU64::new(0);
+
+/// Says which interrupts are whose. Called once, before any vCPU runs.
+pub fn set_interrupts(interrupts: HostInterrupts) {
+    INTERRUPTS.call_once(|| interrupts);
+}
+
+/// The machine's interrupts, once known.
+#[inline]
+pub fn interrupts() -> Option<&'static HostInterrupts> {
+    INTERRUPTS.get()
+}
+
+/// Says which redistributor belongs to CPU `index`.
+pub fn set_redistributor(index: usize, redistributor: Redistributor) {
+    if let Some(slot) = REDISTRIBUTORS.get(index) {
+        slot.call_once(|| redistributor);
+    }
+}
+
+/// This CPU's redistributor.
+pub fn redistributor() -> Option<&'static Redistributor> {
+    REDISTRIBUTORS.get(cpu::index())?.get()
+}
+
+/// Says which MDCR_EL2 bits guests run with, beside those that hide the PMU.
+pub fn set_monitor_bits(bits: u64) {
+    MDCR.store(bits, Ordering::Relaxed);
+}
+
+/// Those bits.
+pub fn monitor_bits() -> u64 {
+    MDCR.load(Ordering::Relaxed)
+}
+
+/// How the machine stands with the vulnerabilities that SMCCC's workarounds are about: Spectre v2, v4, BHB, as
+/// [`Mitigation`] codes. Every CPU adds what it finds; the worst holds.
+static MITIGATIONS: [AtomicU8; 3] = [const { AtomicU8::new(0) }; 3];
+
+/// Adds what this CPU's firmware says about its workarounds.
+pub fn add_mitigation(vulnerability: Vulnerability, mitigation: Mitigation) {
+    let code = match mitigation {
+        Mitigation::Unaffected => 0,
+        Mitigation::Mitigated => 1,
+        Mitigation::Vulnerable => 2,
+    };
+    MITIGATIONS[place(vulnerability)].fetch_max(code, Ordering::Relaxed);
+}
+
+/// What holds for the machine.
+pub fn mitigation(vulnerability: Vulnerability) -> Mitigation {
+    match MITIGATIONS[place(vulnerability)].load(Ordering::Relaxed) {
+        0 => Mitigation::Unaffected,
+        1 => Mitigation::Mitigated,
+        _ => Mitigation::Vulnerable,
+    }
+}
+
+fn place(vulnerability: Vulnerability) -> usize {
+    match vulnerability {
+        Vulnerability::SpectreV2 => 0,
+        Vulnerability::SpectreV4 => 1,
+        Vulnerability::SpectreBhb => 2,
+    }
+}

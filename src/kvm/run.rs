@@ -1,0 +1,383 @@
+//! KVM_RUN: a vCPU on this CPU, from entry to the exit that its caller has to see.
+//!
+//! [`Resident`] is a vCPU whose state this CPU holds. Its loop is keel's hot path: look at the vGIC if it changed, enter,
+//! decode once, handle, complete. What a guest does wrong comes back to it as an exception; nothing it does ends the loop
+//! in any other way than through [`Leave`].
+
+use super::{
+    machine::{Caller, Exiting, Hardware, Machine, Outside, Stop, guest_interrupt, stop_of},
+    physical,
+    vcpu::{ExitKind, Inner, Vcpu, request},
+};
+use crate::{
+    arch::{
+        gic, hcr,
+        state::{self, GuestConfig},
+        sysreg::read_sysreg,
+        timer,
+    },
+    hypercall::{self, Call, Conduit, Outcome, Results},
+    mm::Ipa,
+    vcpu::{
+        Exit, GuestFault,
+        exit::{Access, DataAbort, SystemAccess, Wait},
+        switch::{self, Trap},
+    },
+    vdev::{
+        mmio::AccessSize,
+        sysreg::{Action, SysRegId},
+    },
+};
+use core::{cell::RefCell, sync::atomic::Ordering};
+use spin::MutexGuard;
+
+/// Why a run ended. The vCPU still holds this CPU, and [`Resident::run`] may be called again, until it is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// Somebody wants this CPU to look at its vCPUs.
+    Attention,
+    /// keel's own timer fired.
+    Timer,
+    /// An interrupt of the machine arrived; it is acknowledged, its priority dropped, and still active.
+    Interrupt(u32),
+    /// The guest waits for an interrupt, or until this tick of the physical counter.
+    Wait(Option<u64>),
+    /// The guest gives way.
+    Yield,
+    /// The vCPU switched itself off.
+    Off,
+    /// The VM is to stop.
+    Stop(Stop),
+    /// The guest did something that keel cannot answer.
+    Crash(Crash),
+}
+
+/// What a guest did that ended it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Crash {
+    /// ESR_EL2.
+    pub esr: u64,
+    /// FAR_EL2.
+    pub far: u64,
+    /// PC.
+    pub pc: u64,
+    /// PSTATE.
+    pub pstate: u64,
+}
+
+/// A vCPU whose state this CPU holds.
+pub struct Resident<'a> {
+    vcpu: &'a Vcpu,
+    machine: &'a Machine,
+    inner: MutexGuard<'a, Inner>,
+    hcr: u64,
+}
+
+impl<'a> Resident<'a> {
+    /// Puts `vcpu` on this CPU.
+    pub fn load(machine: &'a Machine, vcpu: &'a Vcpu) -> Self {
+        let mut guard = vcpu.take();
+        let inner = &mut *guard;
+        let config = GuestConfig {
+            hcr: machine.hcr,
+            vttbr: machine.vttbr,
+            vtcr: machine.vtcr,
+            vmpidr: vcpu.mpidr(),
+            cntvoff: machine.counter_offset,
+            mdcr: hcr::MDCR_GUEST | physical::monitor_bits(),
+            cptr: hcr::CPTR_GUEST,
+        };
+        // What the timers are as software knows them: lines that dropped meanwhile must not interrupt any more.
+        for (intid, deadline) in deadlines(inner, machine) {
+            machine.set_timer_level(vcpu.index(), intid, deadline.is_some_and(|at| at <= timer::now()));
+        }
+        inner.state.load(&config);
+        if machine.note_running(vcpu.index()) {
+            crate::arch::tlb::flush_local_vmid();
+        }
+        machine.vgic.load(vcpu.index(), &mut inner.vgic, &mut Hardware);
+        vcpu.resident.store(true, Ordering::SeqCst);
+        Self { vcpu, machine, hcr: machine.hcr, inner: guard }
+    }
+
+    /// Whether WFI is to be seen by the caller: it is, while another vCPU could use this CPU.
+    pub fn trap_wait(&mut self, trap: bool) {
+        let hcr = if trap { self.machine.hcr | hcr::HCR_TWI } else { self.machine.hcr };
+        if hcr != self.hcr {
+            self.hcr = hcr;
+            state::set_hcr(hcr);
+        }
+    }
+
+    /// Runs the guest until its caller has something to do.
+    pub fn run(&mut self) -> Leave {
+        let index = self.vcpu.index();
+        loop {
+            if physical::wants_attention() {
+                return Leave::Attention;
+            }
+            if self.machine.vgic.dirty(index) {
+                self.machine.vgic.flush(index, &mut self.inner.vgic, &mut Hardware, &Outside(self.machine));
+            }
+            let leave = match switch::enter(&mut self.inner.context) {
+                Trap::Synchronous => self.synchronous(),
+                Trap::Interrupt => self.interrupt(),
+                Trap::SError => Some(self.serror()),
+            };
+            if let Some(leave) = leave {
+                return leave;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn count(&mut self, kind: ExitKind) {
+        self.inner.exits[kind as usize] += 1;
+    }
+
+    /// Handles what the guest did.
+    #[inline(always)]
+    fn synchronous(&mut self) -> Option<Leave> {
+        let exit = Exit::decode(&switch::syndrome());
+        let outcome = match exit {
+            Exit::Hvc { immediate } => {
+                self.count(ExitKind::Hvc);
+                return self.call(Conduit::Hvc, immediate);
+            }
+            Exit::Data(abort) => {
+                self.count(ExitKind::Mmio);
+                self.data(&abort)
+            }
+            Exit::System(access) => {
+                self.count(ExitKind::System);
+                self.system(&access)
+            }
+            Exit::Smc { immediate } => {
+                self.count(ExitKind::Smc);
+                self.inner.context.skip_instruction(exit.instruction_bytes());
+                return self.call(Conduit::Smc, immediate);
+            }
+            Exit::Wait(wait) => {
+                self.count(ExitKind::Wait);
+                self.inner.context.skip_instruction(exit.instruction_bytes());
+                return Some(self.wait(wait));
+            }
+            Exit::Instruction(abort) => {
+                self.count(ExitKind::Fault);
+                Err(GuestFault::InstructionAbort { far: abort.far })
+            }
+            Exit::Undefined => {
+                self.count(ExitKind::Fault);
+                Err(GuestFault::Undefined)
+            }
+            Exit::Unexpected { esr } => return Some(self.crash(esr)),
+        };
+        match outcome {
+            Ok(()) => self.inner.context.skip_instruction(exit.instruction_bytes()),
+            Err(fault) => switch::inject(&mut self.inner.context, fault),
+        }
+        None
+    }
+
+    #[inline(always)]
+    fn call(&mut self, conduit: Conduit, immediate: u16) -> Option<Leave> {
+        let Some(registers) = self.inner.context.gpr.first_chunk::<18>() else { return None };
+        let call = Call { conduit, immediate, aarch32: false, registers };
+        let outcome = hypercall::dispatch(&Caller { machine: self.machine }, &call);
+        match outcome.results() {
+            Results::Four(results) => self.inner.context.set_results(results),
+            Results::X0(x0) => self.inner.context.set_register(0, x0),
+        }
+        match outcome {
+            Outcome::Return(_) | Outcome::ReturnX0(_) => None,
+            Outcome::Suspend(_) => Some(Leave::Wait(None)),
+            Outcome::CpuOff => Some(Leave::Off),
+            Outcome::System(event) => Some(Leave::Stop(stop_of(event))),
+        }
+    }
+
+    /// A data access that stage 2 refused: a device's, or nobody's.
+    #[inline(always)]
+    fn data(&mut self, abort: &DataAbort) -> Result<(), GuestFault> {
+        let fault = if abort.on_walk {
+            GuestFault::WalkAbort { far: abort.far }
+        } else {
+            GuestFault::DataAbort { far: abort.far }
+        };
+        if abort.cache_maintenance && !abort.on_walk {
+            // There is nothing behind the address that could be in a cache.
+            return Ok(());
+        }
+        let (Some(access), Some(ipa), false) = (abort.access, abort.ipa, abort.on_walk) else { return Err(fault) };
+        self.mmio(access, ipa).ok_or(fault)
+    }
+
+    #[inline(always)]
+    fn mmio(&mut self, access: Access, ipa: Ipa) -> Option<()> {
+        let inner = &mut *self.inner;
+        let host = Exiting { machine: self.machine, vcpu: self.vcpu, vgic: RefCell::new(&mut inner.vgic) };
+        match access {
+            Access::Read(load) => {
+                let size = AccessSize::from_log2(load.size.into());
+                let (target, offset) = self.machine.bus.find(ipa, size)?;
+                let value = self.machine.read(target, offset, size, &host);
+                inner.context.finish_load(load, value);
+            }
+            Access::Write { register, size } => {
+                let size = AccessSize::from_log2(size.into());
+                let (target, offset) = self.machine.bus.find(ipa, size)?;
+                let value = inner.context.register(register) & size.mask();
+                self.machine.write(target, offset, size, value, &host);
+            }
+        }
+        Some(())
+    }
+
+    /// A trapped system register.
+    #[inline(always)]
+    fn system(&mut self, access: &SystemAccess) -> Result<(), GuestFault> {
+        let inner = &mut *self.inner;
+        match SysRegId::from_iss(access.iss).action(access.write) {
+            Action::Sgi(register) => {
+                let value = inner.context.register(access.register);
+                let host = Exiting { machine: self.machine, vcpu: self.vcpu, vgic: RefCell::new(&mut inner.vgic) };
+                self.machine.vgic.send_sgi(self.vcpu.index(), register, value, &host);
+            }
+            Action::Id(register) => {
+                inner.context.set_register(access.register, self.machine.id_registers.get(register));
+            }
+            Action::ReadAs(value) => inner.context.set_register(access.register, value),
+            Action::WriteIgnore => {}
+            Action::Deactivate => {
+                let intid = inner.context.register(access.register) as u32 & 0xff_ffff;
+                self.machine.vgic.deactivate(
+                    self.vcpu.index(),
+                    intid,
+                    &mut inner.vgic,
+                    &mut Hardware,
+                    &Outside(self.machine),
+                );
+            }
+            Action::Undefined => return Err(GuestFault::Undefined),
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self, wait: Wait) -> Leave {
+        let deadline = |register| {
+            self.inner.context.register(register).wrapping_add(self.machine.counter_offset)
+        };
+        match wait {
+            Wait::Interrupt => Leave::Wait(None),
+            Wait::InterruptTimeout(register) => Leave::Wait(Some(deadline(register))),
+            Wait::Event | Wait::EventTimeout(_) => Leave::Yield,
+        }
+    }
+
+    /// A physical interrupt took this CPU out of the guest.
+    #[inline(always)]
+    fn interrupt(&mut self) -> Option<Leave> {
+        let intid = gic::acknowledge();
+        if intid >= gic::SPURIOUS {
+            return None;
+        }
+        gic::drop_priority(intid);
+        let host = physical::interrupts()?;
+        let index = self.vcpu.index();
+        // A guest's timer stays active until the guest ends it.
+        if intid == host.virtual_timer {
+            self.count(ExitKind::Timer);
+            self.machine.vgic.raise_hw(index, guest_interrupt::VIRTUAL_TIMER);
+        } else if intid == host.physical_timer {
+            self.count(ExitKind::Timer);
+            self.machine.vgic.raise_hw(index, guest_interrupt::PHYSICAL_TIMER);
+        } else if intid == gic::SGI_KICK {
+            gic::deactivate(intid);
+            self.count(ExitKind::Kick);
+            self.serve_requests();
+        } else if intid == host.maintenance {
+            self.count(ExitKind::Maintenance);
+            self.machine.vgic.maintenance(index);
+            // Its level falls with the flush, which comes before the next entry; until then it must stay active.
+            self.machine.vgic.flush(index, &mut self.inner.vgic, &mut Hardware, &Outside(self.machine));
+            gic::deactivate(intid);
+        } else if intid == host.hypervisor_timer {
+            self.count(ExitKind::Host);
+            timer::set_deadline(None);
+            gic::deactivate(intid);
+            return Some(Leave::Timer);
+        } else {
+            self.count(ExitKind::Host);
+            return Some(Leave::Interrupt(intid));
+        }
+        None
+    }
+
+    fn serve_requests(&mut self) {
+        if self.vcpu.requests.load(Ordering::SeqCst) & request::SYNC != 0 {
+            self.machine.vgic.sync(self.vcpu.index(), &mut self.inner.vgic, &mut Hardware, &Outside(self.machine));
+            self.vcpu.requests.fetch_and(!request::SYNC, Ordering::SeqCst);
+        }
+    }
+
+    /// A physical SError while the guest ran: it is the guest's doing as far as anyone can tell, and it may have lost data.
+    fn serror(&mut self) -> Leave {
+        self.count(ExitKind::SError);
+        self.crash(switch::esr())
+    }
+
+    fn crash(&self, esr: u64) -> Leave {
+        Leave::Crash(Crash {
+            esr,
+            far: switch::syndrome().far,
+            pc: self.inner.context.pc,
+            pstate: self.inner.context.pstate,
+        })
+    }
+}
+
+impl Drop for Resident<'_> {
+    /// Takes the vCPU off this CPU.
+    fn drop(&mut self) {
+        let inner = &mut *self.inner;
+        self.machine.vgic.unload(self.vcpu.index(), &mut inner.vgic, &mut Hardware, &Outside(self.machine));
+        inner.state.save();
+        // The list registers are folded back: whoever waits for that may go on.
+        self.vcpu.requests.fetch_and(!request::SYNC, Ordering::SeqCst);
+        self.vcpu.resident.store(false, Ordering::SeqCst);
+    }
+}
+
+/// When the timers of a vCPU that no CPU holds are due, in ticks of the physical counter, with their interrupts.
+pub fn deadlines(inner: &Inner, machine: &Machine) -> [(u32, Option<u64>); 2] {
+    let timers = &inner.state.timers;
+    // ENABLE and not IMASK: the timer will interrupt.
+    let due = |control: u64, at: u64| (control & 3 == 1).then_some(at);
+    [
+        (
+            guest_interrupt::VIRTUAL_TIMER,
+            due(timers.virtual_control, timers.virtual_compare.saturating_add(machine.counter_offset)),
+        ),
+        (guest_interrupt::PHYSICAL_TIMER, due(timers.physical_control, timers.physical_compare)),
+    ]
+}
+
+/// Whether a vCPU that no CPU holds has something to run for: an interrupt, or a timer that is due. Timers that are due
+/// are raised; the earliest that is not is what the second value says.
+pub fn is_runnable(machine: &Machine, vcpu: &Vcpu, now: u64) -> (bool, Option<u64>) {
+    let inner = vcpu.parked();
+    let mut next: Option<u64> = None;
+    for (intid, deadline) in deadlines(&inner, machine) {
+        match deadline {
+            Some(at) if at <= now => machine.set_timer_level(vcpu.index(), intid, true),
+            Some(at) => next = Some(next.map_or(at, |next| next.min(at))),
+            None => {}
+        }
+    }
+    (machine.has_pending_interrupt(vcpu.index(), &inner.vgic), next)
+}
+
+/// SCTLR_EL1.EE of the guest that this CPU holds.
+pub(super) fn caller_is_big_endian() -> bool {
+    read_sysreg!("sctlr_el1") & (1 << 25) != 0
+}

@@ -1,0 +1,90 @@
+//! Constants and structures of KVM's userspace API, as Linux numbers them (uapi `linux/kvm.h`, `asm/kvm.h` for arm64).
+
+/// KVM_ARM_TARGET_GENERIC_V8.
+pub const TARGET_GENERIC_V8: u32 = 5;
+
+/// Bits of `VcpuInit::features[0]`.
+pub mod feature {
+    /// Start the vCPU stopped.
+    pub const POWER_OFF: u32 = 0;
+    /// EL1 in AArch32.
+    pub const EL1_32BIT: u32 = 1;
+    /// PSCI 0.2 or newer.
+    pub const PSCI_0_2: u32 = 2;
+    /// PMUv3.
+    pub const PMU_V3: u32 = 3;
+    /// SVE.
+    pub const SVE: u32 = 4;
+    /// Pointer authentication, addresses.
+    pub const PTRAUTH_ADDRESS: u32 = 5;
+    /// Pointer authentication, generic.
+    pub const PTRAUTH_GENERIC: u32 = 6;
+    /// The highest known bit.
+    pub const LAST: u32 = 7;
+}
+
+/// `struct kvm_vcpu_init`, 32 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VcpuInit {
+    /// [`TARGET_GENERIC_V8`].
+    pub target: u32,
+    /// Feature bits ([`feature`]).
+    pub features: [u32; 7],
+}
+
+const _: () = assert!(size_of::<VcpuInit>() == 32);
+
+/// KVM_GET_MP_STATE, KVM_SET_MP_STATE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum MpState {
+    /// KVM_MP_STATE_RUNNABLE.
+    Runnable = 0,
+    /// KVM_MP_STATE_STOPPED: switched off through PSCI.
+    Stopped = 5,
+}
+
+/// `kvm_create_device.type`: ARM_VGIC_V3.
+pub const DEVICE_ARM_VGIC_V3: u32 = 7;
+
+/// Groups and attributes of the vGIC device.
+pub mod vgic {
+    /// KVM_DEV_ARM_VGIC_GRP_ADDR.
+    pub const GROUP_ADDR: u32 = 0;
+    /// KVM_DEV_ARM_VGIC_GRP_NR_IRQS.
+    pub const GROUP_NR_IRQS: u32 = 3;
+    /// KVM_DEV_ARM_VGIC_GRP_CTRL.
+    pub const GROUP_CTRL: u32 = 4;
+    /// KVM_VGIC_V3_ADDR_TYPE_DIST.
+    pub const ADDR_V3_DIST: u64 = 2;
+    /// KVM_VGIC_V3_ADDR_TYPE_REDIST.
+    pub const ADDR_V3_REDIST: u64 = 3;
+    /// KVM_DEV_ARM_VGIC_CTRL_INIT.
+    pub const CTRL_INIT: u64 = 0;
+    /// Bytes of the distributor.
+    pub const DIST_SIZE: u64 = 0x1_0000;
+    /// Bytes of one redistributor.
+    pub const REDIST_SIZE: u64 = 0x2_0000;
+}
+
+/// ONE_REG: ids of registers (`KVM_REG_ARM64 | size | group | index`).
+pub mod reg {
+    /// Any of the core group: 64 bits, index = byte offset in `struct kvm_regs` / 4.
+    const CORE_U64: u64 = 0x6030_0000_0010_0000;
+
+    /// Xn.
+    pub const fn x(n: u64) -> u64 {
+        CORE_U64 + 2 * n
+    }
+
+    /// PC.
+    pub const PC: u64 = CORE_U64 + 0x40;
+    /// PSTATE.
+    pub const PSTATE: u64 = CORE_U64 + 0x42;
+    /// KVM_REG_ARM_PSCI_VERSION.
+    pub const PSCI_VERSION: u64 = 0x6030_0000_0014_0000;
+
+    /// The part of an id that must be this for arm64 registers, with the size taken out.
+    pub const ARM64: u64 = 0x6000_0000;
+}

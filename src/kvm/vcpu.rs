@@ -1,0 +1,286 @@
+//! KVM's calls on a vCPU: initialisation, registers, power state. Running it is [`super::run`].
+
+use super::{
+    Errno,
+    uapi::{MpState, TARGET_GENERIC_V8, VcpuInit, feature, reg},
+    vm::Vm,
+};
+use crate::{
+    arch::state::GuestState,
+    vcpu::{VcpuContext, context::PSTATE_RESET},
+    vdev::{platform::VIRT, vgic::VgicCpu},
+};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use spin::{Mutex, MutexGuard};
+
+/// Requests to a vCPU, served by the CPU it is on.
+pub(super) mod request {
+    /// Fold the list registers back.
+    pub const SYNC: u32 = 1 << 0;
+}
+
+/// Why guests left, counted; the index is [`ExitKind`].
+pub type ExitCounts = [u64; ExitKind::NAMES.len()];
+
+/// A kind of exit, for statistics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitKind {
+    /// HVC that reached Rust.
+    Hvc,
+    /// SMC.
+    Smc,
+    /// System register.
+    System,
+    /// Data access to a device or to nothing.
+    Mmio,
+    /// Instruction fetch from nothing, undefined instruction and what else is injected back.
+    Fault,
+    /// WFI or WFE.
+    Wait,
+    /// The guest's timers.
+    Timer,
+    /// A kick by another CPU.
+    Kick,
+    /// The virtual interface's maintenance interrupt.
+    Maintenance,
+    /// keel's own timer and the machine's devices.
+    Host,
+    /// SError.
+    SError,
+}
+
+impl ExitKind {
+    /// Names, by discriminant.
+    pub const NAMES: [&'static str; 11] =
+        ["hvc", "smc", "sysreg", "mmio", "fault", "wait", "timer", "kick", "maintenance", "host", "serror"];
+}
+
+const POWER_OFF: u8 = 0;
+const POWER_STARTING: u8 = 1;
+const POWER_ON: u8 = 2;
+
+/// How a vCPU starts.
+#[derive(Clone, Copy, Debug)]
+pub struct Start {
+    /// PC.
+    pub entry: u64,
+    /// x0.
+    pub context: u64,
+    /// SCTLR_EL1.EE, as the caller of CPU_ON has it.
+    pub big_endian: bool,
+}
+
+/// State that only the CPU that runs the vCPU touches, and configuration while it does not run.
+#[derive(Debug)]
+pub struct Inner {
+    /// General registers, PC, PSTATE.
+    pub context: VcpuContext,
+    /// Everything else, while no CPU holds it.
+    pub state: GuestState,
+    /// List registers and the virtual CPU interface.
+    pub vgic: VgicCpu,
+    /// Exits so far.
+    pub exits: ExitCounts,
+    initialised: bool,
+}
+
+/// A virtual CPU.
+#[derive(Debug)]
+pub struct Vcpu {
+    index: usize,
+    cpu: AtomicUsize,
+    power: AtomicU8,
+    start: Mutex<Option<Start>>,
+    pub(super) resident: AtomicBool,
+    pub(super) requests: AtomicU32,
+    inner: Mutex<Inner>,
+}
+
+impl Vcpu {
+    pub(super) fn new(index: usize) -> Self {
+        Self {
+            index,
+            cpu: AtomicUsize::new(0),
+            power: AtomicU8::new(POWER_OFF),
+            start: Mutex::new(None),
+            resident: AtomicBool::new(false),
+            requests: AtomicU32::new(0),
+            inner: Mutex::new(Inner {
+                context: VcpuContext::reset(),
+                state: GuestState::reset(),
+                vgic: VgicCpu::new(),
+                exits: [0; ExitKind::NAMES.len()],
+                initialised: false,
+            }),
+        }
+    }
+
+    /// Its index in the VM, which is its id.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// MPIDR_EL1 as the guest reads it: RES1 bit 31 and the affinity.
+    pub fn mpidr(&self) -> u64 {
+        1 << 31 | VIRT.affinity(self.index)
+    }
+
+    /// The CPU of the machine it runs on.
+    pub fn cpu(&self) -> usize {
+        self.cpu.load(Ordering::Relaxed)
+    }
+
+    /// Says on which CPU of the machine it runs; before it first does.
+    pub fn set_cpu(&self, cpu: usize) {
+        self.cpu.store(cpu, Ordering::Relaxed);
+    }
+
+    /// KVM_ARM_VCPU_INIT: registers as after reset, off if the features say POWER_OFF.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for a bad target, a feature keel does not have, or features unlike the VM's other vCPUs'; `ENOENT` for
+    /// unknown feature bits.
+    pub fn init(&self, vm: &Vm, init: &VcpuInit) -> Result<(), Errno> {
+        if init.target != TARGET_GENERIC_V8 {
+            return Err(Errno::EINVAL);
+        }
+        let known = (1 << (feature::LAST + 1)) - 1;
+        if init.features[0] & !known != 0 || init.features[1..].iter().any(|&word| word != 0) {
+            return Err(Errno::ENOENT);
+        }
+        let off = init.features[0] & (1 << feature::POWER_OFF) != 0;
+        let features = init.features[0] & !(1 << feature::POWER_OFF);
+        if features & !(1 << feature::PSCI_0_2) != 0 {
+            return Err(Errno::EINVAL);
+        }
+        vm.agree_on_features(features)?;
+        let mut inner = self.inner.lock();
+        inner.reset(None);
+        inner.initialised = true;
+        *self.start.lock() = None;
+        self.requests.store(0, Ordering::Relaxed);
+        self.power.store(if off { POWER_OFF } else { POWER_ON }, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn initialised(&self) -> Result<MutexGuard<'_, Inner>, Errno> {
+        let inner = self.inner.lock();
+        if inner.initialised { Ok(inner) } else { Err(Errno::ENOEXEC) }
+    }
+
+    /// KVM_SET_ONE_REG.
+    ///
+    /// # Errors
+    ///
+    /// `ENOEXEC` before [`init`](Self::init); `EINVAL` for an id that is not arm64's; `ENOENT` for an unknown register.
+    pub fn set_one_reg(&self, vm: &Vm, id: u64, value: u64) -> Result<(), Errno> {
+        let mut inner = self.initialised()?;
+        match core_register(id)? {
+            Register::X(n) => inner.context.gpr[n] = value,
+            Register::Pc => inner.context.pc = value,
+            Register::Pstate if matches!(value & 0x1f, 0 | 4 | 5) => inner.context.pstate = value,
+            Register::Pstate => return Err(Errno::EINVAL),
+            Register::PsciVersion => vm.set_psci_version(value)?,
+        }
+        Ok(())
+    }
+
+    /// KVM_GET_ONE_REG.
+    ///
+    /// # Errors
+    ///
+    /// As [`set_one_reg`](Self::set_one_reg).
+    pub fn get_one_reg(&self, vm: &Vm, id: u64) -> Result<u64, Errno> {
+        let inner = self.initialised()?;
+        Ok(match core_register(id)? {
+            Register::X(n) => inner.context.gpr[n],
+            Register::Pc => inner.context.pc,
+            Register::Pstate => inner.context.pstate,
+            Register::PsciVersion => u64::from(vm.psci_version().encoding()),
+        })
+    }
+
+    /// KVM_GET_MP_STATE.
+    pub fn mp_state(&self) -> MpState {
+        if self.is_on() { MpState::Runnable } else { MpState::Stopped }
+    }
+
+    /// KVM_SET_MP_STATE.
+    pub fn set_mp_state(&self, state: MpState) {
+        let power = match state {
+            MpState::Runnable => POWER_ON,
+            MpState::Stopped => POWER_OFF,
+        };
+        self.power.store(power, Ordering::SeqCst);
+    }
+
+    /// Whether it is on, or starting.
+    pub fn is_on(&self) -> bool {
+        self.power.load(Ordering::SeqCst) != POWER_OFF
+    }
+
+    /// Whether it can run.
+    pub fn is_started(&self) -> bool {
+        self.power.load(Ordering::SeqCst) == POWER_ON
+    }
+
+    /// Starts it if it is off; of several callers exactly one succeeds.
+    pub(super) fn power_on(&self, start: Start) -> bool {
+        let claim = self.power.compare_exchange(POWER_OFF, POWER_STARTING, Ordering::SeqCst, Ordering::SeqCst);
+        if claim.is_ok() {
+            *self.start.lock() = Some(start);
+            self.power.store(POWER_ON, Ordering::SeqCst);
+        }
+        claim.is_ok()
+    }
+
+    /// The state, for the CPU that runs it; a start that is pending is carried out first.
+    pub(super) fn take(&self) -> MutexGuard<'_, Inner> {
+        let mut inner = self.inner.lock();
+        if let Some(start) = self.start.lock().take() {
+            inner.reset(Some(start));
+        }
+        inner
+    }
+
+    /// The state, while no CPU runs it.
+    pub fn parked(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock()
+    }
+}
+
+impl Inner {
+    fn reset(&mut self, start: Option<Start>) {
+        let psci_version = self.context.psci_version;
+        self.context = VcpuContext { psci_version, pstate: PSTATE_RESET, ..VcpuContext::reset() };
+        self.state = GuestState::reset();
+        self.vgic = VgicCpu::new();
+        if let Some(start) = start {
+            self.context.pc = start.entry;
+            self.context.gpr[0] = start.context;
+            if start.big_endian {
+                self.state.el1.sctlr |= 1 << 25;
+            }
+        }
+    }
+}
+
+enum Register {
+    X(usize),
+    Pc,
+    Pstate,
+    PsciVersion,
+}
+
+fn core_register(id: u64) -> Result<Register, Errno> {
+    if (id & !(0xf << 52)) >> 32 != reg::ARM64 {
+        return Err(Errno::EINVAL);
+    }
+    match id {
+        reg::PC => Ok(Register::Pc),
+        reg::PSTATE => Ok(Register::Pstate),
+        reg::PSCI_VERSION => Ok(Register::PsciVersion),
+        _ => (0..31).find(|&n| reg::x(n) == id).map(|n| Register::X(n as usize)).ok_or(Errno::ENOENT),
+    }
+}

@@ -1,0 +1,422 @@
+//! KVM's calls on a VM: memory, vCPUs, the interrupt controller; and freezing all that into a machine.
+
+use super::{
+    Errno,
+    machine::{Device, Machine, MachineSetup, Serial},
+    uapi::{DEVICE_ARM_VGIC_V3, vgic},
+    vcpu::Vcpu,
+};
+use crate::{
+    arch::{features, mmu, tlb},
+    hypercall::psci,
+    mm::{
+        Ipa, Pa,
+        addr::PAGE_SIZE,
+        frame::{Block, TableMemory},
+        stage2::{Memory, Stage2, Stage2Error, Tlb},
+    },
+    vdev::{
+        idregs::GuestIdRegisters,
+        vgic::{DEFAULT_SPIS, MAX_SPIS},
+    },
+};
+use alloc::{string::String, sync::Arc, vec::Vec};
+use core::sync::atomic::{AtomicU64, Ordering};
+use spin::{Mutex, Once};
+
+/// VMIDs in use: 8 bits are what every CPU has, and 0 is never given.
+static VMIDS: Mutex<[u64; 4]> = Mutex::new([1, 0, 0, 0]);
+
+/// A VMID, free again when dropped.
+#[derive(Debug)]
+struct Vmid(u8);
+
+impl Vmid {
+    fn new() -> Option<Self> {
+        let mut words = VMIDS.lock();
+        let (n, word) = words.iter_mut().enumerate().find(|(_, word)| **word != u64::MAX)?;
+        let bit = word.trailing_ones();
+        *word |= 1 << bit;
+        Some(Self((n as u32 * 64 + bit) as u8))
+    }
+}
+
+impl Drop for Vmid {
+    fn drop(&mut self) {
+        // The next VM with this number must not find translations of the last one.
+        tlb::flush_all_guests();
+        VMIDS.lock()[usize::from(self.0 / 64)] &= !(1 << (self.0 % 64));
+    }
+}
+
+/// A memory slot: guest addresses and the memory behind them.
+#[derive(Debug)]
+struct Slot {
+    ipa: Ipa,
+    memory: Block,
+}
+
+/// TLB maintenance for a VM that is not loaded on this CPU: all guests' translations go.
+struct AllGuests;
+
+impl Tlb for AllGuests {
+    fn flush_ipa(&self, _: Ipa) {
+        tlb::flush_all_guests();
+    }
+    fn flush_all(&self) {
+        tlb::flush_all_guests();
+    }
+    fn publish(&self) {
+        tlb::publish_tables();
+    }
+}
+
+#[derive(Debug, Default)]
+struct VgicSetup {
+    created: bool,
+    initialised: bool,
+    interrupts: Option<u32>,
+    distributor: Option<Ipa>,
+    redistributors: Option<Ipa>,
+}
+
+#[derive(Debug)]
+struct Setup {
+    vgic: VgicSetup,
+    features: Option<u32>,
+    psci: Option<psci::Version>,
+    devices: Vec<Device>,
+}
+
+/// A virtual machine.
+#[derive(Debug)]
+pub struct Vm {
+    name: String,
+    vmid: Vmid,
+    id_registers: GuestIdRegisters,
+    serial: Serial,
+    stage2: Mutex<Stage2<TableMemory>>,
+    slots: Mutex<Vec<Slot>>,
+    vcpus: Mutex<Vec<Arc<Vcpu>>>,
+    setup: Mutex<Setup>,
+    machine: Once<Arc<Machine>>,
+    counter_offset: AtomicU64,
+}
+
+impl From<Stage2Error> for Errno {
+    fn from(error: Stage2Error) -> Self {
+        match error {
+            Stage2Error::OutOfMemory => Self::ENOMEM,
+            Stage2Error::BadRange => Self::EINVAL,
+            Stage2Error::AlreadyMapped(_) => Self::EEXIST,
+        }
+    }
+}
+
+/// log2 of the largest IPA space that a VM can have on this machine (KVM_CAP_ARM_VM_IPA_SIZE).
+pub fn max_ipa_bits() -> u32 {
+    mmu::pa_bits().min(43)
+}
+
+impl Vm {
+    /// KVM_CREATE_VM. `machine_type` bits 7:0 = IPA bits, 0 for the default of 40 (or all the machine has, if fewer).
+    ///
+    /// `id_registers` are what the guest is shown, `serial` is where its console goes.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for bits above 7 or an IPA size that the machine does not have; `ENOMEM`.
+    pub fn create(machine_type: u64, name: &str, id_registers: GuestIdRegisters, serial: Serial) -> Result<Self, Errno> {
+        if machine_type >> 8 != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let bits = match machine_type as u32 {
+            0 => max_ipa_bits().min(40),
+            bits @ 32.. if bits <= max_ipa_bits() => bits,
+            _ => return Err(Errno::EINVAL),
+        };
+        let stage2 = Stage2::new(TableMemory, bits, mmu::pa_bits(), features::has_fwb())?;
+        Ok(Self {
+            name: name.into(),
+            vmid: Vmid::new().ok_or(Errno::ENOMEM)?,
+            id_registers,
+            serial,
+            stage2: Mutex::new(stage2),
+            slots: Mutex::default(),
+            vcpus: Mutex::default(),
+            setup: Mutex::new(Setup { vgic: VgicSetup::default(), features: None, psci: None, devices: Vec::new() }),
+            machine: Once::new(),
+            counter_offset: AtomicU64::new(0),
+        })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// KVM_SET_USER_MEMORY_REGION for a slot that `memory` backs whole.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if not page aligned; `EEXIST` if it overlaps another slot; `EFAULT` beyond the IPA space; `ENOMEM`.
+    pub fn set_user_memory_region(&self, ipa: Ipa, memory: Block) -> Result<(), Errno> {
+        let range = memory.range();
+        let size = range.end.0 - range.start.0;
+        let end = ipa.checked_add(size).ok_or(Errno::EINVAL)?;
+        if !ipa.is_aligned(PAGE_SIZE) {
+            return Err(Errno::EINVAL);
+        }
+        let mut stage2 = self.stage2.lock();
+        if end.0 > 1 << stage2.ipa_bits() {
+            return Err(Errno::EFAULT);
+        }
+        stage2.map(ipa, range.start, size, Memory::Normal, &AllGuests)?;
+        self.slots.lock().push(Slot { ipa, memory });
+        Ok(())
+    }
+
+    /// Copies into the VM's memory; `false` if some of it is not memory (what comes before may have been written).
+    pub fn write_memory(&self, ipa: Ipa, mut bytes: &[u8]) -> bool {
+        let slots = self.slots.lock();
+        let mut at = ipa;
+        while !bytes.is_empty() {
+            let Some(slot) = slots.iter().find(|slot| slot.contains(at)) else { return false };
+            let offset = at.0 - slot.ipa.0;
+            let room = (slot.size() - offset).min(bytes.len() as u64) as usize;
+            let (now, later) = bytes.split_at(room);
+            if !slot.memory.write(offset, now) {
+                return false;
+            }
+            bytes = later;
+            let Some(next) = at.checked_add(room as u64) else { return bytes.is_empty() };
+            at = next;
+        }
+        true
+    }
+
+    /// Clears all memory of the VM.
+    pub fn clear_memory(&self) {
+        for slot in self.slots.lock().iter() {
+            slot.memory.clear();
+        }
+    }
+
+    /// Makes what was written to the VM's memory visible to a guest that starts with its caches off.
+    pub fn publish_memory(&self) {
+        for slot in self.slots.lock().iter() {
+            slot.memory.publish();
+        }
+    }
+
+    /// KVM_CREATE_VCPU.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for an id beyond 511; `EBUSY` once the vGIC is initialised; `EEXIST` if there is one with this id;
+    /// `EINVAL` if ids leave a gap (keel's vCPU ids are indices).
+    pub fn create_vcpu(&self, id: usize) -> Result<Arc<Vcpu>, Errno> {
+        if id >= 512 {
+            return Err(Errno::EINVAL);
+        }
+        if self.setup.lock().vgic.initialised {
+            return Err(Errno::EBUSY);
+        }
+        let mut vcpus = self.vcpus.lock();
+        if id < vcpus.len() {
+            return Err(Errno::EEXIST);
+        }
+        if id != vcpus.len() {
+            return Err(Errno::EINVAL);
+        }
+        // The virtual counter starts near zero when the last vCPU is created, for all of them alike.
+        self.counter_offset.store(crate::arch::timer::now(), Ordering::Relaxed);
+        let vcpu = Arc::new(Vcpu::new(id));
+        vcpus.push(vcpu.clone());
+        Ok(vcpu)
+    }
+
+    /// The vCPU with this id.
+    pub fn vcpu(&self, id: usize) -> Option<Arc<Vcpu>> {
+        self.vcpus.lock().get(id).cloned()
+    }
+
+    /// Features that all vCPUs of a VM share: the first initialised vCPU sets them.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if this one differs.
+    pub(super) fn agree_on_features(&self, features: u32) -> Result<(), Errno> {
+        let mut setup = self.setup.lock();
+        match setup.features {
+            Some(agreed) if agreed != features => Err(Errno::EINVAL),
+            _ => {
+                setup.features = Some(features);
+                Ok(())
+            }
+        }
+    }
+
+    /// KVM_REG_ARM_PSCI_VERSION: the version that guests see; 1.1 unless set.
+    pub fn psci_version(&self) -> psci::Version {
+        let setup = self.setup.lock();
+        let has_psci_0_2 = setup.features.is_some_and(|features| features & (1 << super::uapi::feature::PSCI_0_2) != 0);
+        if has_psci_0_2 { setup.psci.unwrap_or(psci::Version::V1_1) } else { psci::Version::V0_1 }
+    }
+
+    /// Sets KVM_REG_ARM_PSCI_VERSION.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for a version that keel does not have or that contradicts the PSCI_0_2 feature.
+    pub fn set_psci_version(&self, encoding: u64) -> Result<(), Errno> {
+        let version = u32::try_from(encoding).ok().and_then(psci::Version::from_encoding).ok_or(Errno::EINVAL)?;
+        let mut setup = self.setup.lock();
+        let has_psci_0_2 = setup.features.is_some_and(|features| features & (1 << super::uapi::feature::PSCI_0_2) != 0);
+        if has_psci_0_2 == (version == psci::Version::V0_1) {
+            return Err(Errno::EINVAL);
+        }
+        setup.psci = Some(version);
+        Ok(())
+    }
+
+    /// KVM_CREATE_DEVICE.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` for a type that keel does not have; `EEXIST` if there is an interrupt controller.
+    pub fn create_device(&self, kind: u32) -> Result<(), Errno> {
+        if kind != DEVICE_ARM_VGIC_V3 || !features::has_gic_system_registers() {
+            return Err(Errno::ENODEV);
+        }
+        let mut setup = self.setup.lock();
+        if setup.vgic.created {
+            return Err(Errno::EEXIST);
+        }
+        setup.vgic.created = true;
+        Ok(())
+    }
+
+    /// KVM_SET_DEVICE_ATTR of the vGICv3.
+    ///
+    /// # Errors
+    ///
+    /// As KVM: `ENXIO` for an unknown attribute or no vGIC; `EEXIST`, `EINVAL`, `E2BIG` for addresses set twice,
+    /// misaligned or beyond the IPA space; `EINVAL`, `EBUSY` for the number of interrupts.
+    pub fn set_device_attr(&self, group: u32, attribute: u64, value: u64) -> Result<(), Errno> {
+        let ipa_bits = self.stage2.lock().ipa_bits();
+        let vcpus = self.vcpus.lock().len() as u64;
+        let mut setup = self.setup.lock();
+        let vgic = &mut setup.vgic;
+        if !vgic.created {
+            return Err(Errno::ENXIO);
+        }
+        match (group, attribute) {
+            (vgic::GROUP_ADDR, vgic::ADDR_V3_DIST) => {
+                set_address(&mut vgic.distributor, value, vgic::DIST_SIZE, ipa_bits)
+            }
+            (vgic::GROUP_ADDR, vgic::ADDR_V3_REDIST) => {
+                set_address(&mut vgic.redistributors, value, vgic::REDIST_SIZE * vcpus.max(1), ipa_bits)
+            }
+            (vgic::GROUP_NR_IRQS, 0) => {
+                if !(64..=1023).contains(&value) || value % 32 != 0 {
+                    return Err(Errno::EINVAL);
+                }
+                if vgic.interrupts.is_some() || vgic.initialised {
+                    return Err(Errno::EBUSY);
+                }
+                vgic.interrupts = Some(value as u32);
+                Ok(())
+            }
+            (vgic::GROUP_CTRL, vgic::CTRL_INIT) => {
+                vgic.initialised = true;
+                Ok(())
+            }
+            _ => Err(Errno::ENXIO),
+        }
+    }
+
+    /// Adds a device that keel emulates beside the interrupt controller.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` once a vCPU has run.
+    pub fn add_device(&self, device: Device) -> Result<(), Errno> {
+        if self.machine.is_completed() {
+            return Err(Errno::EBUSY);
+        }
+        self.setup.lock().devices.push(device);
+        Ok(())
+    }
+
+    /// What exits work on, made at the first run.
+    ///
+    /// # Errors
+    ///
+    /// As KVM at the first KVM_RUN: `ENXIO` if an address of the vGIC was not set, `EBUSY` if it was not initialised,
+    /// `EINVAL` if devices overlap.
+    pub fn machine(&self) -> Result<Arc<Machine>, Errno> {
+        self.machine.try_call_once(|| self.freeze().map(Arc::new)).cloned()
+    }
+
+    fn freeze(&self) -> Result<Machine, Errno> {
+        let psci = self.psci_version();
+        let setup = self.setup.lock();
+        let vgic = &setup.vgic;
+        let stage2 = self.stage2.lock();
+        Machine::new(MachineSetup {
+            name: self.name.clone(),
+            vcpus: self.vcpus.lock().clone(),
+            spis: vgic.interrupts.map_or(DEFAULT_SPIS, |interrupts| (interrupts as usize - 32).min(MAX_SPIS)),
+            distributor: vgic.distributor.ok_or(Errno::ENXIO)?,
+            redistributors: vgic.redistributors.ok_or(Errno::ENXIO)?,
+            initialised: vgic.initialised,
+            devices: setup.devices.clone(),
+            psci,
+            id_registers: self.id_registers.clone(),
+            serial: self.serial,
+            vttbr: u64::from(self.vmid.0) << 48 | stage2.root().0,
+            vtcr: stage2.vtcr(mmu::ps_field(), features::has_vmid16()),
+            ipa_bits: stage2.ipa_bits(),
+            counter_offset: self.counter_offset.load(Ordering::Relaxed),
+        })
+    }
+
+    /// Where a guest address is in the machine's memory.
+    pub fn translate(&self, ipa: Ipa) -> Option<Pa> {
+        self.stage2.lock().translate(ipa).map(|(pa, _)| pa)
+    }
+}
+
+fn set_address(slot: &mut Option<Ipa>, value: u64, size: u64, ipa_bits: u32) -> Result<(), Errno> {
+    if slot.is_some() {
+        return Err(Errno::EEXIST);
+    }
+    let end = value.checked_add(size).ok_or(Errno::EINVAL)?;
+    if value % 0x1_0000 != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if end > 1 << ipa_bits {
+        return Err(Errno::E2BIG);
+    }
+    *slot = Some(Ipa(value));
+    Ok(())
+}
+
+impl Slot {
+    fn size(&self) -> u64 {
+        let range = self.memory.range();
+        range.end.0 - range.start.0
+    }
+
+    fn contains(&self, ipa: Ipa) -> bool {
+        ipa >= self.ipa && ipa.0 - self.ipa.0 < self.size()
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        // Order matters: no translation may outlive the memory it leads to. The VMID's own drop flushes again.
+        tlb::flush_all_guests();
+    }
+}

@@ -1,0 +1,203 @@
+//! Frames and heap: all free memory of the machine in one buddy allocator.
+//!
+//! One of the two files of this layer with unsafe code. Small objects (through `alloc`), translation tables and the
+//! memory of VMs come from the same place; a VM's memory is cleared before it is given and after it is taken back.
+//! A few pages of the image serve as tables before the allocator exists.
+
+use super::{Pa, addr::PAGE_SIZE};
+use crate::arch::{cache, features};
+use buddy_system_allocator::Heap;
+use core::{
+    alloc::{GlobalAlloc, Layout},
+    ops::Range,
+    ptr::NonNull,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+use spin::Mutex;
+
+/// Orders of the buddy allocator: blocks up to 2^35 bytes.
+const ORDERS: usize = 36;
+
+struct KeelHeap(Mutex<Heap<ORDERS>>);
+
+#[global_allocator]
+static HEAP: KeelHeap = KeelHeap(Mutex::new(Heap::new()));
+
+// SAFETY: `Heap` hands out disjoint, aligned blocks of the memory given to it by `donate`.
+unsafe impl GlobalAlloc for KeelHeap {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        self.0.lock().alloc(layout).map_or(core::ptr::null_mut(), NonNull::as_ptr)
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        if let Some(pointer) = NonNull::new(pointer) {
+            // SAFETY: `GlobalAlloc`'s contract: allocated here with this layout.
+            unsafe { self.0.lock().dealloc(pointer, layout) };
+        }
+    }
+}
+
+/// Gives the allocator a range of memory, page aligned.
+///
+/// # Safety
+///
+/// The range must be RAM, mapped writable in EL2's map, and used by nothing else.
+pub unsafe fn donate(range: Range<Pa>) {
+    if range.start < range.end {
+        // SAFETY: the caller vouches for the range.
+        unsafe { HEAP.0.lock().add_to_heap(range.start.0 as usize, range.end.0 as usize) };
+    }
+}
+
+/// Bytes that are neither allocated nor lost to rounding.
+pub fn free_bytes() -> u64 {
+    let heap = HEAP.0.lock();
+    (heap.stats_total_bytes() - heap.stats_alloc_actual()) as u64
+}
+
+/// A block of memory owned by whoever holds it: `2^order` bytes, naturally aligned. Given back, cleared, when dropped.
+#[derive(Debug)]
+pub struct Block {
+    start: Pa,
+    size: u64,
+}
+
+impl Block {
+    /// Allocates `size` bytes, a power of two of at least a page; cleared. `None` when there is no such block.
+    pub fn new(size: u64) -> Option<Self> {
+        assert!(size.is_power_of_two() && size >= PAGE_SIZE, "blocks are powers of two of at least a page");
+        let layout = Layout::from_size_align(size as usize, size as usize).ok()?;
+        let start = Pa(HEAP.0.lock().alloc(layout).ok()?.as_ptr() as u64);
+        let block = Self { start, size };
+        block.clear();
+        Some(block)
+    }
+
+    /// Where it is.
+    pub fn range(&self) -> Range<Pa> {
+        self.start..Pa(self.start.0 + self.size)
+    }
+
+    /// Fills it with zeros.
+    pub fn clear(&self) {
+        // SAFETY: the block is RAM mapped writable and ours alone, or given to a guest that expects it to be cleared.
+        unsafe { cache::zero(self.range()) };
+    }
+
+    /// Makes what was written visible to a guest that runs with its caches off, and to its instruction fetches.
+    /// With FEAT_S2FWB stage 2 makes every guest access cacheable, and only the instruction side is left.
+    pub fn publish(&self) {
+        if !features::has_fwb() {
+            cache::clean_invalidate(self.range());
+        }
+        cache::invalidate_instructions();
+    }
+
+    /// Copies `bytes` to `offset`; `false`, and nothing done, if that does not lie inside.
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> bool {
+        let fits = offset.checked_add(bytes.len() as u64).is_some_and(|end| end <= self.size);
+        if fits {
+            // SAFETY: in bounds of memory that this block owns; `bytes` cannot overlap it, since no reference to a
+            // block's memory is ever made. A guest may read it at the same time and sees bytes old or new.
+            unsafe {
+                core::ptr::copy_nonoverlapping(bytes.as_ptr(), (self.start.0 + offset) as *mut u8, bytes.len());
+            }
+        }
+        fits
+    }
+
+    /// Copies from `offset` into `bytes`; `false`, and nothing done, if that does not lie inside.
+    pub fn read(&self, offset: u64, bytes: &mut [u8]) -> bool {
+        let fits = offset.checked_add(bytes.len() as u64).is_some_and(|end| end <= self.size);
+        if fits {
+            // SAFETY: as in `write`.
+            unsafe {
+                core::ptr::copy_nonoverlapping((self.start.0 + offset) as *const u8, bytes.as_mut_ptr(), bytes.len());
+            }
+        }
+        fits
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.clear();
+        if let (Some(pointer), Ok(layout)) = (
+            NonNull::new(self.start.0 as *mut u8),
+            Layout::from_size_align(self.size as usize, self.size as usize),
+        ) {
+            // SAFETY: allocated in `new` with this layout.
+            unsafe { HEAP.0.lock().dealloc(pointer, layout) };
+        }
+    }
+}
+
+/// Pages of the image for the first translation tables, before there is an allocator.
+const EARLY_TABLES: usize = 40;
+#[repr(C, align(4096))]
+struct EarlyTables(core::cell::UnsafeCell<[[u64; 512]; EARLY_TABLES]>);
+// SAFETY: each page is handed out once, by `allocate_table`.
+unsafe impl Sync for EarlyTables {}
+#[unsafe(link_section = ".noinit")]
+static EARLY: EarlyTables = EarlyTables(core::cell::UnsafeCell::new([[0; 512]; EARLY_TABLES]));
+static EARLY_USED: AtomicUsize = AtomicUsize::new(0);
+
+/// A zeroed, page-aligned run of `pages` (a power of two) for translation tables, aligned to its size.
+/// `None` when memory is short.
+pub fn allocate_tables(pages: usize) -> Option<Pa> {
+    // A plain load and store: with the MMU off exclusives are not to be relied on, and then only one CPU is here.
+    let used = EARLY_USED.load(Ordering::Relaxed);
+    if pages == 1 && used < EARLY_TABLES {
+        EARLY_USED.store(used + 1, Ordering::Relaxed);
+        let page = EARLY.0.get().cast::<[u64; 512]>().wrapping_add(used);
+        // SAFETY: `used < EARLY_TABLES`, so the page is inside the array, and it is handed out here for the first time.
+        unsafe { page.write([0; 512]) };
+        return Some(Pa(page as u64));
+    }
+    let size = pages * PAGE_SIZE as usize;
+    let layout = Layout::from_size_align(size, size).ok()?;
+    let pointer = HEAP.0.lock().alloc(layout).ok()?;
+    // SAFETY: freshly allocated, `size` bytes.
+    unsafe { pointer.as_ptr().write_bytes(0, size) };
+    Some(Pa(pointer.as_ptr() as u64))
+}
+
+/// Gives back what [`allocate_tables`] gave. Early pages stay unused.
+pub fn free_tables(start: Pa, pages: usize) {
+    let early = EARLY.0.get() as u64;
+    if (early..early + size_of::<EarlyTables>() as u64).contains(&start.0) {
+        return;
+    }
+    let size = pages * PAGE_SIZE as usize;
+    if let (Some(pointer), Ok(layout)) = (NonNull::new(start.0 as *mut u8), Layout::from_size_align(size, size)) {
+        // SAFETY: allocated by `allocate_tables` with this layout; callers give back only what they took.
+        unsafe { HEAP.0.lock().dealloc(pointer, layout) };
+    }
+}
+
+/// The tables of a live stage 2, in memory.
+#[derive(Debug)]
+pub struct TableMemory;
+
+impl super::stage2::Tables for TableMemory {
+    fn allocate(&mut self, pages: usize) -> Option<Pa> {
+        allocate_tables(pages)
+    }
+
+    fn free(&mut self, start: Pa, pages: usize) {
+        free_tables(start, pages);
+    }
+
+    fn read(&self, table: Pa, index: usize) -> u64 {
+        assert!(index < 512 * 16, "an index inside the largest concatenated table");
+        // SAFETY: `table` came from `allocate_tables` and `index` is inside what was asked for: the walker's invariant,
+        // tested on the host. Volatile, because table walks read it at any time.
+        unsafe { ((table.0 + 8 * index as u64) as *const u64).read_volatile() }
+    }
+
+    fn write(&mut self, table: Pa, index: usize, value: u64) {
+        assert!(index < 512 * 16, "an index inside the largest concatenated table");
+        // SAFETY: as in `read`.
+        unsafe { ((table.0 + 8 * index as u64) as *mut u64).write_volatile(value) };
+    }
+}

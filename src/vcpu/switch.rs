@@ -1,0 +1,115 @@
+//! The world switch: running a guest is a function call that returns the reason.
+//!
+//! The one file of this layer with unsafe code. `boot/vectors.S` holds the assembly and its contract; the numbers in it
+//! come from here.
+
+use super::{
+    context::VcpuContext,
+    exit::Syndrome,
+    fault::{ExceptionEntry, GuestFault},
+};
+use crate::arch::{
+    features, state,
+    sysreg::{read_sysreg, write_sysreg},
+};
+use core::mem::offset_of;
+
+const EXIT_SYNC: u64 = 0;
+const EXIT_IRQ: u64 = 1;
+const EXIT_FIQ: u64 = 2;
+const EXIT_SERROR: u64 = 3;
+
+core::arch::global_asm!(
+    include_str!("../../boot/vectors.S"),
+    exit_sync = const EXIT_SYNC,
+    exit_irq = const EXIT_IRQ,
+    exit_fiq = const EXIT_FIQ,
+    exit_serror = const EXIT_SERROR,
+    ctx_gpr = const offset_of!(VcpuContext, gpr),
+    ctx_elr = const offset_of!(VcpuContext, pc),
+    ctx_psci_version = const offset_of!(VcpuContext, psci_version),
+);
+
+const _: () = assert!(offset_of!(VcpuContext, pstate) == offset_of!(VcpuContext, pc) + 8);
+const _: () = assert!(offset_of!(VcpuContext, pc) < 504 && offset_of!(VcpuContext, gpr) == 0);
+
+unsafe extern "C" {
+    static keel_vectors: u8;
+}
+
+/// Installs keel's vectors on this CPU.
+pub fn install_vectors() {
+    write_sysreg!("vbar_el2", &raw const keel_vectors as u64);
+    crate::arch::sysreg::isb();
+}
+
+/// Why a guest left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trap {
+    /// Something it did, described by a syndrome that is still in the registers.
+    Synchronous,
+    /// A physical interrupt.
+    Interrupt,
+    /// A physical SError.
+    SError,
+}
+
+/// Runs the guest whose state this CPU holds until it traps.
+#[inline(always)]
+pub fn enter(context: &mut VcpuContext) -> Trap {
+    let reason: u64;
+    // SAFETY: `vcpu_enter` returns with SP, x19 and x29 as they were and has written nothing but `context` and its own
+    // stack frame; every other register is named as clobbered. FP registers are the guest's: keel is built without them.
+    // The guest cannot reach keel's memory: stage 2 maps only its own.
+    unsafe {
+        core::arch::asm!(
+            "bl vcpu_enter",
+            inout("x0") core::ptr::from_mut(context) => reason,
+            out("x1") _, out("x2") _, out("x3") _, out("x4") _, out("x5") _, out("x6") _, out("x7") _, out("x8") _,
+            out("x9") _, out("x10") _, out("x11") _, out("x12") _, out("x13") _, out("x14") _, out("x15") _,
+            out("x16") _, out("x17") _, out("x18") _, out("x20") _, out("x21") _, out("x22") _, out("x23") _,
+            out("x24") _, out("x25") _, out("x26") _, out("x27") _, out("x28") _, out("lr") _,
+        );
+    }
+    match reason {
+        EXIT_SYNC => Trap::Synchronous,
+        EXIT_SERROR => Trap::SError,
+        _ => Trap::Interrupt,
+    }
+}
+
+/// The syndrome of the last synchronous exit of this CPU's guest.
+#[inline(always)]
+pub fn syndrome() -> Syndrome {
+    // Lazily: what the decoder does not use of these is not read. `readonly` ties the reads to this side of `enter`.
+    macro_rules! read {
+        ($name:literal) => {{
+            let value: u64;
+            // SAFETY: MRS of an EL2 register only writes `value`.
+            unsafe {
+                core::arch::asm!(
+                    concat!("mrs {}, ", $name),
+                    out(reg) value,
+                    options(pure, readonly, nostack, preserves_flags)
+                )
+            };
+            value
+        }};
+    }
+    Syndrome { esr: read!("esr_el2"), far: read!("far_el2"), hpfar: read!("hpfar_el2") }
+}
+
+/// ESR_EL2 alone.
+#[inline(always)]
+pub fn esr() -> u64 {
+    read_sysreg!("esr_el2")
+}
+
+/// Makes the guest that this CPU holds take an exception at EL1: the only place where a guest is punished.
+pub fn inject(context: &mut VcpuContext, fault: GuestFault) {
+    let el1 = state::exception_state();
+    let ExceptionEntry { esr, far, elr, spsr, pc, pstate } = fault.entry(context, el1.vbar, el1.sctlr, features::has_pan());
+    state::set_exception_registers(esr, far, elr, spsr);
+    context.pc = pc;
+    context.pstate = pstate;
+}

@@ -1,0 +1,432 @@
+//! The life of the VMs of a bundle: made through KVM's calls, started, stopped, started again; and the machine's end when
+//! none is left.
+
+use super::{
+    bundle::Bundle,
+    config::{OnCrash, VmConfig},
+    console, entropy,
+    error::OutsideRam,
+    load::{self, GuestMemory},
+    scheduler,
+};
+use crate::{
+    arch::{cpu, esr, pmu, smc, timer},
+    kvm::{
+        Errno, Machine, Vcpu, Vm,
+        machine::{Device, Serial, Stop},
+        run::Crash,
+        uapi::{DEVICE_ARM_VGIC_V3, TARGET_GENERIC_V8, VcpuInit, feature, reg, vgic},
+        vcpu::ExitKind,
+    },
+    mm::{
+        Ipa,
+        addr::BLOCK_1G,
+        frame::{self, Block},
+    },
+    vdev::{
+        console::VmState,
+        idregs::{GuestFeatures, GuestIdRegisters, HostIdRegisters},
+        platform::VIRT,
+    },
+};
+use alloc::{sync::Arc, vec::Vec};
+use core::{
+    fmt,
+    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+};
+use log::{debug, error, info, warn};
+use spin::{Mutex, Once};
+
+/// What VMs are made with.
+#[derive(Debug)]
+pub struct Host {
+    /// ID registers of all CPUs together.
+    pub id_registers: HostIdRegisters,
+    /// CPUs that are up, by index.
+    pub cpus: Vec<usize>,
+    /// Seconds since 1970 when the machine's counter was 0; 0 without a clock.
+    pub epoch: u64,
+    /// Interrupt of the console's UART, if it has one.
+    pub console_interrupt: Option<u32>,
+    /// Print statistics when a VM ends.
+    pub stats: bool,
+    /// The counter at keel's first instruction.
+    pub entry: u64,
+}
+
+static HOST: Once<Host> = Once::new();
+static GUESTS: Mutex<Vec<Arc<Guest>>> = Mutex::new(Vec::new());
+static ALIVE: AtomicUsize = AtomicUsize::new(0);
+static CRASHED: AtomicUsize = AtomicUsize::new(0);
+/// Ticks spent on copying and checking images, which is not keel's start-up cost.
+static LOADING: AtomicU64 = AtomicU64::new(0);
+
+/// A VM of the bundle.
+#[derive(Debug)]
+pub struct Guest {
+    number: usize,
+    config: VmConfig<'static>,
+    vm: Vm,
+    /// What its exits work on.
+    pub machine: Arc<Machine>,
+    /// vCPUs that have not been taken out of their queues.
+    queued: AtomicUsize,
+    entered: AtomicBool,
+    counts: Mutex<Counts>,
+}
+
+/// Where statistics start.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    ticks: u64,
+    el2: u32,
+    guest: u32,
+}
+
+/// Why a VM could not be started.
+#[derive(Debug)]
+enum StartError {
+    Config(super::error::ConfigError),
+    Memory { wanted: u64, free: u64 },
+    Cpu { wanted: u32, cpus: usize },
+    Api(&'static str, Errno),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(error) => error.fmt(f),
+            Self::Memory { wanted, free } => write!(
+                f,
+                "keel,memory asks for {} MiB, but only {} MiB are free in blocks of 2 MiB or more: ask for less, or give \
+                 the machine more RAM",
+                wanted >> 20,
+                free >> 20
+            ),
+            Self::Cpu { wanted, cpus } => write!(
+                f,
+                "keel,cpu-affinity names CPU {wanted}, but the machine has {cpus} (numbered from 0): name one of those"
+            ),
+            Self::Api(call, errno) => write!(f, "{call} failed: {errno:?}"),
+        }
+    }
+}
+
+struct Memory<'a>(&'a Vm);
+
+impl GuestMemory for Memory<'_> {
+    fn write(&mut self, address: Ipa, bytes: &[u8]) -> Result<(), OutsideRam> {
+        if self.0.write_memory(address, bytes) { Ok(()) } else { Err(OutsideRam { address, size: bytes.len() as u64 }) }
+    }
+
+    fn zero(&mut self, _: Ipa, _: u64) -> Result<(), OutsideRam> {
+        // The VM's memory was cleared before it was loaded.
+        Ok(())
+    }
+}
+
+/// Gives `vm` its RAM in the largest blocks there are.
+fn give_memory(vm: &Vm, size: u64) -> Result<(), StartError> {
+    let mut at = VIRT.ram_base;
+    let mut left = size;
+    let mut largest = BLOCK_1G;
+    while left > 0 {
+        // As large as fits what is left and as its address is aligned, so that stage 2 can use it as one block.
+        let fits = (1 << left.ilog2()).min(largest).min(1 << at.0.trailing_zeros());
+        match Block::new(fits) {
+            Some(block) => {
+                vm.set_user_memory_region(at, block)
+                    .map_err(|errno| StartError::Api("KVM_SET_USER_MEMORY_REGION", errno))?;
+                left -= fits;
+                at = Ipa(at.0 + fits);
+            }
+            None if fits > 2 << 20 => largest = fits / 2,
+            None => return Err(StartError::Memory { wanted: size, free: frame::free_bytes() }),
+        }
+    }
+    Ok(())
+}
+
+fn make(host: &Host, number: usize, config: &VmConfig<'static>) -> Result<Guest, StartError> {
+    let api = |call| move |errno| StartError::Api(call, errno);
+    if config.memory > frame::free_bytes() {
+        return Err(StartError::Memory { wanted: config.memory, free: frame::free_bytes() });
+    }
+    if let Some(&wanted) = config.affinity.iter().find(|&&cpu| !host.cpus.contains(&(cpu as usize))) {
+        return Err(StartError::Cpu { wanted, cpus: host.cpus.len() });
+    }
+    let features = GuestFeatures { ipa_bits: crate::kvm::vm::max_ipa_bits().min(40), gic_system_registers: true };
+    let ids = GuestIdRegisters::new(&host.id_registers, &features);
+    let vm = Vm::create(0, config.name, ids, Serial { vm: number, transmit: console::transmit })
+        .map_err(api("KVM_CREATE_VM"))?;
+    give_memory(&vm, config.memory)?;
+    vm.create_device(DEVICE_ARM_VGIC_V3).map_err(api("KVM_CREATE_DEVICE"))?;
+    let mut queued = Vec::new();
+    for index in 0..config.cpus {
+        let vcpu = vm.create_vcpu(index).map_err(api("KVM_CREATE_VCPU"))?;
+        let cpu = match config.affinity.get(index) {
+            Some(&cpu) => cpu as usize,
+            // The CPU with the fewest vCPUs; this VM's own count already.
+            None => host
+                .cpus
+                .iter()
+                .copied()
+                .min_by_key(|&cpu| scheduler::load(cpu) + queued.iter().filter(|&&other| other == cpu).count())
+                .unwrap_or(0),
+        };
+        queued.push(cpu);
+        vcpu.set_cpu(cpu);
+    }
+    for (attribute, value) in [(vgic::ADDR_V3_DIST, VIRT.gicd.base.0), (vgic::ADDR_V3_REDIST, VIRT.gicr.base.0)] {
+        vm.set_device_attr(vgic::GROUP_ADDR, attribute, value).map_err(api("KVM_DEV_ARM_VGIC_GRP_ADDR"))?;
+    }
+    vm.set_device_attr(vgic::GROUP_CTRL, vgic::CTRL_INIT, 0).map_err(api("KVM_DEV_ARM_VGIC_CTRL_INIT"))?;
+    vm.add_device(Device::Pl011 { base: VIRT.uart.region.base, intid: VIRT.uart.intid })
+        .and_then(|()| {
+            vm.add_device(Device::Pl031 { base: VIRT.rtc.region.base, intid: VIRT.rtc.intid, epoch: host.epoch })
+        })
+        .map_err(api("adding a device"))?;
+    initialise_vcpus(&vm, config.cpus)?;
+    let machine = vm.machine().map_err(api("KVM_RUN"))?;
+    Ok(Guest {
+        number,
+        config: config.clone(),
+        vm,
+        machine,
+        queued: AtomicUsize::new(0),
+        entered: AtomicBool::new(false),
+        counts: Mutex::default(),
+    })
+}
+
+/// KVM_ARM_VCPU_INIT for all: the first runs, the others wait for CPU_ON.
+fn initialise_vcpus(vm: &Vm, count: usize) -> Result<(), StartError> {
+    for index in 0..count {
+        let vcpu = vm.vcpu(index).ok_or(StartError::Api("KVM_ARM_VCPU_INIT", Errno::EINVAL))?;
+        let off = if index == 0 { 0 } else { 1 << feature::POWER_OFF };
+        let init = VcpuInit { target: TARGET_GENERIC_V8, features: [1 << feature::PSCI_0_2 | off, 0, 0, 0, 0, 0, 0] };
+        vcpu.init(vm, &init).map_err(|errno| StartError::Api("KVM_ARM_VCPU_INIT", errno))?;
+    }
+    Ok(())
+}
+
+impl Guest {
+    /// Copies the images and sets the first vCPU up; the VM's memory is clear.
+    fn load(&self) -> Result<(), StartError> {
+        let start = timer::now();
+        let loaded = load::load(&self.config, &mut Memory(&self.vm), &VIRT, &mut |bytes| entropy::fill(bytes))
+            .map_err(StartError::Config)?;
+        self.vm.publish_memory();
+        LOADING.fetch_add(timer::now().saturating_sub(start), Ordering::Relaxed);
+        debug!(
+            "VM {}: {:?} kernel, entry {}, device tree at {}, RAM disk {:x?}",
+            self.config.name, loaded.format, loaded.entry, loaded.dtb, loaded.ramdisk
+        );
+        let api = |errno| StartError::Api("KVM_SET_ONE_REG", errno);
+        let vcpu = self.vm.vcpu(0).ok_or(StartError::Api("KVM_SET_ONE_REG", Errno::EINVAL))?;
+        vcpu.set_one_reg(&self.vm, reg::PC, loaded.entry.0).map_err(api)?;
+        vcpu.set_one_reg(&self.vm, reg::x(0), loaded.dtb.0).map_err(api)
+    }
+
+    /// Puts the vCPUs into their queues.
+    fn enqueue(self: &Arc<Self>) {
+        self.queued.store(self.config.cpus, Ordering::SeqCst);
+        for vcpu in &self.machine.vcpus {
+            scheduler::add(self, vcpu);
+        }
+    }
+
+    /// A vCPU of this VM is about to be entered. The first time, statistics start.
+    pub fn note_entry(&self) {
+        if !self.entered.swap(true, Ordering::Relaxed) {
+            let ticks = timer::now();
+            if let Some(host) = HOST.get()
+                && host.stats
+                && self.number == 0
+            {
+                let boot = ticks.saturating_sub(host.entry).saturating_sub(LOADING.load(Ordering::Relaxed));
+                // With -icount shift=0 a tick of a 1 GHz counter is an instruction.
+                let instructions = u128::from(boot) * 1_000_000_000 / u128::from(timer::frequency().max(1));
+                console::line(format_args!("bench entry_to_guest {instructions} insn"));
+            }
+            *self.counts.lock() = Counts { ticks: timer::now(), el2: pmu::read_el2(), guest: pmu::read_guest() };
+        }
+    }
+
+    /// Lines that tools read: `keel: stats NAME VALUE`.
+    fn report_stats(&self) {
+        let start = *self.counts.lock();
+        let name = self.config.name;
+        let line = |what: &str, value: u64| console::line(format_args!("keel: stats {name} {what} {value}"));
+        line("ticks", timer::now().saturating_sub(start.ticks));
+        line("frequency", timer::frequency());
+        line("el2_instructions", pmu::read_el2().wrapping_sub(start.el2).into());
+        line("guest_instructions", pmu::read_guest().wrapping_sub(start.guest).into());
+        let mut total = [0; ExitKind::NAMES.len()];
+        for vcpu in &self.machine.vcpus {
+            for (sum, count) in total.iter_mut().zip(vcpu.parked().exits) {
+                *sum += count;
+            }
+        }
+        for (kind, count) in ExitKind::NAMES.iter().zip(total) {
+            console::line(format_args!("keel: stats {name} exits_{kind} {count}"));
+        }
+    }
+}
+
+/// Starts the VMs of a bundle. What is wrong with one leaves the others alone.
+pub fn start(host: Host, bundle: &Bundle<'static>) {
+    let host = HOST.call_once(|| host);
+    // Nothing may end before everything has begun.
+    ALIVE.store(1, Ordering::SeqCst);
+    for vm in &bundle.vms {
+        console::add(vm.as_ref().map_or("?", |config| config.name));
+    }
+    for (number, vm) in bundle.vms.iter().enumerate() {
+        let config = match vm {
+            Ok(config) => config,
+            Err(error) => {
+                refuse(number, None, error);
+                continue;
+            }
+        };
+        if !config.autostart {
+            info!("VM {}: not started (keel,autostart = 0)", config.name);
+            console::set_state(number, VmState::Off);
+            continue;
+        }
+        let guest = match make(host, number, config).and_then(|guest| guest.load().map(|()| guest)) {
+            Ok(guest) => Arc::new(guest),
+            Err(error) => {
+                refuse(number, Some(config.name), &error);
+                continue;
+            }
+        };
+        info!(
+            "VM {}: {} MiB, {} vCPU{} on CPU {:?}",
+            config.name,
+            config.memory >> 20,
+            config.cpus,
+            if config.cpus == 1 { "" } else { "s" },
+            guest.machine.vcpus.iter().map(|vcpu| vcpu.cpu()).collect::<Vec<_>>()
+        );
+        ALIVE.fetch_add(1, Ordering::SeqCst);
+        GUESTS.lock().push(guest.clone());
+        guest.enqueue();
+    }
+    ended();
+}
+
+fn refuse(number: usize, name: Option<&str>, error: &dyn fmt::Display) {
+    CRASHED.fetch_add(1, Ordering::SeqCst);
+    console::set_state(number, VmState::Crashed);
+    match name {
+        Some(name) => error!("VM {name} is not started: {error}"),
+        None => error!("a VM is not started: {error}"),
+    }
+}
+
+/// A vCPU of a VM that stops has left its queue. The last one ends the VM, or starts it again.
+pub fn parked(guest: Arc<Guest>, reason: Stop) {
+    if guest.queued.fetch_sub(1, Ordering::SeqCst) != 1 {
+        return;
+    }
+    let stats = HOST.get().is_some_and(|host| host.stats);
+    if stats {
+        guest.report_stats();
+    }
+    let name = guest.config.name;
+    let again = match reason {
+        Stop::Off => {
+            info!("VM {name}: powered off");
+            false
+        }
+        Stop::Reset => {
+            info!("VM {name}: reset");
+            true
+        }
+        Stop::Crash => match guest.config.on_crash {
+            OnCrash::Restart => {
+                warn!("VM {name}: crashed, starting it again (keel,on-crash = restart)");
+                true
+            }
+            OnCrash::Stop => {
+                CRASHED.fetch_add(1, Ordering::SeqCst);
+                error!("VM {name}: crashed and stays stopped (keel,on-crash = stop)");
+                false
+            }
+            OnCrash::Halt => {
+                CRASHED.fetch_add(1, Ordering::SeqCst);
+                error!("VM {name}: crashed, powering off (keel,on-crash = halt)");
+                power_off();
+            }
+        },
+    };
+    if again {
+        match restart(&guest) {
+            Ok(()) => return,
+            Err(error) => refuse(guest.number, Some(name), &error),
+        }
+    }
+    GUESTS.lock().retain(|other| !Arc::ptr_eq(other, &guest));
+    console::set_state(guest.number, if reason == Stop::Off { VmState::Off } else { VmState::Crashed });
+    drop(guest);
+    ended();
+}
+
+/// From its images, as at the first start.
+fn restart(guest: &Arc<Guest>) -> Result<(), StartError> {
+    guest.vm.clear_memory();
+    guest.machine.reset();
+    initialise_vcpus(&guest.vm, guest.config.cpus)?;
+    guest.load()?;
+    guest.entered.store(false, Ordering::Relaxed);
+    guest.enqueue();
+    Ok(())
+}
+
+/// One of what [`ALIVE`] counts is gone.
+fn ended() {
+    if ALIVE.fetch_sub(1, Ordering::SeqCst) == 1 {
+        power_off();
+    }
+}
+
+fn power_off() -> ! {
+    let crashed = CRASHED.load(Ordering::SeqCst);
+    console::line(format_args!("keel: all VMs ended, powering off (crashed: {crashed})"));
+    console::flush();
+    smc::system_off();
+    error!("the firmware's SYSTEM_OFF came back: switch the board off by hand");
+    cpu::halt();
+}
+
+/// Says what a guest did that ended it.
+pub fn report_crash(guest: &Guest, vcpu: &Vcpu, crash: &Crash) {
+    let Crash { esr, far, pc, pstate } = *crash;
+    error!(
+        "VM {} vCPU {}: {} that keel cannot answer: ESR_EL2 {esr:#x} FAR_EL2 {far:#x} PC {pc:#x} PSTATE {pstate:#x}",
+        guest.config.name,
+        vcpu.index(),
+        esr::class_name(esr::class(esr)),
+    );
+}
+
+/// An interrupt of the machine that is not a guest's.
+pub fn host_interrupt(intid: u32) {
+    if HOST.get().and_then(|host| host.console_interrupt) == Some(intid) {
+        console::receive(|input| {
+            // Taken out of the list before the VM's own lock is: no two locks at once.
+            let guest = GUESTS.lock().iter().find(|guest| guest.number == input.vm).cloned();
+            if let Some(guest) = guest {
+                // What finds the FIFO full is lost, as on a real line; the guest reads of an overrun.
+                guest.machine.receive(input.byte);
+            }
+        });
+    }
+}
+
+/// Something that should have run cannot: the machine's end is not a good one.
+pub fn fail() {
+    CRASHED.fetch_add(1, Ordering::SeqCst);
+}

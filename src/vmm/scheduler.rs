@@ -1,0 +1,226 @@
+//! Which vCPU a CPU runs: round robin with a time slice, and nothing at all while a vCPU has its CPU alone.
+//!
+//! vCPUs do not migrate: each is in the queue of one CPU. While no other vCPU of that CPU could run, WFI is not trapped
+//! and no timer ticks. A vCPU that waits is looked at when somebody calls for attention (an interrupt became pending for
+//! it) and when its timers are due, which the EL2 physical timer knows.
+
+use super::lifecycle::{self, Guest};
+use crate::{
+    arch::{cpu, gic, timer},
+    kvm::{
+        Leave, Vcpu,
+        machine::Stop,
+        physical::{self, MAX_CPUS},
+        run::{Resident, is_runnable},
+    },
+};
+use alloc::{sync::Arc, vec::Vec};
+use spin::Mutex;
+
+/// How long a vCPU runs while others wait for its CPU: 5 ms, in parts of a second.
+const SLICES_PER_SECOND: u64 = 200;
+
+/// A vCPU in a queue.
+#[derive(Clone)]
+struct Entry {
+    guest: Arc<Guest>,
+    vcpu: Arc<Vcpu>,
+    /// `Some` while it waits for an interrupt, or until that tick of the physical counter.
+    waiting: Option<Option<u64>>,
+}
+
+static QUEUES: [Mutex<Vec<Entry>>; MAX_CPUS] = [const { Mutex::new(Vec::new()) }; MAX_CPUS];
+
+/// Puts a vCPU into the queue of its CPU.
+pub fn add(guest: &Arc<Guest>, vcpu: &Arc<Vcpu>) {
+    if let Some(queue) = QUEUES.get(vcpu.cpu()) {
+        queue.lock().push(Entry { guest: guest.clone(), vcpu: vcpu.clone(), waiting: None });
+        physical::call_attention(vcpu.cpu());
+    }
+}
+
+/// vCPUs in the queue of CPU `index`.
+pub fn load(index: usize) -> usize {
+    QUEUES.get(index).map_or(usize::MAX, |queue| queue.lock().len())
+}
+
+/// What a look at the queue finds.
+struct Look {
+    /// Position and entry of the vCPU whose turn it is.
+    chosen: Option<(usize, Entry)>,
+    /// Another one could run too.
+    contended: bool,
+    /// When the next of those that wait is due.
+    deadline: Option<u64>,
+}
+
+fn earlier(a: Option<u64>, b: Option<u64>) -> Option<u64> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+/// Looks at the queue of this CPU from position `turn` on. `running` is the vCPU that this CPU holds: it is not looked at.
+fn look(turn: usize, running: Option<&Vcpu>) -> Look {
+    let mut found = Look { chosen: None, contended: false, deadline: None };
+    let Some(queue) = QUEUES.get(cpu::index()) else { return found };
+    let now = timer::now();
+    let mut queue = queue.lock();
+    let count = queue.len();
+    for position in (0..count).map(|n| (turn + n) % count) {
+        let Some(entry) = queue.get_mut(position) else { continue };
+        if entry.vcpu.index() == 0 {
+            // The CPU of a VM's first vCPU looks after its clock.
+            found.deadline = earlier(found.deadline, entry.guest.machine.advance_clock(now));
+        }
+        if running.is_some_and(|running| core::ptr::eq(running, &raw const *entry.vcpu)) || !entry.vcpu.is_started() {
+            continue;
+        }
+        if let Some(until) = entry.waiting {
+            let (runnable, next) = is_runnable(&entry.guest.machine, &entry.vcpu, now);
+            if !runnable && until.is_none_or(|at| at > now) {
+                found.deadline = earlier(found.deadline, earlier(next, until));
+                continue;
+            }
+            entry.waiting = None;
+        }
+        if found.chosen.is_none() {
+            found.chosen = Some((position, entry.clone()));
+        } else {
+            found.contended = true;
+        }
+    }
+    found
+}
+
+fn set_waiting(vcpu: &Vcpu, until: Option<u64>) {
+    if let Some(queue) = QUEUES.get(cpu::index()) {
+        let mut queue = queue.lock();
+        if let Some(entry) = queue.iter_mut().find(|entry| core::ptr::eq(vcpu, &raw const *entry.vcpu)) {
+            entry.waiting = Some(until);
+        }
+    }
+}
+
+/// Takes the vCPUs of VMs that stop out of this CPU's queue.
+fn park() {
+    let Some(queue) = QUEUES.get(cpu::index()) else { return };
+    loop {
+        let (guest, reason) = {
+            let mut queue = queue.lock();
+            let stopping = queue
+                .iter()
+                .enumerate()
+                .find_map(|(n, entry)| entry.guest.machine.stopping().map(|reason| (n, reason)));
+            match stopping {
+                Some((n, reason)) => (queue.remove(n).guest, reason),
+                None => return,
+            }
+        };
+        lifecycle::parked(guest, reason);
+    }
+}
+
+/// Runs vCPUs on this CPU for ever.
+pub fn run() -> ! {
+    let mut turn = 0;
+    loop {
+        physical::take_attention();
+        park();
+        let found = look(turn, None);
+        match found.chosen {
+            Some((position, entry)) => {
+                run_vcpu(&entry, position, found.contended, found.deadline);
+                turn = position + 1;
+            }
+            None => idle(found.deadline),
+        }
+    }
+}
+
+/// Runs one vCPU until it waits, stops, or has used its slice while another could run.
+fn run_vcpu(entry: &Entry, position: usize, contended: bool, deadline: Option<u64>) {
+    let machine = &*entry.guest.machine;
+    let slice = timer::frequency() / SLICES_PER_SECOND;
+    let mut end = contended.then(|| timer::now() + slice);
+    timer::set_deadline(earlier(end, deadline));
+    let mut resident = Resident::load(machine, &entry.vcpu);
+    entry.guest.note_entry();
+    resident.trap_wait(contended);
+    loop {
+        match resident.run() {
+            Leave::Attention | Leave::Timer => {}
+            Leave::Interrupt(intid) => {
+                lifecycle::host_interrupt(intid);
+                gic::deactivate(intid);
+                continue;
+            }
+            Leave::Wait(until) => {
+                // Nobody else wants this CPU: wait in the guest's place, with its state where it is.
+                drop(resident);
+                set_waiting(&entry.vcpu, until);
+                return;
+            }
+            Leave::Yield => {
+                if end.is_some() {
+                    return;
+                }
+                continue;
+            }
+            Leave::Off => {
+                drop(resident);
+                entry.vcpu.set_mp_state(crate::kvm::uapi::MpState::Stopped);
+                return;
+            }
+            Leave::Stop(reason) => {
+                drop(resident);
+                machine.stop(reason);
+                return;
+            }
+            Leave::Crash(crash) => {
+                drop(resident);
+                lifecycle::report_crash(&entry.guest, &entry.vcpu, &crash);
+                machine.stop(Stop::Crash);
+                return;
+            }
+        }
+        physical::take_attention();
+        if machine.stopping().is_some() {
+            return;
+        }
+        park();
+        let found = look(position + 1, Some(&entry.vcpu));
+        let now = timer::now();
+        match (found.chosen.is_some(), end) {
+            (true, Some(at)) if at <= now => return,
+            (true, None) => end = Some(now + slice),
+            (true, Some(_)) => {}
+            (false, _) => end = None,
+        }
+        resident.trap_wait(end.is_some());
+        timer::set_deadline(earlier(end, found.deadline));
+    }
+}
+
+/// Sleeps until an interrupt.
+fn idle(deadline: Option<u64>) {
+    timer::set_deadline(deadline);
+    if !physical::wants_attention() {
+        cpu::wait_for_interrupt();
+    }
+    loop {
+        let intid = gic::acknowledge();
+        if intid >= gic::SPURIOUS {
+            return;
+        }
+        gic::drop_priority(intid);
+        let is_timer = physical::interrupts().is_some_and(|host| host.hypervisor_timer == intid);
+        if is_timer {
+            timer::set_deadline(None);
+        } else if intid >= 32 {
+            lifecycle::host_interrupt(intid);
+        }
+        gic::deactivate(intid);
+    }
+}
