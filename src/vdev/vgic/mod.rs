@@ -1,1 +1,353 @@
-//! The virtual GICv3.
+//! The virtual GICv3: distributor, redistributors and list registers, without an ITS.
+//!
+//! The guest acknowledges and ends interrupts at the hardware's virtual CPU interface and never exits for that; what is
+//! emulated here is which interrupts the list registers hold. It behaves as KVM's does (abi §4.13, §6.3, §6.4).
+//!
+//! **No locks.** The state of an interrupt is bits of atomic words (`bank`), so a register access from any CPU is an
+//! atomic operation or two, and no CPU ever waits for another's. Private interrupts (0–31) belong to a vCPU, shared ones
+//! (SPIs, from 32) to the VM. Only the CPU on which a vCPU is resident loads that vCPU's list registers; an SPI is claimed
+//! by an atomic word before it is loaded, so it is in at most one list register of the VM (`spi`).
+//!
+//! **Contract with the world switch.** Whatever could change a vCPU's list registers sets its *dirty* flag and calls
+//! [`VgicHost::kick`]. Before each entry the vCPU's loop looks at [`Vgic::dirty`], one plain load, and calls
+//! [`Vgic::flush`] only when it is set or when a maintenance interrupt was taken (or simply sets the flag then with
+//! [`Vgic::maintenance`]). A kick must therefore take a running vCPU out of its guest and wake a waiting one; it may
+//! come for the vCPU that is calling, and then means nothing, and it comes often, so the host should make it idle when
+//! the vCPU neither runs nor waits.
+//!
+//! **Interrupts mapped to hardware** (the timers): the physical interrupt stays active from the moment EL2 acknowledged it
+//! until the guest ends the virtual one, which deactivates both. So it fires once, and no exit is needed at its end.
+//! When the vCPU leaves its CPU the physical interrupt is deactivated for the next one and software keeps the state.
+//!
+//! **More interrupts than list registers**: the highest priorities are loaded, active and pending alike, and a maintenance
+//! interrupt brings the rest. Active interrupts that found no list register are ended through EOIcount (EOImode 0) or by
+//! trapping ICC_DIR_EL1 ([`Vgic::deactivate`]), for which [`Control::TRAP_DEACTIVATE`] is set just then. Otherwise
+//! deactivation is hardware's, so ICC_DIR_EL1 on one vCPU does not reach an SPI that is active on another: as in KVM.
+
+mod bank;
+#[cfg(test)]
+mod fake;
+mod flush;
+mod lr;
+#[cfg(test)]
+mod model;
+mod registers;
+mod spi;
+#[cfg(test)]
+mod stress;
+#[cfg(test)]
+mod tests;
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
+
+use thiserror::Error;
+
+use bank::Bank;
+pub use lr::{Control, MAX_LIST_REGISTERS, VgicCpu, VirtualInterface};
+pub use registers::{Frame, UserAccessError};
+use spi::Spis;
+
+/// INTIDs that each vCPU has for itself: SGIs 0–15 and PPIs 16–31.
+pub const PRIVATE_INTERRUPTS: u32 = 32;
+/// SPIs of a VM that asks for no number (KVM's default of 256 interrupts).
+pub const DEFAULT_SPIS: usize = 224;
+/// The most SPIs a VM can have: KVM takes at most 992 interrupts in all (abi §4.13).
+pub const MAX_SPIS: usize = 960;
+/// The most vCPUs of a VM with a GICv3 (abi §4.13).
+pub const MAX_VCPUS: usize = 512;
+
+/// Aff3 (39:32) and Aff2–Aff0 (23:0) of MPIDR_EL1.
+const AFFINITY_MASK: u64 = 0xff_00ff_ffff;
+
+/// What the virtual GIC needs of the VM around it.
+pub trait VgicHost {
+    /// Takes vCPU `vcpu` out of its guest if it runs, and wakes it if it waits for an interrupt, so that it looks at its
+    /// dirty flag. Called after the flag is set, possibly for the vCPU that is calling; must not wait for the other CPU.
+    fn kick(&self, vcpu: usize);
+    /// Makes `vcpu` fold its list registers back ([`Vgic::sync`]) and returns after that. Called before the guest reads
+    /// pending or active state of an interrupt that is in one of them, which may be the calling vCPU's. A host that
+    /// waits for another CPU must answer such requests from others meanwhile. Nothing to do for a vCPU that is not resident.
+    fn sync(&self, vcpu: usize);
+}
+
+/// What a virtual GIC is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct VgicConfig<'a> {
+    /// MPIDR_EL1 of each vCPU, in the order of their indices; bits other than the affinity are ignored.
+    pub mpidrs: &'a [u64],
+    /// How many SPIs: a multiple of 32, from 32 to [`MAX_SPIS`].
+    pub spis: usize,
+}
+
+/// Why a virtual GIC cannot be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum VgicConfigError {
+    /// No vCPU, or more than [`MAX_VCPUS`].
+    #[error("a GICv3 has 1 to 512 vCPUs, not {0}")]
+    Vcpus(usize),
+    /// Not a multiple of 32, none, or more than [`MAX_SPIS`].
+    #[error("a GICv3 has 32 to 960 SPIs in steps of 32, not {0}")]
+    Spis(usize),
+    /// Two vCPUs of one affinity.
+    #[error("two vCPUs have the affinity {0:#x}")]
+    DuplicateAffinity(u64),
+}
+
+/// The registers by which a CPU sends SGIs (abi §6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SgiRegister {
+    /// ICC_SGI1R_EL1.
+    Sgi1r,
+    /// ICC_ASGI1R_EL1: reaches only interrupts in group 0.
+    Asgi1r,
+    /// ICC_SGI0R_EL1: reaches only interrupts in group 0.
+    Sgi0r,
+}
+
+/// What belongs to one vCPU. A line of the cache for itself: other CPUs write here when they send it an interrupt.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Redistributor {
+    /// Something that the list registers depend on has changed since they were loaded.
+    dirty: AtomicBool,
+    /// Words of SPIs that may hold something for this vCPU: bit n = INTIDs 32 + 32n to 63 + 32n.
+    spi_hint: AtomicU32,
+    /// Affinity of this vCPU, Aff3 in 39:32.
+    affinity: u64,
+    /// Interrupts 0–31.
+    private: Bank,
+    /// PPIs mapped to a physical interrupt.
+    mapped: AtomicU32,
+    /// Mapped PPIs whose physical interrupt is active while no list register answers for it. Written only by the CPU the
+    /// vCPU is on.
+    physical_active: AtomicU32,
+    /// The physical INTID of each mapped PPI, by INTID.
+    physical: [AtomicU16; 32],
+}
+
+impl Redistributor {
+    fn new(affinity: u64) -> Self {
+        let redistributor = Self {
+            dirty: AtomicBool::new(false),
+            spi_hint: AtomicU32::new(0),
+            affinity,
+            private: Bank::new(),
+            mapped: AtomicU32::new(0),
+            physical_active: AtomicU32::new(0),
+            physical: [const { AtomicU16::new(0) }; 32],
+        };
+        redistributor.reset();
+        redistributor
+    }
+
+    /// SGIs are enabled and edge-triggered (abi §6.4).
+    fn reset(&self) {
+        self.private.reset(0x0000_ffff, 0x0000_ffff);
+        self.physical_active.store(0, Relaxed);
+        self.spi_hint.store(0, SeqCst);
+        self.dirty.store(true, SeqCst);
+    }
+
+    /// The physical INTID behind a mapped PPI.
+    #[inline]
+    fn physical_intid(&self, intid: u32) -> u32 {
+        u32::from(self.physical[(intid % 32) as usize].load(Relaxed))
+    }
+
+    #[inline]
+    fn add_physical_active(&self, bit: u32) {
+        self.physical_active.store(self.physical_active.load(Relaxed) | bit, Relaxed);
+    }
+
+    #[inline]
+    fn remove_physical_active(&self, bit: u32) {
+        self.physical_active.store(self.physical_active.load(Relaxed) & !bit, Relaxed);
+    }
+}
+
+/// The virtual GICv3 of one VM. All methods may be called from any CPU at once, but those that take a [`VgicCpu`] only on
+/// the CPU where that vCPU is.
+#[derive(Debug)]
+pub struct Vgic {
+    /// GICD_CTLR.EnableGrp1: lets interrupts of both groups through, as in KVM.
+    enabled: AtomicBool,
+    /// GICD_IIDR.Revision: 2 or 3.
+    revision: AtomicU32,
+    redistributors: Box<[Redistributor]>,
+    spis: Spis,
+}
+
+impl Vgic {
+    /// A virtual GIC in its reset state.
+    ///
+    /// # Errors
+    ///
+    /// A number of vCPUs or SPIs that KVM would refuse, or two vCPUs of one affinity.
+    pub fn new(config: &VgicConfig<'_>) -> Result<Self, VgicConfigError> {
+        if config.mpidrs.is_empty() || config.mpidrs.len() > MAX_VCPUS {
+            return Err(VgicConfigError::Vcpus(config.mpidrs.len()));
+        }
+        if config.spis == 0 || config.spis > MAX_SPIS || !config.spis.is_multiple_of(32) {
+            return Err(VgicConfigError::Spis(config.spis));
+        }
+        let mut sorted: Vec<u64> = config.mpidrs.iter().map(|mpidr| mpidr & AFFINITY_MASK).collect();
+        sorted.sort_unstable();
+        if let Some(pair) = sorted.array_windows().find(|[a, b]| a == b) {
+            return Err(VgicConfigError::DuplicateAffinity(pair[0]));
+        }
+        let vgic = Self {
+            enabled: AtomicBool::new(false),
+            revision: AtomicU32::new(registers::REVISION_LATEST),
+            redistributors: config.mpidrs.iter().map(|mpidr| Redistributor::new(mpidr & AFFINITY_MASK)).collect(),
+            spis: Spis::new(config.spis / 32),
+        };
+        vgic.reset();
+        Ok(vgic)
+    }
+
+    /// Back to the reset state, lines and the guest's pending interrupts included; mappings to hardware stay. No vCPU may
+    /// be resident ([`Vgic::unload`] them before), and each needs a new [`VgicCpu`].
+    pub fn reset(&self) {
+        self.enabled.store(false, SeqCst);
+        self.spis.reset(self.vcpu_with_affinity(0));
+        for redistributor in &self.redistributors {
+            redistributor.reset();
+        }
+    }
+
+    /// How many vCPUs there are.
+    pub fn vcpus(&self) -> usize {
+        self.redistributors.len()
+    }
+
+    /// The index of the vCPU with this affinity (MPIDR_EL1's layout).
+    fn vcpu_with_affinity(&self, affinity: u64) -> Option<usize> {
+        let is = |index: usize| self.redistributors.get(index).is_some_and(|r| r.affinity == affinity);
+        // The usual numberings: Aff0 counts, in one cluster or in clusters of 16 as KVM has it.
+        let guess = ((affinity & 0xff) | (affinity >> 8 & 0xff) << 4) as usize;
+        if is(guess) {
+            return Some(guess);
+        }
+        self.redistributors.iter().position(|redistributor| redistributor.affinity == affinity)
+    }
+
+    /// Makes `vcpu` look at its interrupts anew.
+    fn notify(&self, vcpu: usize, host: &dyn VgicHost) {
+        if let Some(redistributor) = self.redistributors.get(vcpu) {
+            redistributor.dirty.store(true, SeqCst);
+            host.kick(vcpu);
+        }
+    }
+
+    /// Sends SGIs as a write of `value` to `register` by vCPU `from` does. Affinities that no vCPU has are ignored.
+    pub fn send_sgi(&self, from: usize, register: SgiRegister, value: u64, host: &dyn VgicHost) {
+        let bit = 1_u32 << (value >> 24 & 0xf);
+        let any_group = register == SgiRegister::Sgi1r;
+        if value >> 40 & 1 != 0 {
+            for target in (0..self.redistributors.len()).filter(|target| *target != from) {
+                self.latch_sgi(target, bit, any_group, host);
+            }
+            return;
+        }
+        // Aff3 55:48, Aff2 39:32, Aff1 23:16 → MPIDR_EL1's layout.
+        let cluster = (value >> 48 & 0xff) << 32 | (value >> 32 & 0xff) << 16 | (value >> 16 & 0xff) << 8;
+        let mut list = value & 0xffff;
+        while list != 0 {
+            let affinity = cluster | u64::from(list.trailing_zeros());
+            list &= list - 1;
+            if let Some(target) = self.vcpu_with_affinity(affinity) {
+                self.latch_sgi(target, bit, any_group, host);
+            }
+        }
+    }
+
+    fn latch_sgi(&self, target: usize, bit: u32, any_group: bool, host: &dyn VgicHost) {
+        if let Some(redistributor) = self.redistributors.get(target)
+            && (any_group || redistributor.private.group.load(SeqCst) & bit == 0)
+        {
+            redistributor.private.set_latch(bit);
+            self.notify(target, host);
+        }
+    }
+
+    /// Sets the line of SPI `intid` (from 32). A level-sensitive interrupt follows it; an edge-triggered one is latched by
+    /// each call with `level` true. INTIDs that are no SPI of this VM are ignored.
+    pub fn set_spi(&self, intid: u32, level: bool, host: &dyn VgicHost) {
+        let Some((word, bank)) = self.spis.bank_of(intid) else { return };
+        let bit = 1 << (intid % 32);
+        if bank.drive(bit, level) {
+            self.spis_changed(word, bit, host);
+        }
+    }
+
+    /// Sets the line of PPI `intid` (16–31) of `vcpu`, as [`set_spi`](Self::set_spi) does. Lines mapped to hardware belong
+    /// to it: the call is ignored, as are INTIDs that are no PPI.
+    pub fn set_ppi(&self, vcpu: usize, intid: u32, level: bool, host: &dyn VgicHost) {
+        let Some(redistributor) = self.redistributors.get(vcpu) else { return };
+        if !(16..PRIVATE_INTERRUPTS).contains(&intid) || redistributor.mapped.load(Relaxed) & 1 << intid != 0 {
+            return;
+        }
+        if redistributor.private.drive(1 << intid, level) {
+            self.notify(vcpu, host);
+        }
+    }
+
+    /// Maps PPI `intid` (16–31) of `vcpu` to the physical private interrupt `host_intid` (below 1020) of whatever CPU the vCPU
+    /// is on, or unmaps it. Only while the vCPU is not resident; other INTIDs are ignored.
+    pub fn map_hw(&self, vcpu: usize, intid: u32, host_intid: Option<u32>) {
+        let Some(redistributor) = self.redistributors.get(vcpu) else { return };
+        if !(16..PRIVATE_INTERRUPTS).contains(&intid) {
+            return;
+        }
+        match host_intid {
+            Some(host_intid) if host_intid < 1020 => {
+                redistributor.physical[intid as usize].store(host_intid as u16, Relaxed);
+                redistributor.mapped.fetch_or(1 << intid, SeqCst);
+            }
+            Some(_) => {}
+            None => {
+                redistributor.mapped.fetch_and(!(1 << intid), SeqCst);
+            }
+        }
+    }
+
+    /// The physical interrupt behind the mapped PPI `intid` of the resident `vcpu` was acknowledged, and left active, on
+    /// this CPU: the PPI is pending.
+    #[inline]
+    pub fn raise_hw(&self, vcpu: usize, intid: u32) {
+        let Some(redistributor) = self.redistributors.get(vcpu) else { return };
+        let bit = 1_u32.unbounded_shl(intid) & redistributor.mapped.load(Relaxed);
+        redistributor.add_physical_active(bit);
+        redistributor.private.level.fetch_or(bit, SeqCst);
+        redistributor.dirty.store(true, SeqCst);
+    }
+
+    /// Sets the line of the mapped PPI `intid` as software knows it, for a `vcpu` that is not resident. Waking the vCPU is
+    /// the caller's business.
+    pub fn set_hw_level(&self, vcpu: usize, intid: u32, level: bool) {
+        let Some(redistributor) = self.redistributors.get(vcpu) else { return };
+        let bit = 1_u32.unbounded_shl(intid) & redistributor.mapped.load(Relaxed);
+        if level {
+            redistributor.private.level.fetch_or(bit, SeqCst);
+        } else {
+            redistributor.private.level.fetch_and(!bit, SeqCst);
+        }
+        redistributor.dirty.store(true, SeqCst);
+    }
+
+    /// Whether [`flush`](Self::flush) has something to do before `vcpu` is entered.
+    #[inline]
+    pub fn dirty(&self, vcpu: usize) -> bool {
+        self.redistributors.get(vcpu).is_some_and(|redistributor| redistributor.dirty.load(Relaxed))
+    }
+
+    /// A maintenance interrupt was taken on the CPU of `vcpu`: flush before the next entry.
+    #[inline]
+    pub fn maintenance(&self, vcpu: usize) {
+        if let Some(redistributor) = self.redistributors.get(vcpu) {
+            redistributor.dirty.store(true, SeqCst);
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! A model of a GICv3 virtual CPU interface, and a VM of such CPUs, for tests.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::vec::Vec;
+
+use super::lr::{self, Control, ListRegister, VgicCpu, VirtualInterface};
+use super::{Vgic, VgicHost};
+
+/// One CPU's ICH_* and the private physical interrupts of that CPU.
+#[derive(Debug, Default)]
+pub(super) struct FakeInterface {
+    pub(super) lrs: Vec<u64>,
+    pub(super) control: Control,
+    pub(super) vmcr: u64,
+    pub(super) eoi_count: u32,
+    active_priorities: [u32; 2],
+    /// Physical interrupts that are active.
+    pub(super) physical_active: BTreeSet<u32>,
+    /// Physical lines that are high.
+    pub(super) lines: BTreeSet<u32>,
+}
+
+impl FakeInterface {
+    pub(super) fn new(list_registers: usize) -> Self {
+        Self { lrs: vec![0; list_registers], ..Self::default() }
+    }
+
+    fn group(lr: u64) -> usize {
+        usize::from(lr & lr::GROUP1 != 0)
+    }
+
+    fn priority(lr: u64) -> u32 {
+        (lr >> lr::PRIORITY_SHIFT & 0xff) as u32
+    }
+
+    /// The running priority; 0x100 when idle. There are 32 levels, so a bit of APR is a priority's top five.
+    pub(super) fn running(&self) -> u32 {
+        (self.active_priorities[0] | self.active_priorities[1]).trailing_zeros() << 3
+    }
+
+    fn signalled(&self) -> Option<(u32, u32, usize)> {
+        let eligible = |lr: u64| {
+            lr & (lr::PENDING | lr::ACTIVE) == lr::PENDING
+                && self.vmcr & [lr::VMCR_ENG0, lr::VMCR_ENG1][Self::group(lr)] != 0
+                && u64::from(Self::priority(lr)) < self.vmcr >> lr::VMCR_PMR_SHIFT
+                && Self::priority(lr) < self.running()
+        };
+        let candidates = self.lrs.iter().enumerate().filter(|(_, lr)| eligible(**lr));
+        candidates.map(|(n, lr)| (Self::priority(*lr), *lr as u32, n)).min()
+    }
+
+    /// The interrupt that the guest would be interrupted by: priority and INTID.
+    pub(super) fn highest_pending(&self) -> Option<(u32, u32)> {
+        self.signalled().map(|(priority, intid, _)| (priority, intid))
+    }
+
+    /// ICC_IAR: acknowledges the highest pending interrupt.
+    pub(super) fn acknowledge(&mut self) -> Option<u32> {
+        let (priority, intid, n) = self.signalled()?;
+        self.lrs[n] = self.lrs[n] & !lr::PENDING | lr::ACTIVE;
+        self.active_priorities[Self::group(self.lrs[n])] |= 1 << (priority >> 3);
+        Some(intid)
+    }
+
+    fn deactivate(&mut self, intid: u32) {
+        let is = |lr: &&mut u64| **lr & lr::ACTIVE != 0 && **lr as u32 == intid;
+        match self.lrs.iter_mut().find(is) {
+            Some(lr) => {
+                *lr &= !lr::ACTIVE;
+                if *lr & lr::HW != 0 {
+                    self.physical_active.remove(&((*lr >> lr::PINTID_SHIFT) as u32 & 0x1fff));
+                }
+            }
+            None => self.eoi_count += 1,
+        }
+    }
+
+    /// ICC_EOIR: drops the running priority; in EOImode 0 also deactivates.
+    pub(super) fn end(&mut self, intid: u32) {
+        let lowest = self.running() >> 3;
+        for priorities in &mut self.active_priorities {
+            *priorities &= !1_u32.checked_shl(lowest).unwrap_or(0);
+        }
+        if self.vmcr & lr::VMCR_EOIM == 0 {
+            self.deactivate(intid);
+        }
+    }
+
+    /// ICC_DIR; false: it traps.
+    pub(super) fn deactivate_by_dir(&mut self, intid: u32) -> bool {
+        if self.control.contains(Control::TRAP_DEACTIVATE) {
+            return false;
+        }
+        self.deactivate(intid);
+        true
+    }
+
+    /// Whether the maintenance interrupt is asserted (ICH_MISR_EL2).
+    pub(super) fn maintenance(&self) -> bool {
+        let state = |lr: &u64| lr & (lr::PENDING | lr::ACTIVE);
+        self.lrs.iter().any(|lr| state(lr) == 0 && lr & lr::HW == 0 && lr & lr::EOI != 0)
+            || self.control.contains(Control::NO_PENDING) && !self.lrs.iter().any(|lr| state(lr) == lr::PENDING)
+            || self.control.contains(Control::ENTRY_NOT_PRESENT) && self.eoi_count != 0
+            || self.control.contains(Control::GROUP0_ENABLED) && self.vmcr & lr::VMCR_ENG0 != 0
+            || self.control.contains(Control::GROUP0_DISABLED) && self.vmcr & lr::VMCR_ENG0 == 0
+            || self.control.contains(Control::GROUP1_DISABLED) && self.vmcr & lr::VMCR_ENG1 == 0
+            || self.control.contains(Control::GROUP1_ENABLED) && self.vmcr & lr::VMCR_ENG1 != 0
+    }
+
+    /// What must hold whenever the guest is entered.
+    pub(super) fn check_entry(&self) {
+        let valid = || self.lrs.iter().copied().filter(|lr| lr & (lr::PENDING | lr::ACTIVE) != 0);
+        for lr in valid() {
+            let same = valid().filter(|other| ListRegister(*other).intid() == ListRegister(lr).intid());
+            assert_eq!(same.count(), 1, "{:#x} is loaded twice: {:x?}", lr as u32, self.lrs);
+            if lr & lr::HW != 0 {
+                assert_ne!(lr >> 62, 3, "pending and active with HW: {lr:#x}");
+                let physical = (lr >> lr::PINTID_SHIFT) as u32 & 0x1fff;
+                assert!(self.physical_active.contains(&physical), "{physical} is not active: {lr:#x}");
+            }
+        }
+    }
+}
+
+impl VirtualInterface for FakeInterface {
+    fn list_registers(&self) -> usize {
+        self.lrs.len()
+    }
+
+    fn active_priority_registers(&self) -> usize {
+        1
+    }
+
+    fn read_lr(&self, n: usize) -> u64 {
+        self.lrs[n]
+    }
+
+    fn write_lr(&mut self, n: usize, value: u64) {
+        self.lrs[n] = value;
+    }
+
+    fn set_control(&mut self, control: Control) {
+        self.control = control;
+    }
+
+    fn eoi_count(&self) -> u32 {
+        self.eoi_count
+    }
+
+    fn clear_eoi_count(&mut self) {
+        self.eoi_count = 0;
+    }
+
+    fn vmcr(&self) -> u64 {
+        self.vmcr
+    }
+
+    fn set_vmcr(&mut self, value: u64) {
+        self.vmcr = value;
+    }
+
+    fn ap0r(&self, n: usize) -> u32 {
+        assert_eq!(n, 0);
+        self.active_priorities[0]
+    }
+
+    fn set_ap0r(&mut self, n: usize, value: u32) {
+        assert_eq!(n, 0);
+        self.active_priorities[0] = value;
+    }
+
+    fn ap1r(&self, n: usize) -> u32 {
+        assert_eq!(n, 0);
+        self.active_priorities[1]
+    }
+
+    fn set_ap1r(&mut self, n: usize, value: u32) {
+        assert_eq!(n, 0);
+        self.active_priorities[1] = value;
+    }
+
+    fn set_physical_active(&mut self, host_intid: u32, active: bool) {
+        if active {
+            self.physical_active.insert(host_intid);
+        } else {
+            self.physical_active.remove(&host_intid);
+        }
+    }
+
+    fn physical_level(&self, host_intid: u32) -> bool {
+        self.lines.contains(&host_intid)
+    }
+}
+
+/// The physical interrupt that the virtual timer of the fake machine has.
+pub(super) const PHYSICAL_TIMER: u32 = 26;
+/// The PPI that is mapped to it.
+pub(super) const TIMER: u32 = 27;
+
+/// A vCPU and the CPU that only it runs on.
+#[derive(Debug)]
+pub(super) struct FakeCpu {
+    pub(super) vif: FakeInterface,
+    pub(super) cpu: VgicCpu,
+    pub(super) resident: bool,
+}
+
+/// A VM whose vCPUs all run on CPUs of their own, one step at a time.
+pub(super) struct FakeVm {
+    pub(super) vgic: Vgic,
+    pub(super) cpus: Vec<RefCell<FakeCpu>>,
+    pub(super) kicks: RefCell<Vec<usize>>,
+}
+
+impl VgicHost for FakeVm {
+    fn kick(&self, vcpu: usize) {
+        assert!(self.vgic.dirty(vcpu));
+        self.kicks.borrow_mut().push(vcpu);
+    }
+
+    fn sync(&self, vcpu: usize) {
+        let FakeCpu { vif, cpu, resident } = &mut *self.cpus[vcpu].borrow_mut();
+        if *resident {
+            self.vgic.sync(vcpu, cpu, vif, self);
+        }
+    }
+}
+
+impl FakeVm {
+    /// A VM with 64 SPIs, everything let through and nothing enabled but the SGIs; all vCPUs resident.
+    pub(super) fn new(vcpus: usize, list_registers: usize) -> Self {
+        let mpidrs: Vec<u64> = (0..vcpus as u64).collect();
+        let vgic = Vgic::new(&super::VgicConfig { mpidrs: &mpidrs, spis: 64 }).unwrap();
+        let cpu = |_| {
+            let cpu = FakeCpu { vif: FakeInterface::new(list_registers), cpu: VgicCpu::new(), resident: false };
+            RefCell::new(cpu)
+        };
+        let vm = Self { vgic, cpus: (0..vcpus).map(cpu).collect(), kicks: RefCell::new(Vec::new()) };
+        vm.vgic.dist_write(0, crate::vdev::mmio::AccessSize::Word, 2, &vm);
+        for vcpu in 0..vcpus {
+            vm.vgic.map_hw(vcpu, TIMER, Some(PHYSICAL_TIMER));
+            vm.cpus[vcpu].borrow_mut().cpu.vmcr = lr::VMCR_FIQEN | lr::VMCR_ENG1 | 0xf8 << lr::VMCR_PMR_SHIFT;
+            vm.load(vcpu);
+        }
+        vm.settle();
+        vm
+    }
+
+    pub(super) fn load(&self, vcpu: usize) {
+        let FakeCpu { vif, cpu, resident } = &mut *self.cpus[vcpu].borrow_mut();
+        if !*resident {
+            self.vgic.load(vcpu, cpu, vif);
+            *resident = true;
+        }
+    }
+
+    /// Takes the vCPU off its CPU, and leaves that as the next vCPU might.
+    pub(super) fn unload(&self, vcpu: usize) {
+        let FakeCpu { vif, cpu, resident } = &mut *self.cpus[vcpu].borrow_mut();
+        if *resident {
+            self.vgic.unload(vcpu, cpu, vif, self);
+            *resident = false;
+            assert!(vif.lrs.iter().all(|lr| *lr == 0), "{:x?}", vif.lrs);
+            assert_eq!(vif.control, Control::empty());
+            assert!(vif.physical_active.is_empty());
+            vif.vmcr = 0xdead_0000;
+            vif.active_priorities = [0x5555, 0xaaaa];
+        }
+    }
+
+    /// One CPU takes its physical interrupts and comes to the point where it enters its guest. True if it had something to do.
+    pub(super) fn enter(&self, vcpu: usize) -> bool {
+        let FakeCpu { vif, cpu, resident } = &mut *self.cpus[vcpu].borrow_mut();
+        if !*resident {
+            return false;
+        }
+        if vif.lines.contains(&PHYSICAL_TIMER) && vif.physical_active.insert(PHYSICAL_TIMER) {
+            self.vgic.raise_hw(vcpu, TIMER);
+        }
+        if vif.maintenance() {
+            self.vgic.maintenance(vcpu);
+        }
+        let dirty = self.vgic.dirty(vcpu);
+        if dirty {
+            self.vgic.flush(vcpu, cpu, vif, self);
+            assert!(!vif.maintenance(), "the same exit again at once: {vif:x?}");
+        }
+        vif.check_entry();
+        dirty
+    }
+
+    /// Lets all CPUs take notice of what happened.
+    pub(super) fn settle(&self) {
+        for _ in 0..64 {
+            if (0..self.cpus.len()).filter(|vcpu| self.enter(*vcpu)).count() == 0 {
+                return;
+            }
+        }
+        panic!("never comes to rest");
+    }
+
+    /// The interrupt that would interrupt the guest on `vcpu`.
+    pub(super) fn highest_pending(&self, vcpu: usize) -> Option<(u32, u32)> {
+        self.cpus[vcpu].borrow().vif.highest_pending()
+    }
+
+    /// The guest acknowledges; then everything settles.
+    pub(super) fn acknowledge(&self, vcpu: usize) -> Option<u32> {
+        let intid = self.cpus[vcpu].borrow_mut().vif.acknowledge();
+        self.settle();
+        intid
+    }
+
+    /// The guest ends an interrupt; then everything settles.
+    pub(super) fn end(&self, vcpu: usize, intid: u32) {
+        self.cpus[vcpu].borrow_mut().vif.end(intid);
+        self.settle();
+    }
+
+    /// The guest writes ICC_DIR; then everything settles.
+    pub(super) fn deactivate(&self, vcpu: usize, intid: u32) {
+        {
+            let FakeCpu { vif, cpu, .. } = &mut *self.cpus[vcpu].borrow_mut();
+            if !vif.deactivate_by_dir(intid) {
+                self.vgic.deactivate(vcpu, intid, cpu, vif, self);
+            }
+        }
+        self.settle();
+    }
+
+    /// Sets the line of the physical timer. That is an exit of the guest, for it writes the timer's registers.
+    pub(super) fn set_timer(&self, vcpu: usize, high: bool) {
+        let resident = {
+            let mut cpu = self.cpus[vcpu].borrow_mut();
+            if high {
+                cpu.vif.lines.insert(PHYSICAL_TIMER);
+            } else {
+                cpu.vif.lines.remove(&PHYSICAL_TIMER);
+            }
+            cpu.resident
+        };
+        if resident {
+            self.sync(vcpu);
+        } else {
+            self.vgic.set_hw_level(vcpu, TIMER, high);
+        }
+        self.settle();
+    }
+}

@@ -1,0 +1,241 @@
+//! Shared interrupts: where each goes, and which vCPU has it.
+//!
+//! An SPI is in at most one list register of the VM. Its `owner` word says whose: *free*, *held* by a vCPU (in its list
+//! registers), or *parked* at a vCPU (active there, but out of the list registers for now). Free and parked SPIs become held
+//! by compare-and-exchange, so two CPUs that both want one agree. A parked SPI stays with its vCPU until it is
+//! inactive, wherever IROUTER points by then.
+//!
+//! Nobody is told to look at an SPI by polling: whoever changes its state tells the vCPU that has it, or else the one it
+//! is routed to; and a vCPU that lets go of one that is still pending for another tells that other.
+
+use alloc::boxed::Box;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+
+use super::bank::{Bank, Circumstances, Loading};
+use super::lr;
+use super::{PRIVATE_INTERRUPTS, Redistributor, Vgic, VgicHost};
+
+/// In no list register and active nowhere.
+const FREE: u32 = u32::MAX;
+/// Or'ed to the vCPU's index: in its list registers.
+const HELD: u32 = 1 << 31;
+/// The target of an interrupt that is routed to no vCPU.
+const NOWHERE: u32 = u32::MAX;
+/// The stored bits of IROUTER: Aff2–Aff0 (abi §6.4).
+const ROUTE_MASK: u64 = 0xff_ffff;
+
+/// Where one SPI goes.
+#[derive(Debug)]
+struct Route {
+    /// IROUTER's affinity (23:0) and, in 63:32, the index of the vCPU that has it, or [`NOWHERE`].
+    target: AtomicU64,
+    owner: AtomicU32,
+}
+
+impl Route {
+    fn target(&self) -> u32 {
+        (self.target.load(SeqCst) >> 32) as u32
+    }
+
+    fn set_target(&self, affinity: u64, vcpu: Option<usize>) {
+        let vcpu = vcpu.map_or(NOWHERE, |vcpu| vcpu as u32);
+        self.target.store(u64::from(vcpu) << 32 | affinity, SeqCst);
+    }
+
+    fn exchange(&self, from: u32, to: u32) -> bool {
+        self.owner.compare_exchange(from, to, SeqCst, SeqCst).is_ok()
+    }
+}
+
+/// The SPIs of a VM.
+#[derive(Debug)]
+pub(super) struct Spis {
+    banks: Box<[Bank]>,
+    routes: Box<[Route]>,
+}
+
+impl Spis {
+    /// `words` times 32 SPIs.
+    pub(super) fn new(words: usize) -> Self {
+        let route = |_| Route { target: AtomicU64::new(0), owner: AtomicU32::new(FREE) };
+        Self { banks: (0..words).map(|_| Bank::new()).collect(), routes: (0..words * 32).map(route).collect() }
+    }
+
+    /// Everything off and level-sensitive, routed to affinity 0, which `vcpu` has.
+    pub(super) fn reset(&self, vcpu: Option<usize>) {
+        for bank in &self.banks {
+            bank.reset(0, 0);
+        }
+        for route in &self.routes {
+            route.owner.store(FREE, SeqCst);
+            route.set_target(0, vcpu);
+        }
+    }
+
+    /// How many words of 32 SPIs there are.
+    pub(super) fn words(&self) -> usize {
+        self.banks.len()
+    }
+
+    /// The 32 SPIs of `word`: INTIDs 32 + 32 * `word` and on.
+    #[inline]
+    pub(super) fn bank(&self, word: usize) -> Option<&Bank> {
+        self.banks.get(word)
+    }
+
+    /// The word that an INTID is in.
+    #[inline]
+    pub(super) fn bank_of(&self, intid: u32) -> Option<(usize, &Bank)> {
+        let word = (intid.checked_sub(PRIVATE_INTERRUPTS)? / 32) as usize;
+        Some((word, self.banks.get(word)?))
+    }
+
+    #[inline]
+    fn route(&self, intid: u32) -> Option<&Route> {
+        self.routes.get(intid.checked_sub(PRIVATE_INTERRUPTS)? as usize)
+    }
+
+    /// IROUTER of an SPI.
+    pub(super) fn irouter(&self, intid: u32) -> Option<u64> {
+        Some(self.route(intid)?.target.load(SeqCst) & ROUTE_MASK)
+    }
+
+    /// The vCPU in whose list registers an SPI is.
+    pub(super) fn holder(&self, intid: u32) -> Option<usize> {
+        let owner = self.route(intid)?.owner.load(SeqCst);
+        (owner != FREE && owner & HELD != 0).then_some((owner & !HELD) as usize)
+    }
+
+    /// Whether `vcpu` is the one to load this SPI now.
+    #[inline]
+    pub(super) fn is_due_to(&self, intid: u32, vcpu: usize) -> bool {
+        self.route(intid).is_some_and(|route| match route.owner.load(SeqCst) {
+            FREE => route.target() == vcpu as u32,
+            owner => owner == vcpu as u32,
+        })
+    }
+}
+
+/// The INTID of bit `bit` of `word`.
+#[inline]
+pub(super) fn intid_of(word: usize, bit: u32) -> u32 {
+    PRIVATE_INTERRUPTS + 32 * word as u32 + bit
+}
+
+impl Vgic {
+    /// Something about the SPIs `mask` of `word` has changed: tells whoever has them or is to have them. Only those with some
+    /// state matter. Whoever gives one of the others a state later sees the change that was made before.
+    pub(super) fn spis_changed(&self, word: usize, mask: u32, host: &dyn VgicHost) {
+        let Some(bank) = self.spis.bank(word) else { return };
+        let mut live = mask & bank.live();
+        while live != 0 {
+            let bit = live.trailing_zeros();
+            live &= live - 1;
+            if let Some(route) = self.spis.route(intid_of(word, bit)) {
+                let vcpu = match route.owner.load(SeqCst) {
+                    FREE => route.target(),
+                    owner => owner & !HELD,
+                };
+                self.notify_spi(vcpu, word, host);
+            }
+        }
+    }
+
+    /// Makes a vCPU look at the SPIs of `word`.
+    fn notify_spi(&self, vcpu: u32, word: usize, host: &dyn VgicHost) {
+        if let Some(redistributor) = self.redistributors.get(vcpu as usize) {
+            redistributor.spi_hint.fetch_or(1 << word, SeqCst);
+            self.notify(vcpu as usize, host);
+        }
+    }
+
+    /// Writes IROUTER of an SPI.
+    pub(super) fn route_spi(&self, intid: u32, value: u64, host: &dyn VgicHost) {
+        let affinity = value & ROUTE_MASK;
+        let (Some((word, _)), Some(route)) = (self.spis.bank_of(intid), self.spis.route(intid)) else { return };
+        route.set_target(affinity, self.vcpu_with_affinity(affinity));
+        // To the one that has it, if any, so that it lets go; and to the new one, which may find it free.
+        self.spis_changed(word, 1 << (intid % 32), host);
+        if self.spis.bank(word).is_some_and(|bank| bank.live() & 1 << (intid % 32) != 0) {
+            self.notify_spi(route.target(), word, host);
+        }
+    }
+
+    /// The guest has made the SPIs `mask` of `word` inactive by MMIO: nobody needs to keep them.
+    pub(super) fn unpark_spis(&self, word: usize, mask: u32) {
+        let mut mask = mask;
+        while mask != 0 {
+            let bit = mask.trailing_zeros();
+            mask &= mask - 1;
+            if let Some(route) = self.spis.route(intid_of(word, bit)) {
+                let owner = route.owner.load(SeqCst);
+                if owner & HELD == 0 {
+                    route.exchange(owner, FREE);
+                }
+            }
+        }
+    }
+
+    /// Claims an SPI for the list registers of `vcpu` and takes its state. `None`: it is not this vCPU's, or there is nothing
+    /// to load any more.
+    pub(super) fn load_spi(&self, vcpu: usize, intid: u32, let_through: bool, host: &dyn VgicHost) -> Option<Loading> {
+        let (_, bank) = self.spis.bank_of(intid)?;
+        let route = self.spis.route(intid)?;
+        let bit = 1 << (intid % 32);
+        if !route.exchange(FREE, HELD | vcpu as u32) && !route.exchange(vcpu as u32, HELD | vcpu as u32) {
+            return None;
+        }
+        // From here on a change is told to this vCPU; what was changed before is seen below.
+        bank.loaded.fetch_or(bit, SeqCst);
+        bank.held.fetch_or(bit, SeqCst);
+        let mine = route.target() == vcpu as u32;
+        let deliver = mine && let_through && bank.enabled.load(SeqCst) & bit != 0;
+        let mut loading = bank.load(intid, Circumstances { deliver, mapped: false });
+        if let Some(loading) = &mut loading
+            && !mine
+        {
+            // Active here and routed elsewhere: an exit at its end, for the other vCPU may be waiting for it.
+            loading.lr |= lr::EOI;
+        }
+        match loading {
+            Some(loading) if loading.lr & lr::PENDING != 0 => {}
+            Some(_) => {
+                bank.held.fetch_and(!bit, SeqCst);
+            }
+            None => self.release_spi(vcpu, intid, host),
+        }
+        loading
+    }
+
+    /// An SPI has left the list registers of `vcpu`, its state folded into the bitmaps.
+    pub(super) fn release_spi(&self, vcpu: usize, intid: u32, host: &dyn VgicHost) {
+        let Some((word, bank)) = self.spis.bank_of(intid) else { return };
+        let Some(route) = self.spis.route(intid) else { return };
+        let bit = 1 << (intid % 32);
+        bank.held.fetch_and(!bit, SeqCst);
+        bank.loaded.fetch_and(!bit, SeqCst);
+        if bank.active() & bit != 0 {
+            route.owner.store(vcpu as u32, SeqCst);
+            // Made inactive meanwhile, by someone who still saw it held?
+            if bank.active() & bit != 0 || !route.exchange(vcpu as u32, FREE) {
+                return;
+            }
+        } else {
+            route.owner.store(FREE, SeqCst);
+        }
+        let target = route.target();
+        if target != vcpu as u32 && (bank.pending() | bank.active()) & bit != 0 {
+            self.notify_spi(target, word, host);
+        }
+    }
+
+    /// Ends the SPI `intid`, which is active and in no list register, for `vcpu`.
+    pub(super) fn deactivate_spi(&self, redistributor: &Redistributor, intid: u32, host: &dyn VgicHost) {
+        let Some((word, bank)) = self.spis.bank_of(intid) else { return };
+        let bit = 1 << (intid % 32);
+        bank.deactivate(bit);
+        self.unpark_spis(word, bit);
+        redistributor.spi_hint.fetch_or(1 << word, SeqCst);
+        self.spis_changed(word, bit, host);
+    }
+}
