@@ -7,4 +7,5 @@ pub mod mmio;
 pub mod pl011;
 pub mod pl031;
 pub mod platform;
+pub mod sysreg;
 pub mod vgic;
