@@ -17,7 +17,7 @@ const SGIS: u32 = 4;
 const EDGES: u32 = 40;
 /// A level-sensitive SPI.
 const LEVEL: u32 = 72;
-const ROUNDS: u64 = 20_000;
+const ROUNDS: u64 = 100_000;
 
 /// The vCPU threads look at their dirty flags all the time.
 struct Polling;
@@ -155,7 +155,12 @@ fn nothing_is_lost_between_cpus() {
                 let (word, bit) = (u64::from(intid / 32) * 4, 1 << (intid % 32));
                 machine.vgic.dist_write(0x6000 + 8 * u64::from(intid), Double, round / 9 % 3, &Polling);
                 machine.vgic.dist_write(0x180 + word, Word, bit, &Polling);
-                machine.vgic.dist_write(0x400 + u64::from(intid & !3), Word, round * 0x0820_8208, &Polling);
+                machine.vgic.dist_write(
+                    0x400 + u64::from(intid & !3),
+                    Word,
+                    round * 0x0820_8208 & 0x7878_7878,
+                    &Polling,
+                );
                 machine.vgic.dist_write(0x100 + word, Word, bit, &Polling);
                 machine.vgic.dist_write(0x6000 + 8 * u64::from(intid), Double, round / 9 % 2, &Polling);
             });
