@@ -47,8 +47,10 @@ clean: ## remove everything that was built or fetched
 	rm -rf build
 
 .PHONY: setup-run setup-check fetch-if-possible
+# The host tool is compiled here, where cargo shows that it is at work.
 setup-run:
 	@sh qemu/setup.sh run
+	@cargo build --package keel-qemu
 
 setup-check:
 	@sh qemu/setup.sh check

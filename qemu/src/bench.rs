@@ -11,7 +11,6 @@ use anyhow::{Result, bail};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 
-use crate::fit;
 use crate::qemu::{self, Board};
 use crate::verdict::Verdict;
 use crate::vms::{MemorySize, VmSpec};
@@ -148,8 +147,7 @@ pub fn bench_linux() -> Result<Vec<String>> {
     vm.initrd = Some(fetch::initramfs_path());
     vm.bootargs = "console=ttyAMA0 quiet keel.test=bench".into();
     vm.hash = crate::vms::Hash::None;
-    let bundle = tree::product("bench-linux.itb");
-    std::fs::write(&bundle, fit::write(&[vm])?)?;
+    let bundle = run::write_bundle(&[vm], &tree::product("bench-linux.itb"))?;
     let mut failures = Vec::new();
     for cpu in LINUX_CPUS {
         let mut board = Board::virt(&images.keel);

@@ -106,6 +106,16 @@ pub fn text_bytes(file: &[u8]) -> Result<u64> {
     Ok(file.sections().filter(|section| section.kind() == SectionKind::Text).map(|section| section.size()).sum())
 }
 
+/// Bytes of one section; 0 when there is none of that name.
+///
+/// # Errors
+///
+/// The file is no object file.
+pub fn section_bytes(file: &[u8], name: &str) -> Result<u64> {
+    let file = object::File::parse(file)?;
+    Ok(file.section_by_name(name).map_or(0, |section| section.size()))
+}
+
 /// The lowest address of a loadable segment: what address 0 of the raw image is linked at.
 ///
 /// # Errors

@@ -55,16 +55,16 @@ pub fn debian(mirror: Option<&str>, again: bool) -> Result<()> {
             let package = apt.kernel_package(series)?;
             let deb = apt.download(&package)?;
             let image = read_member(&deb, "./boot/vmlinuz-*")?;
-            store(&kernel_path(folder), &image)?;
-            store(&tree::guest(folder).join("package"), format!("{package}\n").as_bytes())?;
+            tree::store(&kernel_path(folder), &image)?;
+            tree::store(&tree::guest(folder).join("package"), format!("{package}\n").as_bytes())?;
             println!("{}: {package}, {} bytes", tree::show(&kernel_path(folder)), image.len());
         }
         let deb = apt.download("busybox-static")?;
-        store(&busybox, &read_member(&deb, "./bin/busybox")?)?;
+        tree::store(&busybox, &read_member(&deb, "./bin/busybox")?)?;
     }
     let archive = initramfs::pack(&std::fs::read(&busybox)?);
     if std::fs::read(initramfs_path()).ok().as_deref() != Some(&archive[..]) {
-        store(&initramfs_path(), &archive)?;
+        tree::store(&initramfs_path(), &archive)?;
         println!("{}: {} bytes", tree::show(&initramfs_path()), archive.len());
     }
     for (folder, _) in KERNELS {
@@ -72,15 +72,6 @@ pub fn debian(mirror: Option<&str>, again: bool) -> Result<()> {
         println!("{}: ready ({})", tree::show(&kernel_path(folder)), package.trim());
     }
     Ok(())
-}
-
-fn store(path: &Path, contents: &[u8]) -> Result<()> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    let partial = path.with_extension("partial");
-    std::fs::write(&partial, contents).with_context(|| partial.display().to_string())?;
-    std::fs::rename(&partial, path).with_context(|| path.display().to_string())
 }
 
 /// One file of a package, by a pattern that matches only it.

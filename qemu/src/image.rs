@@ -4,6 +4,7 @@
 //! with `KEEL_BUNDLE` naming that file. cargo decides what is stale, so building twice is cheap, and a file of
 //! `build/` is only touched when its contents change.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -52,7 +53,6 @@ pub struct Images {
 ///
 /// The compiler fails (it has said why), or a product cannot be written.
 pub fn build_guests() -> Result<Guests> {
-    std::fs::create_dir_all(tree::build())?;
     let kernels = cargo_build("keel-test-kernel", &[])?;
     let guest = |artifact: &str, name: &str| {
         let file = read_artifact(&kernels, artifact)?;
@@ -91,7 +91,7 @@ pub fn build() -> Result<Images> {
         keel_bytes: keel_raw.len() as u64,
         text_bytes: elf::text_bytes(&keel)?,
         stub_bytes: stub_raw.len() as u64,
-        bundle_bytes: bundle.len() as u64,
+        bundle_bytes: elf::section_bytes(&keel, ".bundle")?,
     })
 }
 
@@ -104,7 +104,11 @@ fn cargo_build(package: &str, environment: &[(&str, &Path)]) -> Result<Vec<(Stri
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.current_dir(tree::root()).args(["build", "--release", "--bins", "--target", tree::TARGET]);
-    command.args(["--package", package, "--message-format", "json-render-diagnostics", "--quiet"]);
+    command.args(["--package", package, "--message-format", "json-render-diagnostics"]);
+    // Someone who watches wants to see that it is at work; a log does not.
+    if !std::io::stderr().is_terminal() {
+        command.arg("--quiet");
+    }
     command.envs(environment.iter().copied());
     // What `cargo run` and `cargo test` set for the tool itself must not leak into the nested build's fingerprints.
     for (name, _) in std::env::vars_os() {
@@ -157,16 +161,10 @@ fn read_artifact(artifacts: &[(String, PathBuf)], name: &str) -> Result<Vec<u8>>
     std::fs::read(path).with_context(|| path.display().to_string())
 }
 
-/// Writes a product unless it already has these contents; returns its path.
+/// Stores a product of the build; returns its path.
 fn keep(name: &str, contents: &[u8]) -> Result<PathBuf> {
     let path = tree::product(name);
-    if std::fs::read(&path).is_ok_and(|old| old == contents) {
-        return Ok(path);
-    }
-    // A rename never leaves half a file behind for a QEMU that is starting.
-    let partial = tree::product(&format!(".{name}.{}", std::process::id()));
-    std::fs::write(&partial, contents).with_context(|| partial.display().to_string())?;
-    std::fs::rename(&partial, &path).with_context(|| path.display().to_string())?;
+    tree::store(&path, contents)?;
     Ok(path)
 }
 

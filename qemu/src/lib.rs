@@ -10,7 +10,7 @@
 //! | [`vms`] → [`fit`] | `vms.toml` → a FIT bundle |
 //! | [`machine`], [`qemu`] | the boards QEMU models, and a QEMU process with its console |
 //! | [`verdict`] | what a console transcript says about how keel ended |
-//! | [`run`], [`debug`], [`bench`], [`symbolize`] | the commands |
+//! | [`run`], [`debug`], [`mod@bench`], [`symbolize`] | the commands |
 //! | [`fetch`], [`initramfs`], [`cpio`] | Debian's kernels and a small user space for them |
 
 pub mod bench;

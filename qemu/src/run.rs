@@ -115,10 +115,7 @@ fn bundle_of(file: &Path) -> Result<PathBuf> {
 pub fn write_bundle(vms: &[VmSpec], to: &Path) -> Result<PathBuf> {
     let bundle = fit::write(vms)?;
     fit::check(&bundle)?;
-    if let Some(folder) = to.parent() {
-        std::fs::create_dir_all(folder).map_err(|error| bad_input!("{}: {error}", folder.display()))?;
-    }
-    std::fs::write(to, &bundle).map_err(|error| bad_input!("{}: {error}", to.display()))?;
+    tree::store(to, &bundle).map_err(|error| bad_input!("{error}"))?;
     Ok(to.to_path_buf())
 }
 

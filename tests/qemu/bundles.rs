@@ -36,7 +36,7 @@ fn replace(bundle: &mut [u8], from: &[u8], to: &[u8]) -> Outcome {
 /// Boots a bundle; the console must have every text, and the run must end by itself without a panic.
 fn boots(name: &str, bundle: &[u8], texts: &[&str]) -> Outcome {
     let file = tree::product(&format!("test-bad-{name}.itb"));
-    std::fs::write(&file, bundle)?;
+    tree::store(&file, bundle)?;
     let mut board = Board::virt(&images()?.keel);
     board.initrd = Some(file);
     let ending = run_to_end(&board, LIMIT)?;
@@ -78,7 +78,7 @@ pub fn trials() -> Vec<Trial> {
         }),
         Trial::test("bundles::image_outside_ram", || {
             let big = tree::product("test-big-initrd");
-            std::fs::write(&big, vec![0; 8 << 20])?;
+            tree::store(&big, &[0; 8 << 20])?;
             let bundle = bundle(|vm| {
                 vm.initrd = Some(big);
                 vm.memory = MemorySize(8 << 20);

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use keel_qemu::fetch;
 use keel_qemu::initramfs::{self, Report};
 use keel_qemu::qemu::{Board, Event, Session, run_to_end};
+use keel_qemu::verdict::Verdict;
 use keel_qemu::vms::{Hash, MemorySize, VmSpec};
 use libtest_mimic::{Completion, Failed, Trial};
 
@@ -65,20 +66,48 @@ fn judge(console: &str, folder: &str, cpus: u32) -> Outcome {
 }
 
 fn boots(folder: &str, cpu: &str, smp: u32, cpus: u32) -> Outcome {
-    let mut board = board(&format!("{folder}-{cpu}-{cpus}-on-{smp}"), &[vm(folder, "keel.test=1", cpus)])?;
+    let mut board = board(&format!("{folder}-{cpus}"), &[vm(folder, "keel.test=1", cpus)])?;
     (board.cpu, board.smp) = (cpu.into(), smp);
     judge(&run_well(&board)?, folder, cpus)
 }
 
-/// The same kernel on QEMU alone: the harness's own check.
-fn boots_alone(folder: &str) -> Outcome {
+/// The same kernel on QEMU alone, entered at EL1: the harness's own check.
+fn alone(folder: &str, append: &str) -> Board {
     let mut board = Board::virt(fetch::kernel_path(folder));
     board.el2 = false;
     board.initrd = Some(fetch::initramfs_path());
-    board.append = "console=ttyAMA0 keel.test=1".into();
+    board.append = append.into();
     board.ram = MemorySize(512 << 20);
-    let ending = run_to_end(&board, LIMIT)?;
+    board
+}
+
+fn boots_alone(folder: &str) -> Outcome {
+    let ending = run_to_end(&alone(folder, "console=ttyAMA0 keel.test=1"), LIMIT)?;
     judge(&ending.output, folder, 2).map_err(|error| failure(&ending, error.message().unwrap_or("failed")))
+}
+
+/// Types commands at a shell and reads its answers; `end` is how the run ends after `poweroff`.
+fn shell_reads(board: &Board, end: Verdict) -> Outcome {
+    let mut session = Session::start(board, LIMIT)?;
+    wait(&mut session, initramfs::SHELL)?;
+    wait(&mut session, "# ")?;
+    session.send("echo answer=$((6*7))\n")?;
+    wait(&mut session, "answer=42")?;
+    // More than the UART's queue at once, which only its interrupt can keep up with.
+    session.send(&format!("echo {} | wc -c\n", "x".repeat(100)))?;
+    wait(&mut session, "\n101")?;
+    // Job control: Ctrl-C ends what runs in the foreground.
+    session.send("sleep 1000; echo interrupted=$?\n")?;
+    wait(&mut session, "interrupted=$?")?;
+    std::thread::sleep(Duration::from_millis(500));
+    session.send("\x03")?;
+    wait(&mut session, "# ")?;
+    session.send("poweroff -f\n")?;
+    let ending = session.finish();
+    if ending.verdict != end {
+        return Err(failure(&ending, &ending.verdict.to_string()));
+    }
+    Ok(())
 }
 
 /// Waits for a text; an error says what came instead.
@@ -122,23 +151,10 @@ pub fn trials() -> Vec<Trial> {
         wait(&mut session, initramfs::INIT)
     }));
     trials.push(trial("debian::a_shell_reads_what_is_typed".into(), folder, move || {
-        let board = board("shell", &[vm(folder, "quiet", 2)])?;
-        let mut session = Session::start(&board, LIMIT)?;
-        wait(&mut session, initramfs::SHELL)?;
-        wait(&mut session, "# ")?;
-        session.send("echo answer=$((6*7))\n")?;
-        wait(&mut session, "answer=42")?;
-        // More than the UART's queue at once, which only its interrupt can keep up with.
-        session.send(&format!("echo {} | wc -c\n", "x".repeat(100)))?;
-        wait(&mut session, "\n101")?;
-        // Let the prompt come back, so that the end is not swallowed.
-        std::thread::sleep(Duration::from_millis(200));
-        session.send("poweroff -f\n")?;
-        let ending = session.finish();
-        if ending.verdict != keel_qemu::verdict::Verdict::Well {
-            return Err(failure(&ending, &ending.verdict.to_string()));
-        }
-        Ok(())
+        shell_reads(&board("shell", &[vm(folder, "quiet", 2)])?, Verdict::Well)
+    }));
+    trials.push(trial("debian::a_shell_reads_what_is_typed_alone".into(), folder, move || {
+        shell_reads(&alone(folder, "console=ttyAMA0 quiet"), Verdict::Silent)
     }));
     trials.push(trial("debian::compressed_and_hashed_image".into(), folder, move || {
         let mut vm = vm(folder, "quiet keel.test=bench", 1);

@@ -35,8 +35,8 @@ fn vm(bootargs: &str, cpus: u32) -> Result<VmSpec, libtest_mimic::Failed> {
 }
 
 /// All cases under keel.
-fn under_keel(name: &str, cpu: &str, smp: u32, cpus: u32) -> Outcome {
-    let mut board = board(name, &[vm("hyp=keel", cpus)?])?;
+fn under_keel(cpu: &str, smp: u32, cpus: u32) -> Outcome {
+    let mut board = board(&format!("kernel-{cpus}"), &[vm("hyp=keel", cpus)?])?;
     (board.cpu, board.smp) = (cpu.into(), smp);
     judge(&run_well(&board)?)
 }
@@ -62,9 +62,8 @@ pub fn trials() -> Vec<Trial> {
         ("cortex-a53", 2, 2),
         ("neoverse-n1", 4, 4),
     ] {
-        let name = format!("{cpu}_{cpus}_vcpus_on_{smp}");
-        let title = format!("kernel::keel_{name}");
-        trials.push(Trial::test(title, move || under_keel(&name, cpu, smp, cpus)));
+        let title = format!("kernel::keel_{cpu}_{cpus}_vcpus_on_{smp}");
+        trials.push(Trial::test(title, move || under_keel(cpu, smp, cpus)));
     }
     for (cpu, smp) in [("max", 4), ("cortex-a72", 2)] {
         trials.push(Trial::test(format!("kernel::alone_{cpu}_{smp}_cpus"), move || alone(cpu, smp)));

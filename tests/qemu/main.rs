@@ -41,7 +41,7 @@ fn guests() -> Result<&'static Guests, Failed> {
     built.as_ref().map_err(|error| error.into())
 }
 
-/// A board that runs keel with a bundle of `vms`; `name` tells its bundle from other tests'.
+/// A board that runs keel with a bundle of `vms`; `name` tells its bundle from others.
 fn board(name: &str, vms: &[VmSpec]) -> Result<Board, Failed> {
     let mut board = Board::virt(&images()?.keel);
     if !vms.is_empty() {

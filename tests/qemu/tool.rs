@@ -59,7 +59,7 @@ pub fn trials() -> Vec<Trial> {
             crate::images()?;
             // An endless guest: two instructions, `wfi` and a branch back to it.
             let kernel = tree::product("test-endless.bin");
-            std::fs::write(&kernel, [0x7f, 0x20, 0x03, 0xd5, 0xff, 0xff, 0xff, 0x17])?;
+            tree::store(&kernel, &[0x7f, 0x20, 0x03, 0xd5, 0xff, 0xff, 0xff, 0x17])?;
             expect(&["run", "--kernel", &kernel.display().to_string(), "--timeout", "5"], 124, "the time was up")
         }),
     ]
