@@ -62,8 +62,8 @@ pub fn run(machine: &'static Machine) {
     maintenance();
     interrupts(machine);
     if machine.cpus().len() > 1 {
-        if let Err(verdict) = ipi(machine) {
-            println!("bench ipi failed: {verdict:?}");
+        if ipi(machine).is_err() {
+            println!("bench ipi FAILED: {}", crate::harness::reason());
         }
     } else {
         println!("bench ipi skipped: needs 2 CPUs");

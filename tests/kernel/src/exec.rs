@@ -138,11 +138,12 @@ unsafe extern "C" {
     static exec_template_end: u32;
 }
 
-/// Words of a copied routine; exec.S needs about 100.
-const WORDS: usize = 128;
+/// Words of a copied routine: a page of its own for each CPU, since a machine that translates code, as QEMU does,
+/// drops what it has of a page that is written to.
+const WORDS: usize = 1024;
 
 /// One CPU's copy of the routine, and the exception its instruction took.
-#[repr(align(512))]
+#[repr(align(4096))]
 struct Probe {
     code: UnsafeCell<[u32; WORDS]>,
     /// Address of the slot while its instruction runs, else 0.
@@ -168,6 +169,12 @@ static PROBES: [Probe; MAX_CPUS] = [const {
     }
 }; MAX_CPUS];
 
+/// Makes code that was written at `address` what this CPU fetches; for 16 bytes at least.
+fn publish(address: usize) {
+    // SAFETY: maintenance by address of this CPU's own code.
+    unsafe { core::arch::asm!("dc cvau, {0}", "dsb ish", "ic ivau, {0}", in(reg) address, options(nostack)) };
+}
+
 /// Runs `instruction` on this CPU with `before` in the registers.
 ///
 /// The instruction may trap, and may read and write the memory and registers it likes as long as the program survives
@@ -183,16 +190,14 @@ pub fn run(instruction: u32, before: &Registers) -> Outcome {
     // SAFETY: the template is `length` words of code, `code` has room for them and belongs to this CPU, which runs
     // nothing from it now: `run` is not called from an exception handler.
     unsafe {
-        core::ptr::copy_nonoverlapping(&raw const exec_template, code, length);
+        if code.read() == 0 {
+            core::ptr::copy_nonoverlapping(&raw const exec_template, code, length);
+            (0..length).step_by(4).for_each(|word| publish(code as usize + word * 4));
+        }
         code.add(slot).write(instruction);
     }
     let start = code as usize;
-    for line in (start..start + length * 4).step_by(16) {
-        // SAFETY: maintenance of this CPU's own code, so that it fetches what was just written.
-        unsafe {
-            core::arch::asm!("dc cvau, {0}", "dsb ish", "ic ivau, {0}", in(reg) line, options(nostack));
-        }
-    }
+    publish(start + slot * 4);
     arch::dsb();
     arch::isb();
     probe.kind.store(0, Relaxed);

@@ -4,13 +4,17 @@
 //! skipped, with the reason on the line. After each case the machine is put back: interrupts off, GIC as at the start,
 //! timers stopped, other CPUs off; a case that leaves a CPU running has failed.
 
-use core::fmt::Write;
+use core::{
+    fmt::Write,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+};
 use keel_test_kernel::{
     arch, exceptions, irq,
     machine::Machine,
     print, println, smp,
     time::{self, Timer},
 };
+use spin::Mutex;
 
 /// Text of a failure.
 pub type Text = heapless::String<320>;
@@ -18,8 +22,8 @@ pub type Text = heapless::String<320>;
 /// Why a case did not pass.
 #[derive(Debug)]
 pub enum Verdict {
-    /// What was expected and what was found.
-    Failed(Text),
+    /// What was expected and what was found is in [`reason`].
+    Failed,
     /// What is missing.
     Skipped(&'static str),
 }
@@ -53,12 +57,21 @@ pub const fn case(name: &'static str, cpus: usize, under: Under, run: fn(&'stati
     Case { name, cpus, under, run }
 }
 
-/// Formats a failure.
+/// Why the last case failed. Not in the verdict itself, which is passed around a lot.
+static REASON: Mutex<Text> = Mutex::new(Text::new());
+
+/// Says why a case failed.
 pub fn failed(text: core::fmt::Arguments) -> Verdict {
-    let mut reason = Text::new();
+    let mut reason = REASON.lock();
+    reason.clear();
     // A reason that does not fit is cut off.
     let _ = reason.write_fmt(text);
-    Verdict::Failed(reason)
+    Verdict::Failed
+}
+
+/// Why the last case failed.
+pub fn reason() -> Text {
+    REASON.lock().clone()
 }
 
 /// Ends the case as failed unless the condition holds.
@@ -140,6 +153,13 @@ fn put_back(machine: &Machine, result: Check) -> Check {
     result
 }
 
+static NOISE: AtomicBool = AtomicBool::new(false);
+
+/// Says that the case may have printed something: its verdict is given on a line of its own.
+pub fn noise() {
+    NOISE.store(true, Relaxed);
+}
+
 /// Prints the names of all cases.
 pub fn list(tables: &[&[Case]]) {
     tables.iter().flat_map(|table| table.iter()).for_each(|case| println!("{}", case.name));
@@ -151,13 +171,16 @@ pub fn run(machine: &'static Machine, tables: &[&[Case]], only: &str) {
     for case in tables.iter().flat_map(|table| table.iter()).filter(|case| case.name.contains(only)) {
         print!("test {} ... ", case.name);
         let result = needs(machine, case).and_then(|()| put_back(machine, (case.run)(machine)));
+        if NOISE.swap(false, Relaxed) {
+            print!("\ntest {} ... ", case.name);
+        }
         match result {
             Ok(()) => {
                 println!("ok");
                 passed += 1;
             }
-            Err(Verdict::Failed(reason)) => {
-                println!("FAILED: {reason}");
+            Err(Verdict::Failed) => {
+                println!("FAILED: {}", reason());
                 failures += 1;
             }
             Err(Verdict::Skipped(reason)) => {
