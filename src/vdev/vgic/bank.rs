@@ -10,10 +10,10 @@
 //! * `active` carries 32 *overridden* marks: the guest wrote the active state by MMIO, so what the list register says about
 //!   it is out of date.
 //!
-//! All accesses are sequentially consistent: most rules here are "I write mine, then read yours" on both sides, and on
-//! AArch64 the stronger order costs no extra instruction.
+//! Accesses are sequentially consistent but where a fence or an owner makes that needless: most rules here are "I write
+//! mine, then read yours" on both sides.
 
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, Ordering::Relaxed, Ordering::SeqCst};
 
 use super::lr;
 
@@ -43,24 +43,63 @@ pub(super) struct Bank {
     priority: [AtomicU8; 32],
 }
 
-/// What becomes of one interrupt that is offered a list register.
+/// The words of a bank, read one after the other.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Loading {
-    /// State, group, priority, EOI and vINTID of the list register; the HW bit and pINTID are the caller's.
-    pub(super) lr: u64,
-    /// The latch was consumed: it comes back if the list register is still pending when it is folded.
-    pub(super) consumed: bool,
-    /// The HW bit may be set.
-    pub(super) hardware: bool,
+pub(super) struct View {
+    pub(super) enabled: u32,
+    group: u32,
+    edge: u32,
+    pub(super) level: u32,
+    latch: u64,
+    active: u64,
 }
 
-/// Circumstances of a [`Bank::load`].
+impl View {
+    /// Pending outside the list registers.
+    #[inline]
+    pub(super) fn pending(&self) -> u32 {
+        self.latch as u32 | self.level & !self.edge
+    }
+
+    /// The active state, list registers apart.
+    #[inline]
+    pub(super) fn active(&self) -> u32 {
+        self.active as u32
+    }
+}
+
+/// How interrupts of a bank appear in list registers: a bit for each interrupt in each field.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Circumstances {
-    /// Enabled, and its group let through by the distributor: the pending state may be shown to the guest.
-    pub(super) deliver: bool,
-    /// Mapped to a physical interrupt.
-    pub(super) mapped: bool,
+pub(super) struct Presentation {
+    pub(super) pending: u32,
+    pub(super) active: u32,
+    /// The latch was consumed: it comes back if the list register is still pending when it is folded.
+    pub(super) consumed: u32,
+    /// The HW bit is to be set.
+    pub(super) hardware: u32,
+    eoi: u32,
+    group: u32,
+}
+
+impl Presentation {
+    /// The interrupts that have something to show.
+    #[inline]
+    pub(super) fn shown(&self) -> u32 {
+        self.pending | self.active
+    }
+
+    /// The list register of `intid`, but for the HW bit and pINTID.
+    #[inline]
+    pub(super) fn list_register(&self, intid: u32, priority: u8) -> u64 {
+        let index = intid % 32;
+        let field = |mask: u32, shift: u32| u64::from(mask >> index & 1) << shift;
+        field(self.pending, lr::PENDING.trailing_zeros())
+            | field(self.active, lr::ACTIVE.trailing_zeros())
+            | field(self.eoi, lr::EOI.trailing_zeros())
+            | field(self.group, lr::GROUP1.trailing_zeros())
+            | u64::from(priority) << lr::PRIORITY_SHIFT
+            | u64::from(intid)
+    }
 }
 
 impl Bank {
@@ -155,25 +194,25 @@ impl Bank {
         let _ = self.latch.fetch_update(SeqCst, SeqCst, change);
     }
 
-    /// Takes the latch of `bit` for a list register; false if it is not set.
+    /// Puts the latches of `mask` back: their list registers came back pending. But not those withdrawn meanwhile.
     #[inline]
-    fn take_latch(&self, bit: u32) -> bool {
-        let both = u64::from(bit) | u64::from(bit) << MARK_SHIFT;
-        self.latch.load(SeqCst) & both != 0 && self.latch.fetch_and(!both, SeqCst) & u64::from(bit) != 0
+    pub(super) fn return_latches(&self, mask: u32) {
+        if mask != 0 {
+            let change = |word: u64| {
+                let withdrawn = (word >> MARK_SHIFT) as u32 & mask;
+                Some(word & !(u64::from(mask) << MARK_SHIFT) | u64::from(mask & !withdrawn))
+            };
+            let _ = self.latch.fetch_update(SeqCst, SeqCst, change);
+        }
     }
 
-    /// Puts the latch of `bit` back: its list register came back pending. Unless it was withdrawn meanwhile.
-    pub(super) fn return_latch(&self, bit: u32) {
-        let mark = u64::from(bit) << MARK_SHIFT;
-        let change = |word: u64| Some(if word & mark != 0 { word & !mark } else { word | u64::from(bit) });
-        let _ = self.latch.fetch_update(SeqCst, SeqCst, change);
-    }
-
-    /// Puts the line of a mapped `bit` back: its list register came back pending. Unless it was withdrawn meanwhile.
-    pub(super) fn return_line(&self, bit: u32) {
-        let mark = u64::from(bit) << MARK_SHIFT;
-        if self.latch.load(SeqCst) & mark == 0 || self.latch.fetch_and(!mark, SeqCst) & mark == 0 {
-            self.level.fetch_or(bit, SeqCst);
+    /// Puts the lines of `mask`, which are mapped, back: their list registers came back pending. But not those withdrawn
+    /// meanwhile.
+    #[inline]
+    pub(super) fn return_lines(&self, mask: u32) {
+        if mask != 0 {
+            let withdrawn = self.latch.fetch_and(!(u64::from(mask) << MARK_SHIFT), SeqCst) >> MARK_SHIFT;
+            self.level.fetch_or(mask & !withdrawn as u32, SeqCst);
         }
     }
 
@@ -187,32 +226,19 @@ impl Bank {
         let _ = self.active.fetch_update(SeqCst, SeqCst, change);
     }
 
-    /// The active state of `bit` for a list register.
+    /// Folds the active state that list registers have for `mask`, but for those of which the guest wrote another by MMIO
+    /// meanwhile.
     #[inline]
-    fn take_active(&self, bit: u32) -> bool {
-        let mark = u64::from(bit) << MARK_SHIFT;
-        let mut word = self.active.load(SeqCst);
-        if word & mark != 0 {
-            word = self.active.fetch_and(!mark, SeqCst);
-        }
-        word & u64::from(bit) != 0
-    }
-
-    /// Folds the active state that a list register has for `bit`, unless the guest wrote another by MMIO meanwhile.
-    #[inline]
-    pub(super) fn fold_active(&self, bit: u32, active: bool) {
-        let mark = u64::from(bit) << MARK_SHIFT;
-        let state = u64::from(bit);
-        let word = self.active.load(SeqCst);
-        if word & mark == 0 && (word & state != 0) == active {
+    pub(super) fn fold_active(&self, mask: u32, active: u32) {
+        let word = self.active.load(Relaxed);
+        if (word >> MARK_SHIFT) as u32 & mask == 0 && word as u32 & mask == active {
             return;
         }
         let change = |word: u64| {
-            Some(match (word & mark != 0, active) {
-                (true, _) => word & !mark,
-                (false, true) => word | state,
-                (false, false) => word & !state,
-            })
+            let overridden = (word >> MARK_SHIFT) as u32 & mask;
+            let folded = mask & !overridden;
+            let word = word & !(u64::from(mask) << MARK_SHIFT);
+            Some(word & !u64::from(folded) | u64::from(active & folded))
         };
         let _ = self.active.fetch_update(SeqCst, SeqCst, change);
     }
@@ -224,8 +250,8 @@ impl Bank {
 
     /// The priority of an interrupt; `index` is taken modulo 32.
     #[inline]
-    pub(super) fn priority(&self, index: u32) -> u8 {
-        self.priority[(index % 32) as usize].load(SeqCst)
+    pub(super) fn priority(&self, index: u32, order: Ordering) -> u8 {
+        self.priority[(index % 32) as usize].load(order)
     }
 
     /// Sets a priority; true if that changed it. `index` is taken modulo 32.
@@ -234,56 +260,59 @@ impl Bank {
         self.priority[(index % 32) as usize].swap(priority, SeqCst) != priority
     }
 
-    /// Offers `intid` (whose bit in this bank is `intid % 32`) a list register, and takes its pending state for it. `None`:
-    /// there is nothing to show to the guest.
+    /// The state of the bank now.
+    #[inline]
+    pub(super) fn view(&self, order: Ordering) -> View {
+        View {
+            enabled: self.enabled.load(order),
+            group: self.group.load(order),
+            edge: self.edge.load(order),
+            level: self.level.load(order),
+            latch: self.latch.load(order),
+            active: self.active.load(order),
+        }
+    }
+
+    /// Offers list registers to `mask`, and takes their pending state for it. Of these, `deliver` may be shown as pending
+    /// to the guest, and `mapped` are mapped to physical interrupts. When the list registers are `crowded`, those that are
+    /// active do not become pending there by themselves: the exit at their end chooses anew.
     ///
     /// The rules (abi §6.3): a mapped interrupt is never pending and active at once with HW set; a level-sensitive one is
-    /// never pending and active at once, and asks for an exit at its end while its line is high; an edge is consumed.
+    /// never pending and active at once, and asks for an exit at its end while its line is high; an edge is consumed, and so
+    /// is the line of a mapped interrupt, because the physical interrupt tells again once it is deactivated.
     #[inline]
-    pub(super) fn load(&self, intid: u32, circumstances: Circumstances) -> Option<Loading> {
-        let Circumstances { deliver, mapped } = circumstances;
-        let bit = 1 << (intid % 32);
-        let edge = self.edge.load(SeqCst) & bit != 0;
-        let level = !edge && self.level.load(SeqCst) & bit != 0;
-        let mut loading = Loading { lr: 0, consumed: false, hardware: mapped };
-        let mut resample = false;
-        if self.take_active(bit) {
-            loading.lr = lr::ACTIVE;
-            if mapped && level {
-                // The end of the interrupt deactivates the physical one, which then tells again.
-                self.level.fetch_and(!bit, SeqCst);
-            }
-            if deliver && (edge || mapped) {
-                if self.take_latch(bit) {
-                    loading.lr |= lr::PENDING;
-                    loading.consumed = true;
-                    resample = mapped;
-                    loading.hardware = false;
-                }
-            } else if deliver {
-                resample = level || self.latched() & bit != 0;
-            }
-        } else if deliver {
-            loading.consumed = self.take_latch(bit);
-            if !loading.consumed && !level {
-                return None;
-            }
-            loading.lr = lr::PENDING;
-            if level && mapped {
-                self.level.fetch_and(!bit, SeqCst);
-            } else {
-                resample = level;
-            }
-        } else {
-            return None;
+    pub(super) fn present(&self, view: &View, mask: u32, deliver: u32, mapped: u32, crowded: bool) -> Presentation {
+        let both = |bits: u32| u64::from(bits) | u64::from(bits) << MARK_SHIFT;
+        let deliver = deliver & mask;
+        let mapped = mapped & mask;
+        let mut active = view.active;
+        if active >> MARK_SHIFT & u64::from(mask) != 0 {
+            active = self.active.fetch_and(!(u64::from(mask) << MARK_SHIFT), SeqCst);
         }
-        if resample {
-            loading.lr |= lr::EOI;
+        let active = active as u32 & mask;
+        let line = view.level & !view.edge & mask;
+
+        let takeable = deliver & (!active | if crowded { 0 } else { view.edge | mapped });
+        let mut consumed = 0;
+        if view.latch & both(takeable) != 0 {
+            consumed = self.latch.fetch_and(!both(takeable), SeqCst) as u32 & takeable;
         }
-        if self.group.load(SeqCst) & bit != 0 {
-            loading.lr |= lr::GROUP1;
+        let told = line & mapped & (active | deliver);
+        if told != 0 {
+            self.level.fetch_and(!told, SeqCst);
         }
-        loading.lr |= u64::from(self.priority(intid)) << lr::PRIORITY_SHIFT | u64::from(intid);
-        Some(loading)
+
+        // Pending again while active: with HW set there would be no way to tell.
+        let again = active & deliver & view.latch as u32;
+        let unmapped = mapped & again;
+        let level = line & deliver & !mapped;
+        Presentation {
+            pending: consumed | line & deliver & !active,
+            active,
+            consumed,
+            hardware: mapped & !unmapped,
+            eoi: unmapped | again & !consumed | level,
+            group: view.group,
+        }
     }
 }

@@ -5,9 +5,9 @@
 //! it starts from the bitmaps each time and keeps nothing but which list registers are in use.
 
 use core::mem;
-use core::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst};
+use core::sync::atomic::{Ordering::Relaxed, Ordering::Release, Ordering::SeqCst, fence};
 
-use super::bank::{Bank, Circumstances, Loading};
+use super::bank::{Bank, View};
 use super::lr::{self, Control, ListRegister, MAX_LIST_REGISTERS, VgicCpu, VirtualInterface};
 use super::spi::intid_of;
 use super::{PRIVATE_INTERRUPTS, Redistributor, Vgic, VgicHost};
@@ -33,7 +33,7 @@ const KEY_LAST: u32 = 1 << 31;
 /// Orders interrupts: lower is more urgent. Priority, then active ones, then the lower INTID.
 #[inline]
 fn key(bank: &Bank, intid: u32, active: bool) -> u32 {
-    u32::from(bank.priority(intid)) << 16 | if active { 0 } else { KEY_INACTIVE } | intid
+    u32::from(bank.priority(intid, SeqCst)) << 16 | if active { 0 } else { KEY_INACTIVE } | intid
 }
 
 #[inline]
@@ -85,7 +85,7 @@ impl Selection {
     /// Makes sure that a pending interrupt is chosen if there is one. Active ones do not always keep others from being
     /// signalled: the running priority may have been dropped, or the guest made them active by MMIO.
     fn choose_a_pending_one(&mut self) {
-        let all_active = self.chosen().all(|key| key & KEY_INACTIVE == 0);
+        let all_active = self.keys.iter().take(self.count).all(|key| key & KEY_INACTIVE == 0);
         if self.pending_left_out
             && all_active
             && let Some(last) = self.keys.iter_mut().take(self.count).max()
@@ -99,8 +99,9 @@ impl Selection {
         self.pending_left_out || self.active_left_out
     }
 
+    /// The INTIDs of the chosen ones.
     fn chosen(&self) -> impl Iterator<Item = u32> + '_ {
-        self.keys.iter().take(self.count).copied()
+        self.keys.iter().take(self.count).copied().map(intid_of_key)
     }
 }
 
@@ -115,39 +116,69 @@ fn take_bit(mask: &mut u32) -> Option<u32> {
     Some(bit)
 }
 
-impl Redistributor {
-    /// Folds a private interrupt's list register.
+/// What the list registers of private interrupts hold when they are read back: a bit for each interrupt.
+#[derive(Default)]
+struct Folded {
+    seen: u32,
+    active: u32,
+    /// Pending, by a latch that was consumed.
+    latches: u32,
+    /// Pending, by the line of a mapped interrupt.
+    lines: u32,
+    /// Valid with HW set: the physical interrupt is active.
+    physical: u32,
+}
+
+impl Folded {
     #[inline]
-    fn fold(&self, lr: ListRegister, consumed: bool) {
+    fn add(&mut self, lr: ListRegister, consumed: bool) {
         let bit = 1_u32.unbounded_shl(lr.intid());
-        if lr.hw() && (lr.pending() || lr.active()) {
-            self.add_physical_active(bit);
+        self.seen |= bit;
+        if lr.valid() {
+            self.active |= if lr.active() { bit } else { 0 };
+            self.latches |= if lr.pending() && consumed { bit } else { 0 };
+            self.lines |= if lr.pending() && !consumed && lr.hw() { bit } else { 0 };
+            self.physical |= if lr.hw() { bit } else { 0 };
         }
-        if lr.pending() {
-            if consumed {
-                self.private.return_latch(bit);
-            } else if lr.hw() {
-                self.private.return_line(bit);
-            }
+    }
+}
+
+impl Redistributor {
+    #[inline]
+    fn fold(&self, folded: &Folded) {
+        if folded.latches | folded.lines | folded.physical != 0 {
+            self.add_physical_active(folded.physical);
+            self.private.return_latches(folded.latches);
+            self.private.return_lines(folded.lines);
         }
-        self.private.fold_active(bit, lr.active());
+        self.private.fold_active(folded.seen, folded.active);
+    }
+
+    /// The list registers have been folded and are not loaded again at once.
+    fn nothing_loaded(&self) {
+        self.private.held.store(0, SeqCst);
+        self.private.loaded.store(0, SeqCst);
     }
 
     /// Mapped lines that have gone low meanwhile are no longer pending; physical interrupts that are active for nothing any
-    /// more are deactivated, so that they can fire again.
+    /// more are deactivated, so that they can fire again. `view` is of the private interrupts, and follows.
     #[inline]
-    fn resample(&self, vif: &mut impl VirtualInterface) {
+    fn resample(&self, view: &mut View, vif: &mut impl VirtualInterface) {
         let held = self.physical_active.load(Relaxed);
         if held == 0 {
             return;
         }
-        let mut high = held & self.private.level.load(SeqCst);
+        let mut high = held & view.level;
         while let Some(intid) = take_bit(&mut high) {
             if !vif.physical_level(self.physical_intid(intid)) {
+                view.level &= !(1 << intid);
                 self.private.level.fetch_and(!(1 << intid), SeqCst);
             }
         }
-        self.deactivate_physical(held & !(self.private.pending() | self.private.active()), vif);
+        let idle = held & !(view.pending() | view.active());
+        if idle != 0 {
+            self.deactivate_physical(idle, vif);
+        }
     }
 
     fn deactivate_physical(&self, bits: u32, vif: &mut impl VirtualInterface) {
@@ -158,26 +189,64 @@ impl Redistributor {
         self.remove_physical_active(bits);
     }
 
-    /// Offers private interrupt `intid` a list register.
-    #[inline]
-    fn load(&self, intid: u32, let_through: bool, vif: &mut impl VirtualInterface) -> Option<Loading> {
-        let bit = 1_u32.unbounded_shl(intid);
-        let deliver = let_through && self.private.enabled.load(SeqCst) & bit != 0;
-        let mapped = self.mapped.load(Relaxed) & bit != 0;
-        let mut loading = self.private.load(intid, Circumstances { deliver, mapped })?;
-        if mapped {
-            let physical = self.physical_intid(intid);
-            if self.physical_active.load(Relaxed) & bit == 0 {
-                vif.set_physical_active(physical, true);
-            }
-            if loading.hardware {
-                loading.lr |= lr::HW | u64::from(physical) << lr::PINTID_SHIFT;
-                self.remove_physical_active(bit);
-            } else {
-                self.add_physical_active(bit);
-            }
+    /// Loads the private interrupts `mask` into list registers; `deliver` may be shown as pending.
+    #[inline(always)]
+    fn load(
+        &self,
+        view: &View,
+        mask: u32,
+        deliver: u32,
+        crowded: bool,
+        slots: &mut Slots,
+        vif: &mut impl VirtualInterface,
+    ) {
+        let bank = &self.private;
+        bank.loaded.store(mask, Relaxed);
+        // Before the latches are taken, so that no reader misses one on its way.
+        let held = view.pending() & mask;
+        bank.held.store(held, Relaxed);
+        let mapped = self.mapped.load(Relaxed);
+        let presentation = bank.present(view, mask, deliver, mapped, crowded);
+        if presentation.pending != held {
+            bank.held.store(presentation.pending, Release);
         }
-        Some(loading)
+        let mut shown = presentation.shown();
+        while let Some(intid) = take_bit(&mut shown) {
+            let bit = 1 << intid;
+            let mut value = presentation.list_register(intid, bank.priority(intid, Relaxed));
+            if mapped & bit != 0 {
+                let physical = self.physical_intid(intid);
+                let physical_active = self.physical_active.load(Relaxed);
+                if physical_active & bit == 0 {
+                    vif.set_physical_active(physical, true);
+                }
+                if presentation.hardware & bit != 0 {
+                    value |= lr::HW | u64::from(physical) << lr::PINTID_SHIFT;
+                    self.physical_active.store(physical_active & !bit, Relaxed);
+                } else {
+                    self.physical_active.store(physical_active | bit, Relaxed);
+                }
+            }
+            slots.put(value, presentation.consumed & bit != 0, vif);
+        }
+    }
+}
+
+/// The list registers loaded so far: the first `count`.
+#[derive(Default)]
+struct Slots {
+    count: u32,
+    /// Those for which a latch was consumed.
+    consumed: u16,
+}
+
+impl Slots {
+    /// Writes the next list register. The caller counts them.
+    #[inline]
+    fn put(&mut self, value: u64, consumed: bool, vif: &mut impl VirtualInterface) {
+        vif.write_lr(self.count as usize, value);
+        self.consumed |= u16::from(consumed) << self.count;
+        self.count += 1;
     }
 }
 
@@ -189,56 +258,39 @@ impl Vgic {
         if cpu.used != 0 {
             own.dirty.store(true, SeqCst);
             self.fold(vcpu, own, cpu, vif, host);
+            own.nothing_loaded();
         }
-        own.resample(vif);
+        own.resample(&mut own.private.view(SeqCst), vif);
     }
 
     /// Brings the list registers of the resident `vcpu` up to date. Call it before entering the guest when
     /// [`dirty`](Self::dirty) says so.
     pub fn flush(&self, vcpu: usize, cpu: &mut VgicCpu, vif: &mut impl VirtualInterface, host: &dyn VgicHost) {
         let Some(own) = self.redistributors.get(vcpu) else { return };
-        // First, so that whatever changes from here on sets it again.
+        // First, so that whatever changes from here on sets it again. With the fence, what changed before is seen by all the
+        // loads that follow.
         own.dirty.store(false, SeqCst);
+        fence(SeqCst);
         self.fold(vcpu, own, cpu, vif, host);
-        own.resample(vif);
+        let mut view = own.private.view(Relaxed);
+        own.resample(&mut view, vif);
 
-        let let_through = self.enabled.load(SeqCst);
-        let words = if own.spi_hint.load(SeqCst) != 0 { own.spi_hint.swap(0, SeqCst) } else { 0 };
-        let capacity = vif.list_registers();
-        let mut selection = self.select(vcpu, own, words, let_through, capacity, None);
+        let let_through = self.enabled.load(Relaxed);
+        let deliver = if let_through { view.enabled } else { 0 };
+        let private = view.pending() & deliver | view.active();
+        let at_most_one = private & private.wrapping_sub(1) == 0;
+        let fit = at_most_one || private.count_ones() as usize <= vif.list_registers();
+        let mut slots = Slots::default();
         let mut control = Control::empty();
-        if selection.left_out() {
-            control = self.overflow(vcpu, own, words, let_through, &mut selection, cpu, vif);
+        if fit && own.spi_hint.load(Relaxed) == 0 {
+            own.load(&view, private, deliver, false, &mut slots, vif);
+        } else {
+            control = self.load_selected(vcpu, own, &view, let_through, cpu, &mut slots, vif, host);
         }
 
-        let private = selection.chosen().map(intid_of_key).filter(|intid| *intid < PRIVATE_INTERRUPTS);
-        let private = private.fold(0_u32, |mask, intid| mask | 1 << intid);
-        own.private.loaded.store(private, SeqCst);
-        own.private.held.store(private, SeqCst);
-        let mut held = private;
-        let mut slot = 0;
-        for intid in selection.chosen().map(intid_of_key) {
-            let loading = if intid < PRIVATE_INTERRUPTS {
-                let loading = own.load(intid, let_through, vif);
-                if loading.is_none_or(|loading| loading.lr & lr::PENDING == 0) {
-                    held &= !(1 << intid);
-                }
-                loading
-            } else {
-                self.load_spi(vcpu, intid, let_through, host)
-            };
-            if let Some(loading) = loading {
-                vif.write_lr(slot, loading.lr);
-                cpu.used |= 1 << slot;
-                cpu.consumed |= u16::from(loading.consumed) << slot;
-                slot += 1;
-            }
-        }
-        own.private.held.store(held, SeqCst);
-
-        let unused = cpu.written & !cpu.used;
-        cpu.written = cpu.used;
-        clear_list_registers(unused, vif);
+        let used = ((1_u32 << slots.count) - 1) as u16;
+        clear_list_registers(cpu.written & !used, vif);
+        (cpu.used, cpu.written, cpu.consumed) = (used, used, slots.consumed);
         if cpu.control != control {
             cpu.control = control;
             vif.set_control(control);
@@ -250,7 +302,8 @@ impl Vgic {
     pub fn unload(&self, vcpu: usize, cpu: &mut VgicCpu, vif: &mut impl VirtualInterface, host: &dyn VgicHost) {
         let Some(own) = self.redistributors.get(vcpu) else { return };
         self.fold(vcpu, own, cpu, vif, host);
-        own.resample(vif);
+        own.nothing_loaded();
+        own.resample(&mut own.private.view(SeqCst), vif);
         own.deactivate_physical(own.physical_active.load(Relaxed), vif);
         clear_list_registers(mem::take(&mut cpu.written), vif);
         cpu.control = Control::empty();
@@ -289,7 +342,7 @@ impl Vgic {
         let passes = |bank: &Bank, bit: u32| {
             let group1 = bank.group.load(SeqCst) & 1 << bit != 0;
             let group_on = cpu.vmcr & if group1 { lr::VMCR_ENG1 } else { lr::VMCR_ENG0 } != 0;
-            group_on && u64::from(bank.priority(bit)) < cpu.vmcr >> lr::VMCR_PMR_SHIFT & 0xff
+            group_on && u64::from(bank.priority(bit, SeqCst)) < cpu.vmcr >> lr::VMCR_PMR_SHIFT & 0xff
         };
         let waiting = |bank: &Bank| bank.pending() & bank.enabled.load(SeqCst) & !bank.active();
         let mut private = waiting(&own.private);
@@ -352,23 +405,27 @@ impl Vgic {
         if used == 0 {
             return;
         }
+        let mut folded = Folded::default();
         while let Some(n) = take_bit(&mut used) {
             let lr = ListRegister(vif.read_lr(n as usize));
             let consumed = consumed & 1 << n != 0;
             if lr.intid() < PRIVATE_INTERRUPTS {
-                own.fold(lr, consumed);
-            } else if let Some((word, bank)) = self.spis.bank_of(lr.intid()) {
-                let bit = 1 << (lr.intid() % 32);
-                if lr.pending() && consumed {
-                    bank.return_latch(bit);
-                }
-                bank.fold_active(bit, lr.active());
-                own.spi_hint.fetch_or(1 << word, SeqCst);
-                self.release_spi(vcpu, lr.intid(), host);
+                folded.add(lr, consumed);
+            } else {
+                self.fold_spi(vcpu, own, lr, consumed, host);
             }
         }
-        own.private.held.store(0, SeqCst);
-        own.private.loaded.store(0, SeqCst);
+        own.fold(&folded);
+    }
+
+    fn fold_spi(&self, vcpu: usize, own: &Redistributor, lr: ListRegister, consumed: bool, host: &dyn VgicHost) {
+        if let Some((word, bank)) = self.spis.bank_of(lr.intid()) {
+            let bit = 1 << (lr.intid() % 32);
+            bank.return_latches(if lr.pending() && consumed { bit } else { 0 });
+            bank.fold_active(bit, if lr.active() { bit } else { 0 });
+            own.spi_hint.fetch_or(1 << word, SeqCst);
+            self.release_spi(vcpu, lr.intid(), host);
+        }
     }
 
     /// The guest ended interrupts that were in no list register. In EOImode 0 those are the active ones of the highest
@@ -410,7 +467,6 @@ impl Vgic {
     /// The interrupts to load: the active ones and those to be delivered, private ones and those SPIs of `words` that are
     /// due to `vcpu`. Given ICH_VMCR_EL2, those come last that do not need a list register: pending ones whose group is
     /// off, and in EOImode 1 active ones.
-    #[inline]
     fn select(
         &self,
         vcpu: usize,
@@ -421,10 +477,6 @@ impl Vgic {
         vmcr: Option<u64>,
     ) -> Selection {
         let mut selection = Selection::new(capacity);
-        let candidates = |bank: &Bank, active: u32| {
-            let deliverable = if let_through { bank.pending() & bank.enabled.load(SeqCst) } else { 0 };
-            deliverable | active
-        };
         let key_of = |bank: &Bank, intid: u32, active: u32| {
             let bit = 1 << (intid % 32);
             let key = key(bank, intid, active & bit != 0);
@@ -433,11 +485,14 @@ impl Vgic {
             let last = if active & bit != 0 { vmcr & lr::VMCR_EOIM != 0 } else { vmcr & group == 0 };
             key | if last { KEY_LAST } else { 0 }
         };
-        let bank = &own.private;
-        let active = bank.active();
-        let mut private = candidates(bank, active);
+        let candidates = |bank: &Bank, active: u32| {
+            let deliverable = if let_through { bank.pending() & bank.enabled.load(SeqCst) } else { 0 };
+            deliverable | active
+        };
+        let active = own.private.active();
+        let mut private = candidates(&own.private, active);
         while let Some(intid) = take_bit(&mut private) {
-            selection.push(key_of(bank, intid, active));
+            selection.push(key_of(&own.private, intid, active));
         }
         let mut words = words;
         while let Some(word) = take_bit(&mut words) {
@@ -452,6 +507,38 @@ impl Vgic {
             }
         }
         selection
+    }
+
+    /// Loads the list registers when it takes more than the few private interrupts there are.
+    #[inline(never)]
+    #[allow(clippy::too_many_arguments)]
+    fn load_selected(
+        &self,
+        vcpu: usize,
+        own: &Redistributor,
+        view: &View,
+        let_through: bool,
+        cpu: &VgicCpu,
+        slots: &mut Slots,
+        vif: &mut impl VirtualInterface,
+        host: &dyn VgicHost,
+    ) -> Control {
+        let words = if own.spi_hint.load(SeqCst) != 0 { own.spi_hint.swap(0, SeqCst) } else { 0 };
+        let mut selection = self.select(vcpu, own, words, let_through, vif.list_registers(), None);
+        let mut control = Control::empty();
+        let crowded = selection.left_out();
+        if crowded {
+            control = self.overflow(vcpu, own, words, let_through, &mut selection, cpu, vif);
+        }
+        let private = selection.chosen().filter(|intid| *intid < PRIVATE_INTERRUPTS);
+        let private = private.fold(0_u32, |mask, intid| mask | 1 << intid);
+        own.load(view, private, if let_through { view.enabled } else { 0 }, crowded, slots, vif);
+        for intid in selection.chosen().filter(|intid| *intid >= PRIVATE_INTERRUPTS) {
+            if let Some((value, presentation)) = self.present_spi(vcpu, intid, let_through, crowded, host) {
+                slots.put(value, presentation.consumed != 0, vif);
+            }
+        }
+        control
     }
 
     /// Not all found a list register: chooses with more care, and asks for the exits by which the others get their turn.

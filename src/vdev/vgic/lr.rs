@@ -104,6 +104,11 @@ impl ListRegister {
     }
 
     #[inline]
+    pub(super) const fn valid(self) -> bool {
+        self.0 & (PENDING | ACTIVE) != 0
+    }
+
+    #[inline]
     pub(super) const fn pending(self) -> bool {
         self.0 & PENDING != 0
     }

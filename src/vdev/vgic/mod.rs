@@ -277,7 +277,8 @@ impl Vgic {
     pub fn set_spi(&self, intid: u32, level: bool, host: &dyn VgicHost) {
         let Some((word, bank)) = self.spis.bank_of(intid) else { return };
         let bit = 1 << (intid % 32);
-        if bank.drive(bit, level) {
+        // Nobody minds the fall of a line that no list register shows.
+        if bank.drive(bit, level) && (level || bank.loaded.load(SeqCst) & bit != 0) {
             self.spis_changed(word, bit, host);
         }
     }

@@ -487,7 +487,7 @@ fn bank_of_bytes<'a>(vgic: &'a Vgic, access: &Access<'_>) -> Option<(&'a Bank, S
 
 fn read_priority(vgic: &Vgic, access: &Access<'_>) -> u64 {
     bank_of_bytes(vgic, access).map_or(0, |(bank, _, first, count)| {
-        (0..count).fold(0, |value, n| value | u64::from(bank.priority(first + n)) << (8 * n))
+        (0..count).fold(0, |value, n| value | u64::from(bank.priority(first + n, SeqCst)) << (8 * n))
     })
 }
 

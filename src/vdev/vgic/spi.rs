@@ -11,7 +11,7 @@
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
-use super::bank::{Bank, Circumstances, Loading};
+use super::bank::{Bank, Presentation};
 use super::lr;
 use super::{PRIVATE_INTERRUPTS, Redistributor, Vgic, VgicHost};
 
@@ -176,9 +176,16 @@ impl Vgic {
         }
     }
 
-    /// Claims an SPI for the list registers of `vcpu` and takes its state. `None`: it is not this vCPU's, or there is nothing
-    /// to load any more.
-    pub(super) fn load_spi(&self, vcpu: usize, intid: u32, let_through: bool, host: &dyn VgicHost) -> Option<Loading> {
+    /// Claims an SPI for the list registers of `vcpu`, and takes its pending state. `None`: it is not this vCPU's, or there
+    /// is nothing to show any more.
+    pub(super) fn present_spi(
+        &self,
+        vcpu: usize,
+        intid: u32,
+        let_through: bool,
+        crowded: bool,
+        host: &dyn VgicHost,
+    ) -> Option<(u64, Presentation)> {
         let (_, bank) = self.spis.bank_of(intid)?;
         let route = self.spis.route(intid)?;
         let bit = 1 << (intid % 32);
@@ -189,22 +196,22 @@ impl Vgic {
         bank.loaded.fetch_or(bit, SeqCst);
         bank.held.fetch_or(bit, SeqCst);
         let mine = route.target() == vcpu as u32;
-        let deliver = mine && let_through && bank.enabled.load(SeqCst) & bit != 0;
-        let mut loading = bank.load(intid, Circumstances { deliver, mapped: false });
-        if let Some(loading) = &mut loading
-            && !mine
-        {
+        let view = bank.view(SeqCst);
+        let deliver = if mine && let_through { view.enabled } else { 0 };
+        let presentation = bank.present(&view, bit, deliver, 0, crowded);
+        if presentation.shown() == 0 {
+            self.release_spi(vcpu, intid, host);
+            return None;
+        }
+        if presentation.pending == 0 {
+            bank.held.fetch_and(!bit, SeqCst);
+        }
+        let mut value = presentation.list_register(intid, bank.priority(intid, SeqCst));
+        if !mine {
             // Active here and routed elsewhere: an exit at its end, for the other vCPU may be waiting for it.
-            loading.lr |= lr::EOI;
+            value |= lr::EOI;
         }
-        match loading {
-            Some(loading) if loading.lr & lr::PENDING != 0 => {}
-            Some(_) => {
-                bank.held.fetch_and(!bit, SeqCst);
-            }
-            None => self.release_spi(vcpu, intid, host),
-        }
-        loading
+        Some((value, presentation))
     }
 
     /// An SPI has left the list registers of `vcpu`, its state folded into the bitmaps.
