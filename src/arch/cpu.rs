@@ -26,6 +26,16 @@ pub fn midr() -> u64 {
     read_sysreg!("midr_el1")
 }
 
+/// REVIDR_EL1.
+pub fn revidr() -> u64 {
+    read_sysreg!("revidr_el1")
+}
+
+/// AIDR_EL1.
+pub fn aidr() -> u64 {
+    read_sysreg!("aidr_el1")
+}
+
 /// Waits until an interrupt is pending; interrupts stay masked, so it is not taken.
 pub fn wait_for_interrupt() {
     // SAFETY: DSB and WFI change no state.

@@ -18,6 +18,8 @@ pub const HCR_FB_BSU_IS: u64 = (1 << 9) | (1 << 10);
 pub const HCR_TWI: u64 = 1 << 13;
 /// HCR_EL2.TWE: WFE traps.
 pub const HCR_TWE: u64 = 1 << 14;
+/// HCR_EL2.TID1: REVIDR_EL1, AIDR_EL1 and SMIDR_EL1 trap.
+pub const HCR_TID1: u64 = 1 << 16;
 /// HCR_EL2.TID3: reads of the ID registers trap.
 pub const HCR_TID3: u64 = 1 << 18;
 /// HCR_EL2.TSC: SMC traps.
@@ -53,6 +55,7 @@ pub const HCR_GUEST: u64 = HCR_VM
     | HCR_PTW
     | HCR_FMO_IMO_AMO
     | HCR_FB_BSU_IS
+    | HCR_TID1
     | HCR_TID3
     | HCR_TSC
     | HCR_TIDCP

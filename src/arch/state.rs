@@ -198,7 +198,7 @@ pub struct GuestConfig {
 }
 
 impl GuestState {
-    /// The state of a CPU after reset, as KVM gives it: SCTLR_EL1 has its RES1 bits, the OS lock is locked.
+    /// The state of a CPU after reset, as KVM gives it: SCTLR_EL1 has its RES1 bits, the OS lock is open.
     pub fn reset() -> Self {
         Self {
             el1: El1Registers { sctlr: 0x00c5_0078, ..El1Registers::default() },
@@ -225,6 +225,9 @@ impl GuestState {
         }
         self.debug.save();
         self.os_lock = read_sysreg!("oslsr_el1") & 2 != 0;
+        // A guest may write these although its ID registers offer nothing of them: the next one starts from zero.
+        write_sysreg!("osdlr_el1", 0);
+        write_sysreg!("dbgprcr_el1", 0);
         // SAFETY: `fp` is ours and large enough; FP accesses from EL2 do not trap (CPTR_EL2.TFP = 0).
         unsafe { fpsimd_save(&mut self.fp) };
     }

@@ -334,6 +334,10 @@ impl Machine {
                     rtc.write(offset, size, value, now);
                     0
                 });
+                // The CPU that looks after the clock has to know of a new alarm.
+                if let Some(vcpu) = self.vcpus.first() {
+                    physical::call_attention(vcpu.cpu());
+                }
             }
         }
     }

@@ -45,10 +45,17 @@ pub fn call_attention(index: usize) {
     }
 }
 
+/// Says whether this CPU should look at its vCPUs: true for as long as nobody took it ([`take_attention`]).
+#[inline]
+pub fn attention() -> &'static AtomicBool {
+    static NONE: AtomicBool = AtomicBool::new(false);
+    CPUS.get(cpu::index()).map_or(&NONE, |cpu| &cpu.attention)
+}
+
 /// Whether this CPU should look at its vCPUs.
 #[inline]
 pub fn wants_attention() -> bool {
-    CPUS.get(cpu::index()).is_some_and(|cpu| cpu.attention.load(Ordering::Relaxed))
+    attention().load(Ordering::Relaxed)
 }
 
 /// This CPU is about to look at its vCPUs.

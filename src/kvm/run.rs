@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     arch::{
-        gic, hcr,
+        cpu, gic, hcr,
         state::{self, GuestConfig},
         sysreg::read_sysreg,
         timer,
@@ -20,15 +20,18 @@ use crate::{
     mm::Ipa,
     vcpu::{
         Exit, GuestFault,
-        exit::{Access, DataAbort, SystemAccess, Wait},
+        exit::{self, Access, DataAbort, INSTRUCTION_BYTES, SystemAccess, Wait},
         switch::{self, Trap},
     },
     vdev::{
         mmio::AccessSize,
-        sysreg::{Action, SysRegId},
+        sysreg::{Action, MachineRegister, SysRegId},
     },
 };
-use core::{cell::RefCell, sync::atomic::Ordering};
+use core::{
+    cell::RefCell,
+    sync::atomic::{AtomicBool, Ordering},
+};
 use spin::MutexGuard;
 
 /// Why a run ended. The vCPU still holds this CPU, and [`Resident::run`] may be called again, until it is dropped.
@@ -71,6 +74,8 @@ pub struct Resident<'a> {
     machine: &'a Machine,
     inner: MutexGuard<'a, Inner>,
     hcr: u64,
+    /// Set when this CPU is to look at its vCPUs.
+    attention: &'static AtomicBool,
 }
 
 impl<'a> Resident<'a> {
@@ -97,7 +102,7 @@ impl<'a> Resident<'a> {
         }
         machine.vgic.load(vcpu.index(), &mut inner.vgic, &mut Hardware);
         vcpu.resident.store(true, Ordering::SeqCst);
-        Self { vcpu, machine, hcr: machine.hcr, inner: guard }
+        Self { vcpu, machine, hcr: machine.hcr, inner: guard, attention: physical::attention() }
     }
 
     /// Whether WFI is to be seen by the caller: it is, while another vCPU could use this CPU.
@@ -113,7 +118,7 @@ impl<'a> Resident<'a> {
     pub fn run(&mut self) -> Leave {
         let index = self.vcpu.index();
         loop {
-            if physical::wants_attention() {
+            if self.attention.load(Ordering::Relaxed) {
                 return Leave::Attention;
             }
             if self.machine.vgic.dirty(index) {
@@ -138,44 +143,53 @@ impl<'a> Resident<'a> {
     /// Handles what the guest did.
     #[inline(always)]
     fn synchronous(&mut self) -> Option<Leave> {
-        let exit = Exit::decode(&switch::syndrome());
-        let outcome = match exit {
-            Exit::Hvc { immediate } => {
-                self.count(ExitKind::Hvc);
-                return self.call(Conduit::Hvc, immediate);
-            }
-            Exit::Data(abort) => {
-                self.count(ExitKind::Mmio);
-                self.data(&abort)
-            }
-            Exit::System(access) => {
-                self.count(ExitKind::System);
-                self.system(&access)
-            }
+        let esr = switch::esr();
+        if let Some(immediate) = exit::hvc(esr) {
+            self.count(ExitKind::Hvc);
+            return self.call(Conduit::Hvc, immediate);
+        }
+        let (outcome, bytes) = if let Some(abort) = DataAbort::decode(esr, switch::fault_address) {
+            self.count(ExitKind::Mmio);
+            (self.data(&abort), abort.instruction_bytes())
+        } else if let Some(access) = SystemAccess::decode(esr) {
+            self.count(ExitKind::System);
+            (self.system(&access), INSTRUCTION_BYTES)
+        } else {
+            return self.rare(Exit::decode(esr, switch::fault_address()));
+        };
+        self.finish(outcome, bytes);
+        None
+    }
+
+    /// The end of every exit that does not leave: past the instruction, or into the guest's exception vector.
+    #[inline(always)]
+    fn finish(&mut self, outcome: Result<(), GuestFault>, bytes: u64) {
+        match outcome {
+            Ok(()) => self.inner.context.skip_instruction(bytes),
+            Err(fault) => switch::inject(&mut self.inner.context, fault),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn rare(&mut self, exit: Exit) -> Option<Leave> {
+        let fault = match exit {
             Exit::Smc { immediate } => {
                 self.count(ExitKind::Smc);
-                self.inner.context.skip_instruction(exit.instruction_bytes());
+                self.inner.context.skip_instruction(INSTRUCTION_BYTES);
                 return self.call(Conduit::Smc, immediate);
             }
             Exit::Wait(wait) => {
                 self.count(ExitKind::Wait);
-                self.inner.context.skip_instruction(exit.instruction_bytes());
+                self.inner.context.skip_instruction(INSTRUCTION_BYTES);
                 return Some(self.wait(wait));
             }
-            Exit::Instruction(abort) => {
-                self.count(ExitKind::Fault);
-                Err(GuestFault::InstructionAbort { far: abort.far })
-            }
-            Exit::Undefined => {
-                self.count(ExitKind::Fault);
-                Err(GuestFault::Undefined)
-            }
             Exit::Unexpected { esr } => return Some(self.crash(esr)),
+            Exit::Instruction(abort) => GuestFault::InstructionAbort { far: abort.far },
+            Exit::Undefined => GuestFault::Undefined,
         };
-        match outcome {
-            Ok(()) => self.inner.context.skip_instruction(exit.instruction_bytes()),
-            Err(fault) => switch::inject(&mut self.inner.context, fault),
-        }
+        self.count(ExitKind::Fault);
+        self.finish(Err(fault), 0);
         None
     }
 
@@ -202,7 +216,7 @@ impl<'a> Resident<'a> {
         let fault = if abort.on_walk {
             GuestFault::WalkAbort { far: abort.far }
         } else {
-            GuestFault::DataAbort { far: abort.far }
+            GuestFault::DataAbort { far: abort.far, write: abort.write }
         };
         if abort.cache_maintenance && !abort.on_walk {
             // There is nothing behind the address that could be in a cache.
@@ -246,6 +260,13 @@ impl<'a> Resident<'a> {
             Action::Id(register) => {
                 inner.context.set_register(access.register, self.machine.id_registers.get(register));
             }
+            Action::Machine(register) => inner.context.set_register(
+                access.register,
+                match register {
+                    MachineRegister::Revidr => cpu::revidr(),
+                    MachineRegister::Aidr => cpu::aidr(),
+                },
+            ),
             Action::ReadAs(value) => inner.context.set_register(access.register, value),
             Action::WriteIgnore => {}
             Action::Deactivate => {
@@ -329,7 +350,7 @@ impl<'a> Resident<'a> {
     fn crash(&self, esr: u64) -> Leave {
         Leave::Crash(Crash {
             esr,
-            far: switch::syndrome().far,
+            far: switch::fault_address().far,
             pc: self.inner.context.pc,
             pstate: self.inner.context.pstate,
         })

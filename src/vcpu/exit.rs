@@ -1,17 +1,17 @@
 //! Why a guest left: ESR, FAR and HPFAR decoded, once (Arm ARM D24.2.40).
 //!
-//! What a handler needs stands in the [`Exit`]; nobody else looks at a syndrome.
+//! What a handler needs stands in the decoded value; nobody else looks at a syndrome. The three frequent kinds of exit,
+//! [`hvc`], [`DataAbort`] and [`SystemAccess`], are asked for one after the other and stay in registers; [`Exit`] holds
+//! the others.
 
 use crate::arch::{
     addr::Ipa,
     esr::{self, ec, fsc},
 };
 
-/// The registers that describe a synchronous exit.
+/// The registers that say where an abort was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Syndrome {
-    /// ESR_EL2.
-    pub esr: u64,
+pub struct FaultAddress {
     /// FAR_EL2: the virtual address, for aborts.
     pub far: u64,
     /// HPFAR_EL2: the page of the IPA, for stage-2 faults.
@@ -52,6 +52,8 @@ pub struct DataAbort {
     pub access: Option<Access>,
     /// The fault came from the guest's stage-1 walk.
     pub on_walk: bool,
+    /// It writes, as far as the hardware says (WnR).
+    pub write: bool,
     /// The instruction is cache maintenance.
     pub cache_maintenance: bool,
     /// Fault status code.
@@ -107,23 +109,14 @@ pub enum Wait {
     EventTimeout(u8),
 }
 
-/// Why a guest left, synchronously.
+/// Why a guest left, synchronously, if for none of the frequent reasons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// HVC; the PC is past it.
-    Hvc {
-        /// Its immediate.
-        immediate: u16,
-    },
     /// SMC; the PC is at it.
     Smc {
         /// Its immediate.
         immediate: u16,
     },
-    /// MSR, MRS or a system instruction; the PC is at it.
-    System(SystemAccess),
-    /// Data access; the PC is at it.
-    Data(DataAbort),
     /// Instruction fetch; the PC is at it.
     Instruction(InstructionAbort),
     /// WFI or WFE; the PC is at it.
@@ -137,6 +130,9 @@ pub enum Exit {
     },
 }
 
+/// Bytes of an A64 instruction, by which the PC moves when a trapped one has been carried out.
+pub const INSTRUCTION_BYTES: u64 = 4;
+
 const ISV: u64 = 1 << 24;
 const SSE: u64 = 1 << 21;
 const SF: u64 = 1 << 15;
@@ -144,18 +140,72 @@ const CM: u64 = 1 << 8;
 const S1PTW: u64 = 1 << 7;
 const WNR: u64 = 1 << 6;
 
+/// The immediate of the HVC that a syndrome is about. Hardware has moved the PC past it.
+#[inline(always)]
+pub const fn hvc(esr: u64) -> Option<u16> {
+    if esr::class(esr) == ec::HVC64 { Some(esr::iss(esr) as u16) } else { None }
+}
+
+impl SystemAccess {
+    /// The MSR, MRS or system instruction that a syndrome is about; the PC is at it.
+    #[inline(always)]
+    pub const fn decode(esr: u64) -> Option<Self> {
+        if esr::class(esr) != ec::SYSREG {
+            return None;
+        }
+        let iss = esr::iss(esr);
+        Some(Self { iss: iss as u32, write: iss & 1 == 0, register: (iss >> 5 & 0x1f) as u8 })
+    }
+}
+
+impl DataAbort {
+    /// The data access that a syndrome is about; the PC is at it. `address` reads what is needed beside ESR_EL2.
+    #[inline(always)]
+    pub fn decode(esr: u64, address: impl FnOnce() -> FaultAddress) -> Option<Self> {
+        if esr::class(esr) != ec::DATA_ABORT_LOWER {
+            return None;
+        }
+        let FaultAddress { far, hpfar } = address();
+        let iss = esr::iss(esr);
+        let status = iss & 0x3f;
+        let on_walk = iss & S1PTW != 0;
+        // HPFAR_EL2 is UNKNOWN for permission faults that are not on a walk (Arm ARM D24.2.58).
+        let has_ipa =
+            on_walk || matches!(status & !fsc::LEVEL, fsc::TRANSLATION | fsc::ACCESS_FLAG | fsc::ADDRESS_SIZE);
+        // FIPA, bits 43:4, is the IPA's bits 51:12; the offset in the page is the virtual address's, except on a walk.
+        let page = (hpfar & 0x0fff_ffff_fff0) << 8;
+        let ipa = has_ipa.then_some(Ipa(if on_walk { page } else { page | (far & 0xfff) }));
+        let register = (iss >> 16 & 0x1f) as u8;
+        let size = (iss >> 22 & 3) as u8;
+        let access = (iss & ISV != 0).then_some(if iss & WNR != 0 {
+            Access::Write { register, size }
+        } else {
+            Access::Read(Load { register, size, signed: iss & SSE != 0, wide: iss & SF != 0 })
+        });
+        Some(Self {
+            far,
+            ipa,
+            access,
+            on_walk,
+            write: iss & WNR != 0,
+            cache_maintenance: iss & CM != 0,
+            status,
+            wide_instruction: esr & esr::IL != 0,
+        })
+    }
+
+    /// Bytes of the instruction: a T32 load or store may have two.
+    #[inline(always)]
+    pub const fn instruction_bytes(&self) -> u64 {
+        if self.wide_instruction { INSTRUCTION_BYTES } else { 2 }
+    }
+}
+
 impl Exit {
-    /// Decodes a synchronous exit.
-    #[inline]
-    pub fn decode(syndrome: &Syndrome) -> Self {
-        let esr = syndrome.esr;
+    /// Decodes a synchronous exit that is none of the frequent ones.
+    pub fn decode(esr: u64, address: FaultAddress) -> Self {
         let iss = esr::iss(esr);
         match esr::class(esr) {
-            ec::HVC64 => Self::Hvc { immediate: iss as u16 },
-            ec::DATA_ABORT_LOWER => Self::Data(decode_data_abort(syndrome)),
-            ec::SYSREG => {
-                Self::System(SystemAccess { iss: iss as u32, write: iss & 1 == 0, register: (iss >> 5 & 0x1f) as u8 })
-            }
             ec::WFX => {
                 let register = (iss >> 5 & 0x1f) as u8;
                 Self::Wait(match iss & 3 {
@@ -167,52 +217,13 @@ impl Exit {
             }
             ec::SMC64 => Self::Smc { immediate: iss as u16 },
             ec::INSTRUCTION_ABORT_LOWER => {
-                Self::Instruction(InstructionAbort { far: syndrome.far, status: iss & 0x3f })
+                Self::Instruction(InstructionAbort { far: address.far, status: iss & 0x3f })
             }
             // Unknown reason (UNDEF with HCR_EL2.TGE only), MCR, MRC, LDC …, FP when CPTR traps it, pointer
             // authentication where the CPU has none, HVC and SMC from AArch32, SVE, SME: not there for this guest.
             0x00 | 0x03..=0x0a | 0x0c | 0x12..=0x15 | ec::SVE | ec::SME => Self::Undefined,
             _ => Self::Unexpected { esr },
         }
-    }
-
-    /// Bytes that the PC has to move over the instruction once it has been carried out in its stead: none for HVC, where
-    /// hardware did.
-    #[inline]
-    pub fn instruction_bytes(&self) -> u64 {
-        match self {
-            Self::Hvc { .. } => 0,
-            Self::Data(abort) if !abort.wide_instruction => 2,
-            _ => 4,
-        }
-    }
-}
-
-fn decode_data_abort(syndrome: &Syndrome) -> DataAbort {
-    let iss = esr::iss(syndrome.esr);
-    let status = iss & 0x3f;
-    let on_walk = iss & S1PTW != 0;
-    // HPFAR_EL2 is UNKNOWN for permission faults that are not on a walk (Arm ARM D24.2.58).
-    let has_ipa = on_walk
-        || matches!(status & !fsc::LEVEL, fsc::TRANSLATION | fsc::ACCESS_FLAG | fsc::ADDRESS_SIZE);
-    // FIPA, bits 43:4, is the IPA's bits 51:12; the offset in the page is the virtual address's, except on a walk.
-    let page = (syndrome.hpfar & 0x0fff_ffff_fff0) << 8;
-    let ipa = has_ipa.then_some(Ipa(if on_walk { page } else { page | (syndrome.far & 0xfff) }));
-    let register = (iss >> 16 & 0x1f) as u8;
-    let size = (iss >> 22 & 3) as u8;
-    let access = (iss & ISV != 0).then_some(if iss & WNR != 0 {
-        Access::Write { register, size }
-    } else {
-        Access::Read(Load { register, size, signed: iss & SSE != 0, wide: iss & SF != 0 })
-    });
-    DataAbort {
-        far: syndrome.far,
-        ipa,
-        access,
-        on_walk,
-        cache_maintenance: iss & CM != 0,
-        status,
-        wide_instruction: syndrome.esr & esr::IL != 0,
     }
 }
 
@@ -221,39 +232,40 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn decode(esr: u64) -> Exit {
-        Exit::decode(&Syndrome { esr, far: 0xffff_0000_1234_5678, hpfar: 0x0900_0000 >> 8 })
+    const ADDRESS: FaultAddress = FaultAddress { far: 0xffff_0000_1234_5678, hpfar: 0x0900_0000 >> 8 };
+
+    fn abort(esr: u64) -> DataAbort {
+        DataAbort::decode(0x24 << 26 | esr, || ADDRESS).expect("a data abort")
     }
 
     #[test]
     fn calls() {
-        assert_eq!(decode(0x5a00_0007), Exit::Hvc { immediate: 7 });
-        assert_eq!(decode(0x5e00_ffff), Exit::Smc { immediate: 0xffff });
-        assert_eq!(decode(0x5a00_0000).instruction_bytes(), 0);
-        assert_eq!(decode(0x5e00_0000).instruction_bytes(), 4);
+        assert_eq!(hvc(0x5a00_0007), Some(7));
+        assert_eq!(hvc(0x5e00_0007), None);
+        assert_eq!(Exit::decode(0x5e00_ffff, ADDRESS), Exit::Smc { immediate: 0xffff });
     }
 
     #[test]
     fn a_store_of_a_byte() {
-        // EC 0x24, IL, ISV, SAS 0, SRT 9, WnR, translation fault level 3.
-        let esr = 0x24 << 26 | esr::IL | ISV | 9 << 16 | WNR | 7;
-        let Exit::Data(abort) = decode(esr) else { panic!("a data abort") };
+        let abort = abort(esr::IL | ISV | 9 << 16 | WNR | 7);
         assert_eq!(abort.access, Some(Access::Write { register: 9, size: 0 }));
         assert_eq!(abort.ipa, Some(Ipa(0x0900_0678)));
-        assert_eq!((abort.on_walk, abort.cache_maintenance), (false, false));
+        assert_eq!((abort.on_walk, abort.cache_maintenance, abort.write), (false, false, true));
+        assert_eq!(abort.instruction_bytes(), 4);
+    }
+
+    #[test]
+    fn without_isv_there_is_no_access() {
+        assert_eq!(abort(WNR | 7).access, None);
+        assert_eq!(abort(7).instruction_bytes(), 2);
     }
 
     #[test]
     fn the_ipa_is_hpfar_and_the_offset() {
-        let syndrome = Syndrome { esr: 0x24 << 26 | ISV | 7, far: 0xabc, hpfar: 0x0800_0000 >> 8 };
-        let Exit::Data(abort) = Exit::decode(&syndrome) else { panic!("a data abort") };
-        assert_eq!(abort.ipa, Some(Ipa(0x0800_0abc)));
-        let walk = Syndrome { esr: syndrome.esr | S1PTW, ..syndrome };
-        let Exit::Data(abort) = Exit::decode(&walk) else { panic!("a data abort") };
-        assert_eq!((abort.ipa, abort.on_walk), (Some(Ipa(0x0800_0000)), true));
-        let permission = Syndrome { esr: 0x24 << 26 | ISV | 0xf, ..syndrome };
-        let Exit::Data(abort) = Exit::decode(&permission) else { panic!("a data abort") };
-        assert_eq!(abort.ipa, None);
+        assert_eq!(abort(ISV | 7).ipa, Some(Ipa(0x0900_0678)));
+        let walk = abort(ISV | S1PTW | 7);
+        assert_eq!((walk.ipa, walk.on_walk), (Some(Ipa(0x0900_0000)), true));
+        assert_eq!(abort(ISV | 0xf).ipa, None, "unknown for a permission fault");
     }
 
     #[test]
@@ -267,28 +279,42 @@ mod tests {
     }
 
     #[test]
+    fn system_registers() {
+        let access = SystemAccess::decode(0x6200_0000 | 5 << 5 | 1).expect("a system register");
+        assert_eq!((access.write, access.register), (false, 5));
+        assert_eq!(SystemAccess::decode(0x5a00_0000), None);
+    }
+
+    #[test]
     fn waits() {
-        assert_eq!(decode(0x0600_0000), Exit::Wait(Wait::Interrupt));
-        assert_eq!(decode(0x0600_0001), Exit::Wait(Wait::Event));
-        assert_eq!(decode(0x0600_0062), Exit::Wait(Wait::InterruptTimeout(3)));
+        assert_eq!(Exit::decode(0x0600_0000, ADDRESS), Exit::Wait(Wait::Interrupt));
+        assert_eq!(Exit::decode(0x0600_0001, ADDRESS), Exit::Wait(Wait::Event));
+        assert_eq!(Exit::decode(0x0600_0062, ADDRESS), Exit::Wait(Wait::InterruptTimeout(3)));
+        assert_eq!(Exit::decode(0x0600_0063, ADDRESS), Exit::Wait(Wait::EventTimeout(3)));
     }
 
     #[test]
     fn what_the_machine_lacks_is_undefined() {
         for class in [ec::SVE, ec::SME, ec::FP_SIMD, 0x03, 0x05] {
-            assert_eq!(decode(class << 26), Exit::Undefined);
+            assert_eq!(Exit::decode(class << 26, ADDRESS), Exit::Undefined);
         }
-        assert!(matches!(decode(ec::BRK64 << 26), Exit::Unexpected { .. }));
+        assert!(matches!(Exit::decode(ec::BRK64 << 26, ADDRESS), Exit::Unexpected { .. }));
     }
 
     proptest! {
         #[test]
         fn any_syndrome_decodes(esr: u64, far: u64, hpfar: u64) {
-            let exit = Exit::decode(&Syndrome { esr, far, hpfar });
-            prop_assert!(matches!(exit.instruction_bytes(), 0 | 2 | 4));
-            if let Exit::Data(abort) = exit && let Some(ipa) = abort.ipa {
+            let address = FaultAddress { far, hpfar };
+            let frequent = [
+                hvc(esr).is_some(),
+                SystemAccess::decode(esr).is_some(),
+                DataAbort::decode(esr, || address).is_some(),
+            ];
+            prop_assert!(frequent.iter().filter(|&&is| is).count() <= 1);
+            if let Some(abort) = DataAbort::decode(esr, || address) && let Some(ipa) = abort.ipa {
                 prop_assert!(ipa.0 < 1 << 52);
             }
+            let _ = Exit::decode(esr, address);
         }
     }
 }

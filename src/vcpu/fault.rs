@@ -15,6 +15,8 @@ pub enum GuestFault {
     DataAbort {
         /// Virtual address.
         far: u64,
+        /// It was a write.
+        write: bool,
     },
     /// A data access beyond the physical address space the guest was told of: address size fault, level 0.
     DataAddressSize {
@@ -56,6 +58,8 @@ const PSTATE_PAN: u64 = 1 << 22;
 const PSTATE_SSBS: u64 = 1 << 12;
 const PSTATE_AARCH32: u64 = 1 << 4;
 const DAIF_EL1H: u64 = 0x3c5;
+/// ISS of a data abort, bit 6: the access was a write.
+const WNR: u64 = 1 << 6;
 /// SCTLR_EL1.SPAN: PAN is left as it is.
 const SCTLR_SPAN: u64 = 1 << 23;
 /// SCTLR_EL1.DSSBS: SSBS on exception entry.
@@ -89,7 +93,11 @@ impl GuestFault {
         let class = |same: u64, lower: u64| if from_el0 { lower } else { same };
         let (class, status, far) = match self {
             Self::Undefined => (0, 0, None),
-            Self::DataAbort { far } => (class(ec::DATA_ABORT_SAME, ec::DATA_ABORT_LOWER), fsc::EXTERNAL, Some(far)),
+            Self::DataAbort { far, write } => (
+                class(ec::DATA_ABORT_SAME, ec::DATA_ABORT_LOWER),
+                fsc::EXTERNAL | if write { WNR } else { 0 },
+                Some(far),
+            ),
             Self::DataAddressSize { far } => {
                 (class(ec::DATA_ABORT_SAME, ec::DATA_ABORT_LOWER), fsc::ADDRESS_SIZE, Some(far))
             }
@@ -131,10 +139,10 @@ mod tests {
 
     #[test]
     fn aborts_carry_address_and_status() {
-        let entry = GuestFault::DataAbort { far: 0xdead }.entry(&context(0x3c5), 0, 0, false);
+        let entry = GuestFault::DataAbort { far: 0xdead, write: false }.entry(&context(0x3c5), 0, 0, false);
         assert_eq!((entry.esr, entry.far), (0x25 << 26 | esr::IL | 0x10, Some(0xdead)));
-        let entry = GuestFault::DataAbort { far: 0xdead }.entry(&context(0), 0, 0, false);
-        assert_eq!(entry.esr, 0x24 << 26 | esr::IL | 0x10);
+        let entry = GuestFault::DataAbort { far: 0xdead, write: true }.entry(&context(0), 0, 0, false);
+        assert_eq!(entry.esr, 0x24 << 26 | esr::IL | 0x50);
         let entry = GuestFault::InstructionAbort { far: 0xbeef }.entry(&context(0x5), 0, 0, false);
         assert_eq!((entry.esr, entry.far), (0x21 << 26 | esr::IL | 0x10, Some(0xbeef)));
     }

@@ -11,5 +11,5 @@ pub mod fault;
 pub mod switch;
 
 pub use context::VcpuContext;
-pub use exit::{Exit, Syndrome};
+pub use exit::{Exit, FaultAddress};
 pub use fault::GuestFault;

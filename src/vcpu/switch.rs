@@ -5,7 +5,7 @@
 
 use super::{
     context::VcpuContext,
-    exit::Syndrome,
+    exit::FaultAddress,
     fault::{ExceptionEntry, GuestFault},
 };
 use crate::arch::{
@@ -78,34 +78,21 @@ pub fn enter(context: &mut VcpuContext) -> Trap {
     }
 }
 
-/// The syndrome of the last synchronous exit of this CPU's guest.
+/// Where the last synchronous exit of this CPU's guest faulted.
 #[inline(always)]
-pub fn syndrome() -> Syndrome {
-    // Lazily: what the decoder does not use of these is not read. `readonly` ties the reads to this side of `enter`.
-    macro_rules! read {
-        ($name:literal) => {{
-            let value: u64;
-            // SAFETY: MRS of an EL2 register only writes `value`.
-            unsafe {
-                core::arch::asm!(
-                    concat!("mrs {}, ", $name),
-                    out(reg) value,
-                    options(pure, readonly, nostack, preserves_flags)
-                )
-            };
-            value
-        }};
-    }
-    Syndrome { esr: read!("esr_el2"), far: read!("far_el2"), hpfar: read!("hpfar_el2") }
+pub fn fault_address() -> FaultAddress {
+    FaultAddress { far: read_sysreg!("far_el2"), hpfar: read_sysreg!("hpfar_el2") }
 }
 
-/// ESR_EL2 alone.
+/// The syndrome of this CPU's last exception at EL2, ESR_EL2.
 #[inline(always)]
 pub fn esr() -> u64 {
     read_sysreg!("esr_el2")
 }
 
 /// Makes the guest that this CPU holds take an exception at EL1: the only place where a guest is punished.
+#[cold]
+#[inline(never)]
 pub fn inject(context: &mut VcpuContext, fault: GuestFault) {
     let el1 = state::exception_state();
     let ExceptionEntry { esr, far, elr, spsr, pc, pstate } = fault.entry(context, el1.vbar, el1.sctlr, features::has_pan());

@@ -70,9 +70,20 @@ impl SysRegId {
     }
 }
 
+/// A register whose value is the machine's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MachineRegister {
+    /// REVIDR_EL1.
+    Revidr,
+    /// AIDR_EL1.
+    Aidr,
+}
+
 /// What an access does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
+    /// Reads what this CPU's register holds.
+    Machine(MachineRegister),
     /// The value written sends an SGI.
     Sgi(SgiRegister),
     /// The guest's ID register is read.
@@ -109,7 +120,7 @@ use Action::{Deactivate, Sgi, Undefined, WriteIgnore};
 
 /// The registers that are emulated, but for the ID space. Arm ARM D24, and IHI 0069 12.2 for ICC_*.
 #[rustfmt::skip]
-static ROWS: [Row; 9] = [
+static ROWS: [Row; 11] = [
     // ICC_SGI1R_EL1, ICC_ASGI1R_EL1, ICC_SGI0R_EL1: trapped by HCR_EL2.IMO or FMO. Write-only.
     row(ICC_SGI1R_EL1,                 Undefined, Sgi(SgiRegister::Sgi1r)),
     row(SysRegId::new(3, 0, 12, 11, 6), Undefined, Sgi(SgiRegister::Asgi1r)),
@@ -120,6 +131,9 @@ static ROWS: [Row; 9] = [
     row(SysRegId::new(3, 0, 12, 12, 5), SRE, WriteIgnore),
     // ACTLR_EL1: trapped by HCR_EL2.TACR; its bits are the implementation's, and the guest's CPU has none.
     row(SysRegId::new(3, 0, 1, 0, 1),   RAZ, WriteIgnore),
+    // REVIDR_EL1, AIDR_EL1: trapped by HCR_EL2.TID1, which is there to make SMIDR_EL1 undefined. Read-only.
+    row(SysRegId::new(3, 0, 0, 0, 6),   Action::Machine(MachineRegister::Revidr), Undefined),
+    row(SysRegId::new(3, 1, 0, 0, 7),   Action::Machine(MachineRegister::Aidr), Undefined),
     // MDRAR_EL1: trapped by MDCR_EL2.TDRA; no debug registers in memory. Read-only.
     row(SysRegId::new(2, 0, 1, 0, 0),   RAZ, Undefined),
     // OSDLR_EL1 without FEAT_DoubleLock, DBGPRCR_EL1: trapped by MDCR_EL2.TDOSA.
@@ -230,7 +244,7 @@ mod tests {
             match id.action(write) {
                 Action::Undefined => {}
                 Action::Id(register) => prop_assert!(!write && id.id_register() == Some(register)),
-                Action::ReadAs(_) => prop_assert!(!write && ROWS.iter().any(|row| row.id == id)),
+                Action::ReadAs(_) | Action::Machine(_) => prop_assert!(!write && ROWS.iter().any(|row| row.id == id)),
                 Action::Sgi(_) | Action::WriteIgnore | Action::Deactivate => {
                     prop_assert!(write && ROWS.iter().any(|row| row.id == id));
                 }
