@@ -157,6 +157,14 @@ impl Bank {
         self.active.load(SeqCst) as u32
     }
 
+    /// Whether `bit` is enabled and nothing else is known of it: not pending, not active, and nothing marked.
+    #[inline]
+    pub(super) fn is_clear(&self, bit: u32) -> bool {
+        let pairs = self.latch.load(Relaxed) | self.active.load(Relaxed);
+        let state = pairs as u32 | (pairs >> MARK_SHIFT) as u32 | self.level.load(Relaxed);
+        bit & self.enabled.load(Relaxed) & !state != 0
+    }
+
     /// Interrupts with a state that a change of their configuration could matter to.
     pub(super) fn live(&self) -> u32 {
         self.loaded.load(SeqCst) | self.latched() | self.level.load(SeqCst) | self.active() | self.loaded.load(SeqCst)

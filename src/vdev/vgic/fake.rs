@@ -1,6 +1,6 @@
 //! A model of a GICv3 virtual CPU interface, and a VM of such CPUs, for tests.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::vec::Vec;
 
@@ -211,6 +211,7 @@ pub(super) struct FakeVm {
     pub(super) vgic: Vgic,
     pub(super) cpus: Vec<RefCell<FakeCpu>>,
     pub(super) kicks: RefCell<Vec<usize>>,
+    direct: Cell<bool>,
 }
 
 impl VgicHost for FakeVm {
@@ -236,7 +237,12 @@ impl FakeVm {
             let cpu = FakeCpu { vif: FakeInterface::new(list_registers), cpu: VgicCpu::new(), resident: false };
             RefCell::new(cpu)
         };
-        let vm = Self { vgic, cpus: (0..vcpus).map(cpu).collect(), kicks: RefCell::new(Vec::new()) };
+        let vm = Self {
+            vgic,
+            cpus: (0..vcpus).map(cpu).collect(),
+            kicks: RefCell::new(Vec::new()),
+            direct: Cell::new(false),
+        };
         vm.vgic.dist_write(0, crate::vdev::mmio::AccessSize::Word, 2, &vm);
         for vcpu in 0..vcpus {
             vm.vgic.map_hw(vcpu, TIMER, Some(PHYSICAL_TIMER));
@@ -276,7 +282,12 @@ impl FakeVm {
             return false;
         }
         if vif.lines.contains(&PHYSICAL_TIMER) && vif.physical_active.insert(PHYSICAL_TIMER) {
-            self.vgic.raise_hw(vcpu, TIMER);
+            // By either way.
+            if self.direct.replace(!self.direct.get()) {
+                self.vgic.inject_hw(vcpu, TIMER, cpu, vif);
+            } else {
+                self.vgic.raise_hw(vcpu, TIMER);
+            }
         }
         if vif.maintenance() {
             self.vgic.maintenance(vcpu);

@@ -132,7 +132,7 @@ struct Folded {
 impl Folded {
     #[inline]
     fn add(&mut self, lr: ListRegister, consumed: bool) {
-        let bit = 1_u32.unbounded_shl(lr.intid());
+        let bit = 1 << (lr.intid() % 32);
         self.seen |= bit;
         if lr.valid() {
             self.active |= if lr.active() { bit } else { 0 };
@@ -189,17 +189,10 @@ impl Redistributor {
         self.remove_physical_active(bits);
     }
 
-    /// Loads the private interrupts `mask` into list registers; `deliver` may be shown as pending.
+    /// Loads the private interrupts `mask` into the first list registers; `deliver` may be shown as pending.
     #[inline(always)]
-    fn load(
-        &self,
-        view: &View,
-        mask: u32,
-        deliver: u32,
-        crowded: bool,
-        slots: &mut Slots,
-        vif: &mut impl VirtualInterface,
-    ) {
+    fn load(&self, view: &View, mask: u32, deliver: u32, crowded: bool, vif: &mut impl VirtualInterface) -> Slots {
+        let mut slots = Slots::default();
         let bank = &self.private;
         bank.loaded.store(mask, Relaxed);
         // Before the latches are taken, so that no reader misses one on its way.
@@ -229,6 +222,7 @@ impl Redistributor {
             }
             slots.put(value, presentation.consumed & bit != 0, vif);
         }
+        slots
     }
 }
 
@@ -280,13 +274,11 @@ impl Vgic {
         let private = view.pending() & deliver | view.active();
         let at_most_one = private & private.wrapping_sub(1) == 0;
         let fit = at_most_one || private.count_ones() as usize <= vif.list_registers();
-        let mut slots = Slots::default();
-        let mut control = Control::empty();
-        if fit && own.spi_hint.load(Relaxed) == 0 {
-            own.load(&view, private, deliver, false, &mut slots, vif);
+        let (slots, control) = if fit && own.spi_hint.load(Relaxed) == 0 {
+            (own.load(&view, private, deliver, false, vif), Control::empty())
         } else {
-            control = self.load_selected(vcpu, own, &view, let_through, cpu, &mut slots, vif, host);
-        }
+            self.load_selected(vcpu, own, let_through, cpu, vif, host)
+        };
 
         let used = ((1_u32 << slots.count) - 1) as u16;
         clear_list_registers(cpu.written & !used, vif);
@@ -295,6 +287,36 @@ impl Vgic {
             cpu.control = control;
             vif.set_control(control);
         }
+    }
+
+    /// As [`raise_hw`](Self::raise_hw), but when nothing else is to be done the interrupt goes straight into a list register
+    /// and the vCPU does not become dirty. The timer's way in.
+    #[inline]
+    pub fn inject_hw(&self, vcpu: usize, intid: u32, cpu: &mut VgicCpu, vif: &mut impl VirtualInterface) {
+        let Some(own) = self.redistributors.get(vcpu) else { return };
+        let bit = 1_u32.unbounded_shl(intid) & own.mapped.load(Relaxed);
+        let clear = !own.dirty.load(Relaxed) && self.enabled.load(Relaxed) && own.private.is_clear(bit);
+        // Its last list register, which is invalid if hardware could acknowledge it again; or an unused one.
+        let mut slot = cpu.used.trailing_ones();
+        let mut used = u32::from(cpu.used);
+        while let Some(n) = take_bit(&mut used) {
+            let lr = ListRegister(vif.read_lr(n as usize));
+            if lr.intid() == intid {
+                slot = if lr.valid() { u32::MAX } else { n };
+            }
+        }
+        if bit == 0 || !clear || !cpu.control.is_empty() || slot as usize >= vif.list_registers() {
+            return self.raise_hw(vcpu, intid);
+        }
+        own.private.loaded.store(own.private.loaded.load(Relaxed) | bit, Relaxed);
+        own.private.held.store(own.private.held.load(Relaxed) | bit, Relaxed);
+        let group = if own.private.group.load(Relaxed) & bit != 0 { lr::GROUP1 } else { 0 };
+        let priority = u64::from(own.private.priority(intid, Relaxed)) << lr::PRIORITY_SHIFT;
+        let physical = u64::from(own.physical_intid(intid)) << lr::PINTID_SHIFT;
+        vif.write_lr(slot as usize, lr::PENDING | lr::HW | group | priority | physical | u64::from(intid));
+        cpu.used |= 1 << slot;
+        cpu.written |= 1 << slot;
+        cpu.consumed &= !(1 << slot);
     }
 
     /// Takes `vcpu` off this CPU: its list registers end up empty, its CPU interface's state in `cpu`, and no physical interrupt
@@ -418,6 +440,7 @@ impl Vgic {
         own.fold(&folded);
     }
 
+    #[inline(never)]
     fn fold_spi(&self, vcpu: usize, own: &Redistributor, lr: ListRegister, consumed: bool, host: &dyn VgicHost) {
         if let Some((word, bank)) = self.spis.bank_of(lr.intid()) {
             let bit = 1 << (lr.intid() % 32);
@@ -511,18 +534,15 @@ impl Vgic {
 
     /// Loads the list registers when it takes more than the few private interrupts there are.
     #[inline(never)]
-    #[allow(clippy::too_many_arguments)]
     fn load_selected(
         &self,
         vcpu: usize,
         own: &Redistributor,
-        view: &View,
         let_through: bool,
         cpu: &VgicCpu,
-        slots: &mut Slots,
         vif: &mut impl VirtualInterface,
         host: &dyn VgicHost,
-    ) -> Control {
+    ) -> (Slots, Control) {
         let words = if own.spi_hint.load(SeqCst) != 0 { own.spi_hint.swap(0, SeqCst) } else { 0 };
         let mut selection = self.select(vcpu, own, words, let_through, vif.list_registers(), None);
         let mut control = Control::empty();
@@ -532,13 +552,15 @@ impl Vgic {
         }
         let private = selection.chosen().filter(|intid| *intid < PRIVATE_INTERRUPTS);
         let private = private.fold(0_u32, |mask, intid| mask | 1 << intid);
-        own.load(view, private, if let_through { view.enabled } else { 0 }, crowded, slots, vif);
+        let view = own.private.view(SeqCst);
+        let deliver = if let_through { view.enabled } else { 0 };
+        let mut slots = own.load(&view, private, deliver, crowded, vif);
         for intid in selection.chosen().filter(|intid| *intid >= PRIVATE_INTERRUPTS) {
             if let Some((value, presentation)) = self.present_spi(vcpu, intid, let_through, crowded, host) {
                 slots.put(value, presentation.consumed != 0, vif);
             }
         }
-        control
+        (slots, control)
     }
 
     /// Not all found a list register: chooses with more care, and asks for the exits by which the others get their turn.

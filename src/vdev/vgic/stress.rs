@@ -158,7 +158,7 @@ fn nothing_is_lost_between_cpus() {
                 machine.vgic.dist_write(
                     0x400 + u64::from(intid & !3),
                     Word,
-                    round * 0x0820_8208 & 0x7878_7878,
+                    (round * 0x0820_8208) & 0x7878_7878,
                     &Polling,
                 );
                 machine.vgic.dist_write(0x100 + word, Word, bit, &Polling);

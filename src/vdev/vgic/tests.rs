@@ -587,6 +587,29 @@ mod mapped {
     }
 
     #[test]
+    fn nothing_else_to_do_means_no_flush() {
+        let vm = timer_vm();
+        let inject = |vcpu: usize| {
+            let super::super::fake::FakeCpu { vif, cpu, .. } = &mut *vm.cpus[vcpu].borrow_mut();
+            vif.physical_active.insert(PHYSICAL_TIMER);
+            vm.vgic.inject_hw(vcpu, TIMER, cpu, vif);
+            vif.check_entry();
+        };
+        for _ in 0..3 {
+            inject(0);
+            assert!(!vm.vgic.dirty(0));
+            assert_eq!(loaded(&vm, 0), [lr::PENDING | LOADED]);
+            assert_eq!(vm.acknowledge(0), Some(TIMER));
+            vm.end(0, TIMER);
+        }
+        // Disabled, or something else is to be done: the long way.
+        write_sgi(&vm, 0, ICENABLER, 1 << TIMER);
+        inject(0);
+        assert!(vm.vgic.dirty(0));
+        assert_eq!(loaded(&vm, 0), [0; 0]);
+    }
+
+    #[test]
     fn a_line_that_stays_high_fires_again() {
         let vm = timer_vm();
         vm.set_timer(0, true);
