@@ -9,6 +9,7 @@
 mod bus;
 mod console;
 mod cpus;
+mod devices;
 mod error;
 mod gic;
 mod memory;
@@ -24,6 +25,7 @@ use alloc::vec::Vec;
 pub use bus::{Interrupt, Span};
 pub use console::{Console, ConsoleError, Uart, UartModel, console_only};
 pub use cpus::{Conduit, HostCpu, Psci, PsciVersion, Start};
+use devices::{Devices, Kind};
 pub use error::HostError;
 pub use gic::{Gic, GicV2, GicV3};
 pub use memory::Reservation;
@@ -75,26 +77,28 @@ impl HostInfo {
     pub fn parse(dtb: &[u8]) -> Result<Self, HostError> {
         let tree = Tree::parse(dtb).map_err(|error| HostError::Damaged { reason: error.to_string() })?;
         let mut warnings = Vec::new();
-        let bootargs = match tree.find("/chosen").and_then(|chosen| chosen.property("bootargs")) {
+        let chosen = tree.root().child("chosen");
+        let bootargs = match chosen.and_then(|chosen| chosen.property("bootargs")) {
             Some(value) => String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned(),
             None => String::new(),
         };
         let options = KeelOptions::parse(&bootargs, &mut warnings);
-        let (cpus, psci) = cpus::parse(&tree, &mut warnings)?;
+        let devices = Devices::find(&tree);
+        let (cpus, psci) = cpus::parse(&tree, &devices, &mut warnings)?;
         Ok(Self {
             model: model(tree.root()),
             memory: memory::ram(&tree)?,
             reservations: memory::reservations(&tree)?,
             cpus,
-            gic: gic::parse(&tree)?,
-            console: console::parse(&tree),
+            gic: gic::parse(&tree, &devices)?,
+            console: console::parse(&tree, &devices),
             psci,
-            timers: timers::parse(&tree)?,
-            rtc: rtc(&tree, &mut warnings),
-            initrd: initrd(&tree)?,
+            timers: timers::parse(&tree, &devices)?,
+            rtc: rtc(&devices, &mut warnings),
+            initrd: initrd(chosen)?,
             bootargs,
             options,
-            rng_seed: tree.find("/chosen").and_then(|node| node.property("rng-seed")).unwrap_or_default().to_vec(),
+            rng_seed: chosen.and_then(|node| node.property("rng-seed")).unwrap_or_default().to_vec(),
             warnings,
         })
     }
@@ -105,9 +109,8 @@ fn model(root: Node) -> String {
 }
 
 /// The real-time clock; optional, so a malformed one is only worth a warning.
-fn rtc(tree: &Tree, warnings: &mut Vec<String>) -> Option<Span> {
-    let node = tree.nodes().find(|node| node.is_compatible("arm,pl031") && node.is_okay())?;
-    match bus::registers(node) {
+fn rtc(devices: &Devices, warnings: &mut Vec<String>) -> Option<Span> {
+    match bus::registers(devices.get(Kind::Rtc)?) {
         Ok(registers) => registers.first().copied(),
         Err(error) => {
             warnings.push(format!("no real-time clock: {error}"));
@@ -117,8 +120,8 @@ fn rtc(tree: &Tree, warnings: &mut Vec<String>) -> Option<Span> {
 }
 
 /// `linux,initrd-start` and `-end` of /chosen, u32 or u64 each (binding: chosen.yaml).
-fn initrd(tree: &Tree) -> Result<Option<Span>, HostError> {
-    let Some(chosen) = tree.find("/chosen") else { return Ok(None) };
+fn initrd(chosen: Option<Node>) -> Result<Option<Span>, HostError> {
+    let Some(chosen) = chosen else { return Ok(None) };
     let limit = |name: &'static str| match chosen.property(name) {
         None => Ok(None),
         Some(value) => match number(value) {

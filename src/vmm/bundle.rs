@@ -52,7 +52,7 @@ impl<'a> Bundle<'a> {
         let images = top(config::IMAGES)?;
         let configurations = top(config::CONFIGURATIONS)?;
         for node in [tree.root(), images, configurations] {
-            if let Some(property) = node.properties().iter().find(|one| one.name.starts_with(config::KEEL_PREFIX)) {
+            if let Some(property) = node.properties().find(|one| one.name.starts_with(config::KEEL_PREFIX)) {
                 return Err(BundleError::Misplaced { node: node.path(), property: property.name.into() });
             }
         }
@@ -195,7 +195,6 @@ fn read_hash(node: Node) -> Result<Hash, ConfigError> {
 fn no_unknown(node: Node, known: &[&str]) -> Result<(), ConfigError> {
     let unknown = node
         .properties()
-        .iter()
         .find(|property| property.name.starts_with(config::KEEL_PREFIX) && !known.contains(&property.name));
     match unknown {
         None => Ok(()),

@@ -1,7 +1,7 @@
 //! What a bundle may say about a VM, and everything that can be wrong with it.
 //!
 //! The names here are the bundle's grammar: the parser in [`bundle`](super::bundle) and the host tool that writes
-//! bundles use the same constants. A mistake is a [`ConfigError`] variant that carries the node, what was found and
+//! bundles use the same constants. A mistake is a [`ConfigError`](super::error::ConfigError) variant that carries the node, what was found and
 //! what to change; it stops that VM and no other.
 
 use alloc::sync::Arc;

@@ -10,15 +10,12 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use dtoolkit::Node as _;
-use dtoolkit::fdt::Fdt;
-use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
-
 use super::config::VmConfig;
 use super::error::ConfigError;
 use super::image::Image;
-use super::tree::Tree;
-use crate::vdev::platform::{Device, GuestMachine, PPI_BASE, Region, SPI_BASE};
+use super::tree::{Node, Tree};
+use super::tree_writer::TreeWriter;
+use crate::vdev::platform::{Device, GuestMachine, PPI_BASE, SPI_BASE};
 
 /// The largest tree a kernel accepts (Linux's arm64 booting document): 2 MiB.
 pub const TREE_MAX: u64 = 2 << 20;
@@ -51,232 +48,213 @@ pub fn build(
     ramdisk: Option<Range<u64>>,
     entropy: &mut Entropy,
 ) -> Result<Vec<u8>, ConfigError> {
-    let mut tree = match &vm.fdt {
-        None => generate(vm, machine),
-        Some(image) => own(image)?,
-    };
-    memory(&mut tree.root, vm, machine)?;
-    chosen(&mut tree.root, vm, ramdisk, entropy);
-    Ok(tree.to_dtb())
-}
-
-/// The bundle's own tree.
-fn own(image: &Image) -> Result<DeviceTree, ConfigError> {
-    let contents = image.contents(TREE_MAX, EXPECTED_TREE)?;
-    // The checks that `Fdt` makes of a tree, without its refusal of names longer than 31 characters, which Linux's
-    // own trees have.
-    let tree = Tree::parse(&contents).map_err(|error| image.bad(format!("{error}"), EXPECTED_TREE))?;
-    Ok(DeviceTree::from_fdt(&Fdt::new_unchecked(tree.bytes())))
-}
-
-fn generate(vm: &VmConfig, machine: &GuestMachine) -> DeviceTree {
-    let mut tree = DeviceTree::new();
-    let root = &mut tree.root;
-    cell(root, "interrupt-parent", GIC);
-    flag(root, "dma-coherent");
-    text(root, "model", "linux,dummy-virt");
-    cell(root, "#size-cells", 2);
-    cell(root, "#address-cells", 2);
-    text(root, "compatible", "linux,dummy-virt");
-    root.add_child(psci());
-    root.add_child(cpus(vm.cpus, machine));
-    root.add_child(interrupt_controller(vm.cpus, machine));
-    root.add_child(timer(machine));
-    root.add_child(clock(machine));
-    let uart = uart(machine);
-    let path = format!("/{}", uart.name());
-    root.add_child(uart);
-    root.add_child(rtc(machine));
-    let mut aliases = DeviceTreeNode::new_unchecked("aliases");
-    text(&mut aliases, "serial0", &path);
-    root.add_child(aliases);
-    let mut chosen = DeviceTreeNode::new_unchecked("chosen");
-    text(&mut chosen, "stdout-path", &path);
-    root.add_child(chosen);
-    tree
-}
-
-fn psci() -> DeviceTreeNode {
-    let mut node = DeviceTreeNode::new_unchecked("psci");
-    // Function ids for kernels that know only PSCI 0.1 (DEN0022 §5.1).
-    cell(&mut node, "migrate", 0xc400_0005);
-    cell(&mut node, "cpu_on", 0xc400_0003);
-    cell(&mut node, "cpu_off", 0x8400_0002);
-    cell(&mut node, "cpu_suspend", 0xc400_0001);
-    text(&mut node, "method", "hvc");
-    list(&mut node, "compatible", &["arm,psci-1.0", "arm,psci-0.2", "arm,psci"]);
-    node
-}
-
-fn cpus(count: usize, machine: &GuestMachine) -> DeviceTreeNode {
-    let mut node = DeviceTreeNode::new_unchecked("cpus");
-    let wide = (0..count).any(|index| machine.affinity(index) > u64::from(u32::MAX));
-    cell(&mut node, "#size-cells", 0);
-    cell(&mut node, "#address-cells", if wide { 2 } else { 1 });
-    for index in 0..count {
-        let affinity = machine.affinity(index);
-        let mut cpu = DeviceTreeNode::new_unchecked(format!("cpu@{affinity:x}"));
-        text(&mut cpu, "device_type", "cpu");
-        text(&mut cpu, "compatible", "arm,armv8");
-        let words = [(affinity >> 32) as u32, affinity as u32];
-        cells(&mut cpu, "reg", if wide { &words } else { &words[1..] });
-        text(&mut cpu, "enable-method", "psci");
-        node.add_child(cpu);
+    match &vm.fdt {
+        None => Ok(generate(vm, machine, ramdisk, entropy)),
+        Some(image) => {
+            let contents = image.contents(TREE_MAX, EXPECTED_TREE)?;
+            let own = Tree::parse(&contents).map_err(|error| image.bad(format!("{error}"), EXPECTED_TREE))?;
+            patch(&own, image, vm, machine, ramdisk, entropy)
+        }
     }
-    node
 }
 
-fn interrupt_controller(cpus: usize, machine: &GuestMachine) -> DeviceTreeNode {
-    let mut node = DeviceTreeNode::new_unchecked(format!("intc@{:x}", machine.gicd.base.0));
-    cell(&mut node, "phandle", GIC);
-    // Only the redistributors there are: the rest of the window is nothing.
-    let redistributors = Region { base: machine.gicr.base, size: machine.gicr_stride * cpus as u64 };
-    reg(&mut node, &[machine.gicd, redistributors]);
-    cell(&mut node, "#redistributor-regions", 1);
-    text(&mut node, "compatible", "arm,gic-v3");
-    flag(&mut node, "ranges");
-    cell(&mut node, "#size-cells", 2);
-    cell(&mut node, "#address-cells", 2);
-    flag(&mut node, "interrupt-controller");
-    cell(&mut node, "#interrupt-cells", 3);
-    node
+fn generate(vm: &VmConfig, machine: &GuestMachine, ramdisk: Option<Range<u64>>, entropy: &mut Entropy) -> Vec<u8> {
+    let mut tree = TreeWriter::new();
+    tree.begin("");
+    tree.cell("interrupt-parent", GIC);
+    tree.flag("dma-coherent");
+    tree.text("model", "linux,dummy-virt");
+    tree.cell("#size-cells", 2);
+    tree.cell("#address-cells", 2);
+    tree.text("compatible", "linux,dummy-virt");
+    psci(&mut tree);
+    memory(&mut tree, machine, &[machine.ram_base.0, vm.memory].map(u64::to_be_bytes).concat());
+    cpus(&mut tree, vm.cpus, machine);
+    interrupt_controller(&mut tree, vm.cpus, machine);
+    timer(&mut tree, machine);
+    clock(&mut tree, machine);
+    let uart = uart(&mut tree, machine);
+    rtc(&mut tree, machine);
+    tree.begin("aliases");
+    tree.text("serial0", &uart);
+    tree.end();
+    tree.begin("chosen");
+    tree.text("stdout-path", &uart);
+    chosen(&mut tree, vm, ramdisk, entropy);
+    tree.end();
+    tree.end();
+    tree.finish()
 }
 
-fn timer(machine: &GuestMachine) -> DeviceTreeNode {
-    let mut node = DeviceTreeNode::new_unchecked("timer");
-    let timers = machine.timers;
-    let intids = [timers.secure, timers.physical, timers.virt, timers.hypervisor];
-    cells(&mut node, "interrupts", &intids.map(|intid| [PPI, intid - PPI_BASE, LEVEL_HIGH]).concat());
-    flag(&mut node, "always-on");
-    list(&mut node, "compatible", &["arm,armv8-timer", "arm,armv7-timer"]);
-    node
+/// The bundle's own tree with this VM's memory and `chosen`.
+fn patch(
+    own: &Tree,
+    image: &Image,
+    vm: &VmConfig,
+    machine: &GuestMachine,
+    ramdisk: Option<Range<u64>>,
+    entropy: &mut Entropy,
+) -> Result<Vec<u8>, ConfigError> {
+    let root = own.root();
+    let mut tree = TreeWriter::like(own);
+    tree.begin("");
+    tree.copy_properties(root, &[]);
+    let is_memory = |node: &Node| node.base_name() == "memory" || node.string("device_type") == Some("memory");
+    for node in root.children().filter(|node| node.name() != "chosen" && !is_memory(node)) {
+        tree.copy(node);
+    }
+    memory(&mut tree, machine, &memory_reg(root, image, vm, machine)?);
+    tree.begin("chosen");
+    let old = root.child("chosen");
+    if let Some(old) = old {
+        // The addresses are from another boot.
+        let replaced = ["linux,initrd-start", "linux,initrd-end", "rng-seed", "kaslr-seed", "bootargs"];
+        let count = if vm.bootargs.is_some() { 5 } else { 4 };
+        tree.copy_properties(old, &replaced[..count]);
+    }
+    chosen(&mut tree, vm, ramdisk, entropy);
+    for node in old.iter().flat_map(|old| old.children()) {
+        tree.copy(node);
+    }
+    tree.end();
+    tree.end();
+    Ok(tree.finish())
 }
 
-fn clock(machine: &GuestMachine) -> DeviceTreeNode {
-    let mut node = DeviceTreeNode::new_unchecked("apb-pclk");
-    cell(&mut node, "phandle", CLOCK);
-    text(&mut node, "clock-output-names", "clk24mhz");
-    cell(&mut node, "clock-frequency", machine.uart_clock_hz);
-    cell(&mut node, "#clock-cells", 0);
-    text(&mut node, "compatible", "fixed-clock");
-    node
-}
-
-fn uart(machine: &GuestMachine) -> DeviceTreeNode {
-    let mut node = primecell("pl011", machine.uart, &["arm,pl011", "arm,primecell"]);
-    list(&mut node, "clock-names", &["uartclk", "apb_pclk"]);
-    cells(&mut node, "clocks", &[CLOCK, CLOCK]);
-    node
-}
-
-fn rtc(machine: &GuestMachine) -> DeviceTreeNode {
-    let mut node = primecell("pl031", machine.rtc, &["arm,pl031", "arm,primecell"]);
-    text(&mut node, "clock-names", "apb_pclk");
-    cell(&mut node, "clocks", CLOCK);
-    node
-}
-
-fn primecell(name: &str, device: Device, compatible: &[&str]) -> DeviceTreeNode {
-    let mut node = DeviceTreeNode::new_unchecked(format!("{name}@{:x}", device.region.base.0));
-    cells(&mut node, "interrupts", &[SPI, device.intid - SPI_BASE, LEVEL_HIGH]);
-    reg(&mut node, &[device.region]);
-    list(&mut node, "compatible", compatible);
-    node
-}
-
-/// Makes the tree's memory be the VM's: one node, whatever there was.
-fn memory(root: &mut DeviceTreeNode, vm: &VmConfig, machine: &GuestMachine) -> Result<(), ConfigError> {
-    let count = |root: &DeviceTreeNode, name, default| {
-        let value = dtoolkit::Property::value(&root.property(name)?).try_into().ok();
-        Some(value.map_or(default, u32::from_be_bytes))
-    };
-    let address_cells = count(root, "#address-cells", 2).unwrap_or(2);
-    let size_cells = count(root, "#size-cells", 1).unwrap_or(1);
+/// The VM's RAM in cells as `root` has them.
+fn memory_reg(root: Node, image: &Image, vm: &VmConfig, machine: &GuestMachine) -> Result<Vec<u8>, ConfigError> {
     let mut value = Vec::with_capacity(16);
-    for (number, cells) in [(machine.ram_base.0, address_cells), (vm.memory, size_cells)] {
+    let cells = [root.u32("#address-cells").unwrap_or(2), root.u32("#size-cells").unwrap_or(1)];
+    for (number, cells) in [machine.ram_base.0, vm.memory].into_iter().zip(cells) {
         match (cells, u32::try_from(number)) {
             (1, Ok(word)) => value.extend_from_slice(&word.to_be_bytes()),
             (2, _) => value.extend_from_slice(&number.to_be_bytes()),
-            // A generated tree has two cells each.
             _ => {
-                let image = vm.fdt.as_ref().unwrap_or(&vm.kernel);
                 let reason = format!("its root has {cells} cells for {number:#x}");
                 return Err(image.bad(reason, "#address-cells and #size-cells of 2"));
             }
         }
     }
-    let is_memory = |node: &DeviceTreeNode| {
-        node.property("device_type").is_some_and(|kind| dtoolkit::Property::value(&kind) == b"memory\0")
-            || node.name_without_address() == "memory"
-    };
-    let old: Vec<String> = root.children().filter(|node| is_memory(node)).map(|node| node.name().into()).collect();
-    for name in &old {
-        root.remove_child(name);
-    }
-    let mut node = DeviceTreeNode::new_unchecked(format!("memory@{:x}", machine.ram_base.0));
-    set(&mut node, "reg", &value);
-    text(&mut node, "device_type", "memory");
-    root.add_child(node);
-    Ok(())
+    Ok(value)
+}
+
+fn memory(tree: &mut TreeWriter, machine: &GuestMachine, reg: &[u8]) {
+    tree.begin(&format!("memory@{:x}", machine.ram_base.0));
+    tree.property("reg", reg);
+    tree.text("device_type", "memory");
+    tree.end();
 }
 
 /// Tells the kernel its command line, where its RAM disk is, and random numbers (chosen.yaml).
-fn chosen(root: &mut DeviceTreeNode, vm: &VmConfig, ramdisk: Option<Range<u64>>, entropy: &mut Entropy) {
-    let node = root.add_child_mut(DeviceTreeNode::new_unchecked("chosen"));
+fn chosen(tree: &mut TreeWriter, vm: &VmConfig, ramdisk: Option<Range<u64>>, entropy: &mut Entropy) {
     if let Some(bootargs) = vm.bootargs {
-        text(node, "bootargs", bootargs);
+        tree.text("bootargs", bootargs);
     }
-    // An address from another boot is worse than none.
-    node.remove_property("linux,initrd-start");
-    node.remove_property("linux,initrd-end");
     if let Some(ramdisk) = ramdisk {
-        set(node, "linux,initrd-start", &ramdisk.start.to_be_bytes());
-        set(node, "linux,initrd-end", &ramdisk.end.to_be_bytes());
+        tree.wide("linux,initrd-start", &[ramdisk.start]);
+        tree.wide("linux,initrd-end", &[ramdisk.end]);
     }
     let mut seed = [0; RNG_SEED];
     entropy(&mut seed);
-    set(node, "rng-seed", &seed);
+    tree.property("rng-seed", &seed);
     let mut seed = [0; 8];
     entropy(&mut seed);
-    set(node, "kaslr-seed", &seed);
+    tree.property("kaslr-seed", &seed);
 }
 
-// The names below are constants of this file, so the checked constructors have nothing to check.
-
-fn set(node: &mut DeviceTreeNode, name: &str, value: &[u8]) {
-    node.add_property(DeviceTreeProperty::new_unchecked(name, value));
+fn psci(tree: &mut TreeWriter) {
+    tree.begin("psci");
+    // Function ids for kernels that know only PSCI 0.1 (DEN0022 §5.1).
+    tree.cell("migrate", 0xc400_0005);
+    tree.cell("cpu_on", 0xc400_0003);
+    tree.cell("cpu_off", 0x8400_0002);
+    tree.cell("cpu_suspend", 0xc400_0001);
+    tree.text("method", "hvc");
+    tree.list("compatible", &["arm,psci-1.0", "arm,psci-0.2", "arm,psci"]);
+    tree.end();
 }
 
-fn flag(node: &mut DeviceTreeNode, name: &str) {
-    set(node, name, &[]);
-}
-
-fn cell(node: &mut DeviceTreeNode, name: &str, value: u32) {
-    set(node, name, &value.to_be_bytes());
-}
-
-fn cells(node: &mut DeviceTreeNode, name: &str, values: &[u32]) {
-    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_be_bytes()).collect();
-    set(node, name, &bytes);
-}
-
-fn text(node: &mut DeviceTreeNode, name: &str, value: &str) {
-    list(node, name, &[value]);
-}
-
-fn list(node: &mut DeviceTreeNode, name: &str, values: &[&str]) {
-    let mut bytes = Vec::with_capacity(64);
-    for value in values {
-        bytes.extend_from_slice(value.as_bytes());
-        bytes.push(0);
+fn cpus(tree: &mut TreeWriter, count: usize, machine: &GuestMachine) {
+    let wide = (0..count).any(|index| machine.affinity(index) > u64::from(u32::MAX));
+    tree.begin("cpus");
+    tree.cell("#size-cells", 0);
+    tree.cell("#address-cells", if wide { 2 } else { 1 });
+    for index in 0..count {
+        let affinity = machine.affinity(index);
+        tree.begin(&format!("cpu@{affinity:x}"));
+        tree.text("device_type", "cpu");
+        tree.text("compatible", "arm,armv8");
+        if wide {
+            tree.wide("reg", &[affinity]);
+        } else {
+            tree.cell("reg", affinity as u32);
+        }
+        tree.text("enable-method", "psci");
+        tree.end();
     }
-    set(node, name, &bytes);
+    tree.end();
 }
 
-fn reg(node: &mut DeviceTreeNode, regions: &[Region]) {
-    let bytes: Vec<u8> =
-        regions.iter().flat_map(|region| [region.base.0, region.size]).flat_map(u64::to_be_bytes).collect();
-    set(node, "reg", &bytes);
+fn interrupt_controller(tree: &mut TreeWriter, cpus: usize, machine: &GuestMachine) {
+    tree.begin(&format!("intc@{:x}", machine.gicd.base.0));
+    tree.cell("phandle", GIC);
+    // Only the redistributors there are: the rest of the window is nothing.
+    let redistributors = machine.gicr_stride * cpus as u64;
+    tree.wide("reg", &[machine.gicd.base.0, machine.gicd.size, machine.gicr.base.0, redistributors]);
+    tree.cell("#redistributor-regions", 1);
+    tree.text("compatible", "arm,gic-v3");
+    tree.flag("ranges");
+    tree.cell("#size-cells", 2);
+    tree.cell("#address-cells", 2);
+    tree.flag("interrupt-controller");
+    tree.cell("#interrupt-cells", 3);
+    tree.end();
+}
+
+fn timer(tree: &mut TreeWriter, machine: &GuestMachine) {
+    tree.begin("timer");
+    let timers = machine.timers;
+    let intids = [timers.secure, timers.physical, timers.virt, timers.hypervisor];
+    tree.cells("interrupts", &intids.map(|intid| [PPI, intid - PPI_BASE, LEVEL_HIGH]).concat());
+    tree.flag("always-on");
+    tree.list("compatible", &["arm,armv8-timer", "arm,armv7-timer"]);
+    tree.end();
+}
+
+fn clock(tree: &mut TreeWriter, machine: &GuestMachine) {
+    tree.begin("apb-pclk");
+    tree.cell("phandle", CLOCK);
+    tree.text("clock-output-names", "clk24mhz");
+    tree.cell("clock-frequency", machine.uart_clock_hz);
+    tree.cell("#clock-cells", 0);
+    tree.text("compatible", "fixed-clock");
+    tree.end();
+}
+
+/// Returns its path.
+fn uart(tree: &mut TreeWriter, machine: &GuestMachine) -> String {
+    let path = primecell(tree, "pl011", machine.uart, &["arm,pl011", "arm,primecell"]);
+    tree.list("clock-names", &["uartclk", "apb_pclk"]);
+    tree.cells("clocks", &[CLOCK, CLOCK]);
+    tree.end();
+    path
+}
+
+fn rtc(tree: &mut TreeWriter, machine: &GuestMachine) {
+    primecell(tree, "pl031", machine.rtc, &["arm,pl031", "arm,primecell"]);
+    tree.text("clock-names", "apb_pclk");
+    tree.cell("clocks", CLOCK);
+    tree.end();
+}
+
+/// Begins the node of an AMBA device in the root; returns its path.
+fn primecell(tree: &mut TreeWriter, name: &str, device: Device, compatible: &[&str]) -> String {
+    let path = format!("/{name}@{:x}", device.region.base.0);
+    tree.begin(path.trim_start_matches('/'));
+    tree.cells("interrupts", &[SPI, device.intid - SPI_BASE, LEVEL_HIGH]);
+    tree.wide("reg", &[device.region.base.0, device.region.size]);
+    tree.list("compatible", compatible);
+    path
 }
 
 #[cfg(test)]

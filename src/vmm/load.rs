@@ -197,7 +197,7 @@ mod tests {
     use super::*;
     use crate::vdev::platform::VIRT;
     use crate::vmm::image::{Compression, Expected, Hash};
-    use crate::vmm::test_support::{arm64_image, elf, gzip, vm};
+    use crate::vmm::test_support::{Mutations, arm64_image, elf, gzip, vm};
     use crate::vmm::tree::Tree;
 
     const BASE: u64 = VIRT.ram_base.0;
@@ -380,6 +380,37 @@ mod tests {
         let mut ram = Ram::new(0x1000);
         let error = load(&vm(Image::new("/images/k", &data), 4 * MIB), &mut ram, &VIRT, &mut |_| {}).unwrap_err();
         assert!(error.to_string().contains("0x2000 bytes at 0x40000000 are not inside the VM's RAM"), "{error}");
+    }
+
+    /// RAM that only looks at addresses.
+    struct Bounds(u64);
+
+    impl GuestMemory for Bounds {
+        fn write(&mut self, address: Ipa, bytes: &[u8]) -> Result<(), OutsideRam> {
+            self.zero(address, bytes.len() as u64)
+        }
+
+        fn zero(&mut self, address: Ipa, size: u64) -> Result<(), OutsideRam> {
+            let end = address.0.checked_add(size);
+            assert!(address.0 >= BASE && end.is_some_and(|end| end <= BASE + self.0), "{size:#x} at {address}");
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn mutants_stay_inside_ram() {
+        let plain = elf(BASE + 0x20_0000, &[(BASE + 0x20_0000, BASE + 0x20_0000, 0x100, 0x4000)]);
+        let (image, packed) = (arm64_image(0x8_0000, 0x10_0000, 0x100), gzip(&plain));
+        let mut loaded = [0; 3];
+        for (index, original) in [&plain, &image, &packed].into_iter().enumerate() {
+            for mutant in Mutations::new(original, 5_000) {
+                let mut kernel = Image::new("/images/k", &mutant);
+                kernel.compression = if index == 2 { Compression::Gzip } else { Compression::None };
+                let config = vm(kernel, 4 * MIB);
+                loaded[index] += usize::from(load(&config, &mut Bounds(4 * MIB), &VIRT, &mut |_| {}).is_ok());
+            }
+        }
+        assert!(loaded[..2].iter().all(|&count| count > 500) && loaded[2] < 5_000, "{loaded:?}");
     }
 
     proptest! {

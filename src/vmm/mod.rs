@@ -11,6 +11,7 @@ pub mod kernel;
 pub mod layout;
 pub mod load;
 pub mod tree;
+pub mod tree_writer;
 
 #[cfg(target_os = "none")]
 pub mod console;

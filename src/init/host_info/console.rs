@@ -6,12 +6,15 @@
 //! stand in for it. [`parse`] adds what needs the whole tree.
 
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 
-use super::bus::{Interrupt, interrupts, registers, take, translate_one};
-use super::error::HostError;
+use super::bus::{Interrupt, Span, interrupts, registers, take, translate_one};
+use super::devices::{Devices, Kind, kind, names};
+use super::error::{CORRECT_THE_TREE, HostError};
 use crate::mm::Pa;
-use crate::vmm::tree::{DEPTH_MAX, Node, Property, Token, Tokens, Tree, TreeError, string, strings, words};
+use crate::vmm::tree::{
+    DEPTH_MAX, Node, Strings, Token, Tokens, Tree, TreeError, describe, is_called, string, strings, words,
+};
 
 /// The kinds of UART there are drivers for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,8 +23,10 @@ pub enum UartModel {
     Pl011,
 }
 
-/// What each kind is called (bindings: serial/pl011.yaml, arm,sbsa-uart.yaml).
-const MODELS: [(&str, UartModel); 2] = [("arm,pl011", UartModel::Pl011), ("arm,sbsa-uart", UartModel::Pl011)];
+/// The kind of UART a node with this list of compatible strings is (bindings: serial/pl011.yaml, arm,sbsa-uart.yaml).
+fn model(compatible: &[u8]) -> Option<UartModel> {
+    matches!(kind(compatible), Some(Kind::Uart)).then_some(UartModel::Pl011)
+}
 
 /// A UART that can be written to. Firmware has set its speed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,27 +97,27 @@ impl Level<'_> {
 pub fn console_only(dtb: &[u8]) -> Result<Uart, ConsoleError<'_>> {
     let tokens = Tokens::tolerant(dtb).map_err(ConsoleError::NoTree)?;
     let target = stdout(&tokens);
+    let strings = tokens.strings();
     let mut tokens = tokens;
     let mut levels = [Level::default(); DEPTH_MAX];
     let mut depth = 0usize;
     let mut first = None;
     loop {
         let token = tokens.step();
-        if let Ok(Some(Token::Property(property))) = token {
+        if let Ok(Some(Token::Property(name, value))) = token {
             if let Some(level) = depth.checked_sub(1).and_then(|top| levels.get_mut(top)) {
-                note(level, property);
+                note(level, strings, name, value);
             }
             continue;
         }
         // Anything but a property: the properties of the newest node are complete.
         if let Some((node, above)) = levels.get(..depth).and_then(|open| open.split_last()) {
-            let found = examine(above, node);
             if node.rest == Some("") {
-                if let Some(result) = found {
+                if let Some(result) = examine(above, node) {
                     return result;
                 }
-            } else if let (None, Some(Ok(uart))) = (first, found) {
-                first = Some(uart);
+            } else if first.is_none() && model(node.compatible).is_some() {
+                first = examine(above, node).and_then(Result::ok);
             }
         }
         match token {
@@ -141,31 +146,31 @@ pub fn console_only(dtb: &[u8]) -> Result<Uart, ConsoleError<'_>> {
 }
 
 /// The rest of the path below a node called `name`, if `path` begins with it.
-fn descend<'p>(path: &'p str, name: &str) -> Option<&'p str> {
+fn descend<'p>(path: &'p str, name: &[u8]) -> Option<&'p str> {
     let (component, rest) = path.split_once('/').unwrap_or((path, ""));
-    let base = name.split_once('@').map_or(name, |(base, _)| base);
-    (!component.is_empty() && (component == name || component == base)).then_some(rest)
+    (!component.is_empty() && is_called(name, component)).then_some(rest)
 }
 
-fn note<'a>(level: &mut Level<'a>, property: Property<'a>) {
-    let cell = || property.value.try_into().ok().map(u32::from_be_bytes);
-    match property.name {
-        "#address-cells" => level.address_cells = cell(),
-        "#size-cells" => level.size_cells = cell(),
-        "ranges" => level.ranges = Some(property.value),
-        "reg" => level.reg = property.value,
-        "compatible" => level.compatible = property.value,
-        "status" => level.status = Some(property.value),
+fn note<'a>(level: &mut Level<'a>, strings: Strings, name: u32, value: &'a [u8]) {
+    let cell = || value.try_into().ok().map(u32::from_be_bytes);
+    // Most properties are none of these, which the first letter shows.
+    match strings.first(name) {
+        b'r' if strings.is(name, "reg") => level.reg = value,
+        b'r' if strings.is(name, "ranges") => level.ranges = Some(value),
+        b'c' if strings.is(name, "compatible") => level.compatible = value,
+        b's' if strings.is(name, "status") => level.status = Some(value),
+        b'#' if strings.is(name, "#address-cells") => level.address_cells = cell(),
+        b'#' if strings.is(name, "#size-cells") => level.size_cells = cell(),
         _ => {}
     }
 }
 
 /// The UART that `node`, inside the nodes `above`, describes; `None` if it does not look like a device at all.
 fn examine<'a>(above: &[Level<'a>], node: &Level<'a>) -> Option<Result<Uart, ConsoleError<'a>>> {
-    let mut compatibles = strings(node.compatible);
-    let compatible = compatibles.clone().next()?;
-    let model = compatibles.find_map(|name| MODELS.iter().find(|(known, _)| *known == name));
-    let Some(&(_, model)) = model else { return Some(Err(ConsoleError::Unsupported { compatible })) };
+    let Some(model) = model(node.compatible) else {
+        let compatible = strings(node.compatible).next()?;
+        return Some(Err(ConsoleError::Unsupported { compatible }));
+    };
     if node.status.is_some_and(|status| !matches!(string(status), Some("okay" | "ok"))) {
         return None;
     }
@@ -213,51 +218,62 @@ fn stdout<'a>(tokens: &Tokens<'a>) -> Option<&'a str> {
 
 /// The string `property` of the root's child `node`.
 fn top_level<'a>(mut tokens: Tokens<'a>, node: &str, property: &str) -> Option<&'a str> {
+    let strings = tokens.strings();
     let mut depth = 0;
     let mut inside = false;
     loop {
         match tokens.step().ok()?? {
             Token::Begin(name) => {
                 depth += 1;
-                inside = depth == 2 && name == node;
+                inside = depth == 2 && name == node.as_bytes();
             }
             Token::End => {
                 depth -= 1;
                 inside = false;
             }
-            Token::Property(found) if inside && found.name == property => return string(found.value),
-            Token::Property(_) => {}
+            Token::Property(name, value) if inside && strings.is(name, property) => return string(value),
+            Token::Property(..) => {}
         }
     }
 }
 
-/// The console of a readable tree.
-pub(super) fn parse(tree: &Tree) -> Result<Console, HostError> {
-    let uart = console_only(tree.bytes()).map_err(|error| {
-        let expected = format!("compatible with one of {:?}", MODELS.map(|(name, _)| name));
-        match error {
-            ConsoleError::NoTree(_) | ConsoleError::NotFound => HostError::MissingNode {
-                node: "UART",
-                expected,
-                remedy: "keel is silent from here on: use a machine with such a UART, or add a driver",
-            },
-            ConsoleError::Unsupported { .. } | ConsoleError::NoRegisters => HostError::BadProperty {
-                node: String::from("/chosen"),
-                property: "stdout-path",
-                found: error.to_string(),
-                expected: format!("a UART {expected}"),
-                remedy: "name such a UART there, or add a driver for this one",
-            },
-        }
+/// The console of a readable tree: the UART that [`console_only`] finds.
+pub(super) fn parse(tree: &Tree, devices: &Devices) -> Result<Console, HostError> {
+    let expected = || format!("compatible one of {}", names(&[Kind::Uart]));
+    let node = named(tree).or_else(|| devices.get(Kind::Uart)).ok_or_else(|| HostError::MissingNode {
+        node: "UART",
+        expected: expected(),
+        remedy: "keel is silent from here on: use a machine with such a UART, or add a driver",
     })?;
-    let is_it = |node: &Node| {
-        MODELS.iter().any(|(name, _)| node.is_compatible(name))
-            && registers(*node).is_ok_and(|registers| registers.first().is_some_and(|span| span.base == uart.base))
+    let path = node.path();
+    let compatible = node.property("compatible").unwrap_or_default();
+    let Some(model) = model(compatible) else {
+        return Err(HostError::BadProperty {
+            node: String::from("/chosen"),
+            property: "stdout-path",
+            found: format!("the path of {path}, compatible {}", describe(compatible)),
+            expected: format!("a UART {}", expected()),
+            remedy: "name such a UART there, or add a driver for this one",
+        });
     };
-    let node = tree.nodes().find(is_it);
-    Ok(Console {
-        uart,
-        path: node.map_or(String::new(), |node| node.path()),
-        interrupt: node.and_then(|node| interrupts(tree, node).ok()?.first().copied().flatten()),
-    })
+    let registers = registers(node)?;
+    let Some(&Span { base, size }) = registers.first() else {
+        return Err(HostError::missing(node, "reg", "the address of its registers", CORRECT_THE_TREE));
+    };
+    // Without its interrupt the console still prints.
+    let interrupt = interrupts(tree, node).ok().and_then(|list| list.first().copied().flatten());
+    Ok(Console { uart: Uart { model, base, size }, path, interrupt })
+}
+
+/// The device that /chosen's `stdout-path` means, if there is one.
+fn named<'t, 'a>(tree: &'t Tree<'a>) -> Option<Node<'t, 'a>> {
+    let chosen = tree.root().child("chosen")?;
+    let path = chosen.string("stdout-path").or_else(|| chosen.string("linux,stdout-path"))?;
+    let path = path.split_once(':').map_or(path, |(path, _)| path);
+    let path = if path.starts_with('/') { path } else { tree.root().child("aliases")?.string(path)? };
+    let is_device = |node: &Node| node.strings("compatible").next().is_some();
+    // A UART that is switched off is no console, one without driver is an error.
+    tree.find(path)
+        .filter(is_device)
+        .filter(|node| node.is_okay() || model(node.property("compatible").unwrap_or_default()).is_none())
 }

@@ -5,6 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::bus::{cell_sizes, take};
+use super::devices::{Devices, Kind};
 use super::error::{CORRECT_THE_TREE, HostError};
 use crate::mm::Pa;
 use crate::vmm::tree::{Node, Tree, describe, number, words};
@@ -70,14 +71,18 @@ pub struct Psci {
 }
 
 /// The CPUs that may be used, and PSCI if there is any.
-pub(super) fn parse(tree: &Tree, warnings: &mut Vec<String>) -> Result<(Vec<HostCpu>, Option<Psci>), HostError> {
+pub(super) fn parse(
+    tree: &Tree,
+    devices: &Devices,
+    warnings: &mut Vec<String>,
+) -> Result<(Vec<HostCpu>, Option<Psci>), HostError> {
     let missing = || HostError::MissingNode {
         node: "child of /cpus",
         expected: String::from("device_type \"cpu\" and a reg"),
         remedy: CORRECT_THE_TREE,
     };
     let parent = tree.find("/cpus").ok_or_else(missing)?;
-    let psci = psci(tree)?;
+    let psci = psci(devices)?;
     let mut cpus: Vec<HostCpu> = Vec::new();
     for node in parent.children() {
         let is_cpu = node.string("device_type") == Some("cpu") || node.base_name() == "cpu";
@@ -140,13 +145,12 @@ fn start(parent: Node, node: Node, has_psci: bool, warnings: &mut Vec<String>) -
     }
 }
 
-fn psci(tree: &Tree) -> Result<Option<Psci>, HostError> {
-    let compatible = |name| tree.nodes().find(|node| node.is_compatible(name) && node.is_okay());
-    let (node, version) = if let Some(node) = compatible("arm,psci-1.0") {
+fn psci(devices: &Devices) -> Result<Option<Psci>, HostError> {
+    let (node, version) = if let Some(node) = devices.get(Kind::Psci1_0) {
         (node, PsciVersion::V1_0)
-    } else if let Some(node) = compatible("arm,psci-0.2") {
+    } else if let Some(node) = devices.get(Kind::Psci0_2) {
         (node, PsciVersion::V0_2)
-    } else if let Some(node) = compatible("arm,psci") {
+    } else if let Some(node) = devices.get(Kind::Psci0_1) {
         let cpu_on = node
             .u32("cpu_on")
             .ok_or_else(|| HostError::missing(node, "cpu_on", "the function id of CPU_ON", CORRECT_THE_TREE))?;

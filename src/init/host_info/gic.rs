@@ -7,12 +7,9 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::bus::{Interrupt, Span, interrupts, registers};
+use super::devices::{self, Devices, Kind, names};
 use super::error::{CORRECT_THE_TREE, HostError};
 use crate::vmm::tree::{Node, Tree, describe, number};
-
-const GIC_V3: &str = "arm,gic-v3";
-/// GICv2s with virtualisation extensions.
-const GIC_V2: [&str; 4] = ["arm,gic-400", "arm,cortex-a15-gic", "arm,cortex-a7-gic", "arm,eb11mp-gic"];
 
 const NO_VIRTUALISATION: &str =
     "the machine must have its virtualisation extensions on (QEMU: -M virt,virtualization=on)";
@@ -64,13 +61,15 @@ pub struct GicV2 {
 
 /// Whether interrupt specifiers for `node` follow the GIC's binding.
 pub(super) fn is_gic(node: Node) -> bool {
-    node.is_compatible(GIC_V3) || GIC_V2.iter().any(|compatible| node.is_compatible(compatible))
+    let kind = node.property("compatible").and_then(devices::kind);
+    matches!(kind, Some(Kind::GicV3 | Kind::GicV2))
 }
 
-pub(super) fn parse(tree: &Tree) -> Result<Gic, HostError> {
-    let node = tree.nodes().find(|node| is_gic(*node) && node.is_okay()).ok_or_else(|| HostError::MissingNode {
+pub(super) fn parse(tree: &Tree, devices: &Devices) -> Result<Gic, HostError> {
+    let v3 = devices.get(Kind::GicV3);
+    let node = v3.or_else(|| devices.get(Kind::GicV2)).ok_or_else(|| HostError::MissingNode {
         node: "interrupt controller",
-        expected: format!("compatible \"{GIC_V3}\" or one of {GIC_V2:?}"),
+        expected: format!("compatible one of {}", names(&[Kind::GicV3, Kind::GicV2])),
         remedy: "keel needs a GICv2 or GICv3: use a machine that has one",
     })?;
     let registers = registers(node)?;
@@ -80,7 +79,7 @@ pub(super) fn parse(tree: &Tree) -> Result<Gic, HostError> {
         let found = describe(node.property("reg").unwrap_or_default());
         HostError::bad(node, "reg", found, expected, NO_VIRTUALISATION)
     };
-    if !node.is_compatible(GIC_V3) {
+    if v3.is_none() {
         let &[distributor, cpu_interface, hypervisor_interface, virtual_cpu_interface, ..] = &registers[..] else {
             return Err(reg("four regions: GICD, GICC, GICH, GICV"));
         };

@@ -172,7 +172,8 @@ const WRONG: &[(&str, &str, &str)] = &[
     (
         "compatible = \"arm,gic-v3\"",
         "compatible = \"arm,gic-v5\"",
-        "device tree: no interrupt controller with compatible \"arm,gic-v3\" or one of",
+        "device tree: no interrupt controller with compatible one of arm,gic-v3, arm,gic-400, arm,cortex-a15-gic, \
+         arm,cortex-a7-gic, arm,eb11mp-gic; keel needs a GICv2 or GICv3: use a machine that has one",
     ),
     (
         "#redistributor-regions = <1>",
@@ -276,7 +277,14 @@ fn what_is_odd_is_a_warning() {
 
 #[test]
 fn consoles() {
-    let base = |source: &str| console_only(&dts(source)).map(|uart| uart.base.0).map_err(|error| error.to_string());
+    let base = |source: &str| {
+        let blob = dts(source);
+        let early = console_only(&blob);
+        if let Ok(info) = HostInfo::parse(&blob) {
+            assert_eq!(info.console.ok().map(|console| console.uart), early.ok(), "{source}");
+        }
+        early.map(|uart| uart.base.0).map_err(|error| error.to_string())
+    };
     assert_eq!(base(VIRT), Ok(0x900_0000));
     assert_eq!(
         base(&VIRT.replace("stdout-path = \"/pl011@9000000\"", "stdout-path = \"serial0:9600\"")),
@@ -285,14 +293,18 @@ fn consoles() {
     // Nothing named, or nothing there: the first that is known.
     assert_eq!(base(&VIRT.replace("stdout-path = \"/pl011@9000000\";", "")), Ok(0x904_0000));
     assert_eq!(base(&VIRT.replace("stdout-path = \"/pl011@9000000\"", "stdout-path = \"/uart\"")), Ok(0x904_0000));
+    let on = "compatible = \"arm,pl011\", \"arm,primecell\"; };\n    intc";
+    assert!(VIRT.contains(on));
+    assert_eq!(base(&VIRT.replace(on, &on.replace("; }", "; status = \"disabled\"; }"))), Ok(0x904_0000));
     assert_eq!(base(PI), Ok(0xfe20_1000));
     let aux = PI.replace("serial0:115200n8", "serial1:115200n8");
     assert_eq!(base(&aux), Err("the path of a brcm,bcm2835-aux-uart".into()));
     let error = HostInfo::parse(&dts(&aux)).unwrap().console.unwrap_err().to_string();
     assert_eq!(
         error,
-        "/chosen: property stdout-path is the path of a brcm,bcm2835-aux-uart, expected a UART compatible with one of \
-         [\"arm,pl011\", \"arm,sbsa-uart\"]; name such a UART there, or add a driver for this one"
+        "/chosen: property stdout-path is the path of /soc/serial@7e215040, compatible \"brcm,bcm2835-aux-uart\", \
+         expected a UART compatible one of arm,pl011, arm,sbsa-uart; name such a UART there, or add a driver for this \
+         one"
     );
     assert_eq!(base("/ { };"), Err("no UART of a known kind".into()));
 }

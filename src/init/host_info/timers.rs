@@ -3,10 +3,10 @@
 use alloc::string::String;
 
 use super::bus::{Interrupt, interrupts};
+use super::devices::{Devices, Kind};
 use super::error::{CORRECT_THE_TREE, HostError};
-use crate::vmm::tree::{Node, Tree, describe};
+use crate::vmm::tree::{Tree, describe};
 
-const COMPATIBLE: [&str; 2] = ["arm,armv8-timer", "arm,armv7-timer"];
 /// `interrupt-names`, in the order the interrupts have without names.
 const NAMES: [&str; 5] = ["sec-phys", "phys", "virt", "hyp-phys", "hyp-virt"];
 
@@ -27,9 +27,8 @@ pub struct HostTimers {
     pub frequency: Option<u32>,
 }
 
-pub(super) fn parse(tree: &Tree) -> Result<HostTimers, HostError> {
-    let is_timer = |node: &Node| COMPATIBLE.iter().any(|compatible| node.is_compatible(compatible));
-    let node = tree.nodes().find(|node| is_timer(node) && node.is_okay()).ok_or_else(|| HostError::MissingNode {
+pub(super) fn parse(tree: &Tree, devices: &Devices) -> Result<HostTimers, HostError> {
+    let node = devices.get(Kind::Timer).ok_or_else(|| HostError::MissingNode {
         node: "timer",
         expected: String::from("compatible \"arm,armv8-timer\""),
         remedy: CORRECT_THE_TREE,
