@@ -106,7 +106,7 @@ pub fn bench() -> Result<Vec<String>> {
     let ending = qemu::run_to_end(&board, Duration::from_secs(300))?;
     let mut figures = figures(&ending.output);
     if ending.verdict != Verdict::Well {
-        bail!("{}\n{}\n{}", ending.command, ending.output, ending.verdict);
+        bail!("{}\n{}{}\n{}", ending.command, ending.diagnostics, ending.output, ending.verdict);
     }
     let mut bytes = |name: &str, value| figures.push(Figure { name: name.into(), value, unit: "bytes".into() });
     bytes("image_bytes", images.keel_bytes.saturating_sub(images.bundle_bytes));
@@ -159,7 +159,7 @@ pub fn bench_linux() -> Result<Vec<String>> {
         println!("Debian 6.12, quiet, 1 vCPU, {cpu}");
         let ending = qemu::run_to_end(&board, Duration::from_secs(600))?;
         if ending.verdict != Verdict::Well {
-            bail!("{}\n{}\n{}", ending.command, ending.output, ending.verdict);
+            bail!("{}\n{}{}\n{}", ending.command, ending.diagnostics, ending.output, ending.verdict);
         }
         let statistics = statistics(&ending.output);
         let mut table = table(&["keel: stats", "value"]);

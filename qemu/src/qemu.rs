@@ -139,13 +139,21 @@ pub enum Event {
     TimedOut,
 }
 
+/// Where a piece of output came from: the console, or QEMU itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stream {
+    Console,
+    Diagnostics,
+}
+
 /// A running QEMU and what its console has printed.
 #[derive(Debug)]
 pub struct Session {
     child: Child,
     stdin: Option<ChildStdin>,
-    pieces: Receiver<Vec<u8>>,
+    pieces: Receiver<(Stream, Vec<u8>)>,
     output: Vec<u8>,
+    diagnostics: Vec<u8>,
     searched: usize,
     deadline: Instant,
     command: String,
@@ -174,23 +182,25 @@ impl Session {
         let mut child = command.spawn().with_context(|| format!("cannot start {shown}"))?;
         let stdin = child.stdin.take();
         let (sender, pieces) = channel();
-        let streams: [Option<Box<dyn Read + Send>>; 2] = [
-            child.stdout.take().map(|stream| Box::new(stream) as Box<dyn Read + Send>),
-            child.stderr.take().map(|stream| Box::new(stream) as Box<dyn Read + Send>),
+        let streams: [(Stream, Option<Box<dyn Read + Send>>); 2] = [
+            (Stream::Console, child.stdout.take().map(|stream| Box::new(stream) as Box<dyn Read + Send>)),
+            (Stream::Diagnostics, child.stderr.take().map(|stream| Box::new(stream) as Box<dyn Read + Send>)),
         ];
-        for mut stream in streams.into_iter().flatten() {
+        for (name, stream) in streams {
+            let Some(mut stream) = stream else { continue };
             let sender = sender.clone();
             std::thread::spawn(move || {
                 let mut buffer = [0; 4096];
                 while let Ok(count @ 1..) = stream.read(&mut buffer) {
-                    if sender.send(buffer[..count].to_vec()).is_err() {
+                    if sender.send((name, buffer[..count].to_vec())).is_err() {
                         break;
                     }
                 }
             });
         }
         let deadline = Instant::now() + limit;
-        Ok(Session { child, stdin, pieces, output: Vec::new(), searched: 0, deadline, command: shown })
+        let (output, diagnostics) = (Vec::new(), Vec::new());
+        Ok(Session { child, stdin, pieces, output, diagnostics, searched: 0, deadline, command: shown })
     }
 
     /// The command line, for messages.
@@ -232,8 +242,11 @@ impl Session {
 
     fn receive(&mut self) -> Result<(), RecvTimeoutError> {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        let piece = self.pieces.recv_timeout(left)?;
-        self.output.extend_from_slice(&piece);
+        let (stream, piece) = self.pieces.recv_timeout(left)?;
+        match stream {
+            Stream::Console => self.output.extend_from_slice(&piece),
+            Stream::Diagnostics => self.diagnostics.extend_from_slice(&piece),
+        }
         Ok(())
     }
 
@@ -261,7 +274,8 @@ impl Session {
 
     fn ending(mut self, verdict: Verdict) -> Ending {
         stop(&mut self.child);
-        Ending { output: self.output(), verdict, command: std::mem::take(&mut self.command) }
+        let diagnostics = String::from_utf8_lossy(&self.diagnostics).into_owned();
+        Ending { output: self.output(), diagnostics, verdict, command: std::mem::take(&mut self.command) }
     }
 }
 
@@ -274,8 +288,10 @@ impl Drop for Session {
 /// The transcript of a run that is over.
 #[derive(Clone, Debug)]
 pub struct Ending {
-    /// Everything the console printed, QEMU's own messages included.
+    /// Everything the console printed.
     pub output: String,
+    /// QEMU's own messages.
+    pub diagnostics: String,
     /// What it says.
     pub verdict: Verdict,
     /// The command line.
@@ -356,13 +372,16 @@ mod tests {
 
     #[test]
     fn a_console_is_searched_forward_only() {
-        let mut session = shell("echo boot; echo boot; read line; echo got $line; echo keel: panic: x >&2", 20_000);
+        let mut session =
+            shell("echo boot; echo boot; read line; echo got $line; echo complaint >&2; echo keel: panic: x", 20_000);
         assert_eq!(session.wait_for("boot"), Event::Seen);
         assert_eq!(session.wait_for("boot"), Event::Seen);
         session.send("hello\n").unwrap();
         assert_eq!(session.wait_for("got hello"), Event::Seen);
         assert_eq!(session.wait_for("boot"), Event::Ended);
-        assert_eq!(session.finish().verdict, Verdict::Panicked);
+        let ending = session.finish();
+        assert_eq!((ending.verdict, ending.diagnostics.as_str()), (Verdict::Panicked, "complaint\n"));
+        assert!(!ending.output.contains("complaint"));
     }
 
     #[test]

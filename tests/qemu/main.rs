@@ -61,7 +61,7 @@ fn run_well(board: &Board) -> Result<String, Failed> {
 
 /// A failure with all that is needed to repeat and understand it.
 fn failure(ending: &Ending, reason: &str) -> Failed {
-    format!("{reason}\ncommand: {}\nconsole:\n{}", ending.command, ending.output).into()
+    format!("{reason}\ncommand: {}\n{}console:\n{}", ending.command, ending.diagnostics, ending.output).into()
 }
 
 /// Requires a line of text in a console.
