@@ -8,106 +8,14 @@ use core::mem;
 use core::sync::atomic::{Ordering::Relaxed, Ordering::Release, Ordering::SeqCst, fence};
 
 use super::bank::{Bank, View};
-use super::lr::{self, Control, ListRegister, MAX_LIST_REGISTERS, VgicCpu, VirtualInterface};
+use super::lr::{self, Control, ListRegister, VgicCpu, VirtualInterface};
+use super::select::{intid_of_key, key};
 use super::spi::intid_of;
 use super::{PRIVATE_INTERRUPTS, Redistributor, Vgic, VgicHost};
 
-/// The interrupts with the most urgent keys, at most as many as there are list registers.
-struct Selection {
-    keys: [u32; MAX_LIST_REGISTERS],
-    count: usize,
-    capacity: usize,
-    /// The most urgent pending one of those that found no list register.
-    first_pending: u32,
-    /// Pending ones found no list register.
-    pending_left_out: bool,
-    /// Active ones found no list register.
-    active_left_out: bool,
-}
-
-/// In a key: the interrupt is not active. Of equals the active ones come first.
-const KEY_INACTIVE: u32 = 1 << 15;
-/// In a key: can do without a list register for now. Comes after all that cannot.
-const KEY_LAST: u32 = 1 << 31;
-
-/// Orders interrupts: lower is more urgent. Priority, then active ones, then the lower INTID.
-#[inline]
-fn key(bank: &Bank, intid: u32, active: bool) -> u32 {
-    u32::from(bank.priority(intid, SeqCst)) << 16 | if active { 0 } else { KEY_INACTIVE } | intid
-}
-
-#[inline]
-fn intid_of_key(key: u32) -> u32 {
-    key & (KEY_INACTIVE - 1)
-}
-
-impl Selection {
-    fn new(capacity: usize) -> Self {
-        Self {
-            keys: [0; MAX_LIST_REGISTERS],
-            count: 0,
-            capacity,
-            first_pending: u32::MAX,
-            pending_left_out: false,
-            active_left_out: false,
-        }
-    }
-
-    #[inline]
-    fn push(&mut self, key: u32) {
-        if self.count < self.capacity
-            && let Some(slot) = self.keys.get_mut(self.count)
-        {
-            *slot = key;
-            self.count += 1;
-        } else {
-            self.replace(key);
-        }
-    }
-
-    /// Takes `key` instead of the least urgent one, if it is more urgent.
-    #[cold]
-    fn replace(&mut self, key: u32) {
-        let mut out = key;
-        if let Some(last) = self.keys.iter_mut().take(self.count).max()
-            && key < *last
-        {
-            out = mem::replace(last, key);
-        }
-        if out & KEY_INACTIVE != 0 {
-            self.pending_left_out = true;
-            self.first_pending = self.first_pending.min(out);
-        } else {
-            self.active_left_out = true;
-        }
-    }
-
-    /// Makes sure that a pending interrupt is chosen if there is one. Active ones do not always keep others from being
-    /// signalled: the running priority may have been dropped, or the guest made them active by MMIO.
-    fn choose_a_pending_one(&mut self) {
-        let all_active = self.keys.iter().take(self.count).all(|key| key & KEY_INACTIVE == 0);
-        if self.pending_left_out
-            && all_active
-            && let Some(last) = self.keys.iter_mut().take(self.count).max()
-        {
-            *last = self.first_pending;
-            self.active_left_out = true;
-        }
-    }
-
-    fn left_out(&self) -> bool {
-        self.pending_left_out || self.active_left_out
-    }
-
-    /// The INTIDs of the chosen ones.
-    fn chosen(&self) -> impl Iterator<Item = u32> + '_ {
-        self.keys.iter().take(self.count).copied().map(intid_of_key)
-    }
-}
-
 /// Takes one set bit out of `mask`.
 #[inline]
-fn take_bit(mask: &mut u32) -> Option<u32> {
+pub(super) fn take_bit(mask: &mut u32) -> Option<u32> {
     if *mask == 0 {
         return None;
     }
@@ -487,51 +395,6 @@ impl Vgic {
         }
     }
 
-    /// The interrupts to load: the active ones and those to be delivered, private ones and those SPIs of `words` that are
-    /// due to `vcpu`. Given ICH_VMCR_EL2, those come last that do not need a list register: pending ones whose group is
-    /// off, and in EOImode 1 active ones.
-    fn select(
-        &self,
-        vcpu: usize,
-        own: &Redistributor,
-        words: u32,
-        let_through: bool,
-        capacity: usize,
-        vmcr: Option<u64>,
-    ) -> Selection {
-        let mut selection = Selection::new(capacity);
-        let key_of = |bank: &Bank, intid: u32, active: u32| {
-            let bit = 1 << (intid % 32);
-            let key = key(bank, intid, active & bit != 0);
-            let Some(vmcr) = vmcr else { return key };
-            let group = if bank.group.load(SeqCst) & bit != 0 { lr::VMCR_ENG1 } else { lr::VMCR_ENG0 };
-            let last = if active & bit != 0 { vmcr & lr::VMCR_EOIM != 0 } else { vmcr & group == 0 };
-            key | if last { KEY_LAST } else { 0 }
-        };
-        let candidates = |bank: &Bank, active: u32| {
-            let deliverable = if let_through { bank.pending() & bank.enabled.load(SeqCst) } else { 0 };
-            deliverable | active
-        };
-        let active = own.private.active();
-        let mut private = candidates(&own.private, active);
-        while let Some(intid) = take_bit(&mut private) {
-            selection.push(key_of(&own.private, intid, active));
-        }
-        let mut words = words;
-        while let Some(word) = take_bit(&mut words) {
-            let Some(bank) = self.spis.bank(word as usize) else { continue };
-            let active = bank.active();
-            let mut shared = candidates(bank, active);
-            while let Some(bit) = take_bit(&mut shared) {
-                let intid = intid_of(word as usize, bit);
-                if self.spis.is_due_to(intid, vcpu) {
-                    selection.push(key_of(bank, intid, active));
-                }
-            }
-        }
-        selection
-    }
-
     /// Loads the list registers when it takes more than the few private interrupts there are.
     #[inline(never)]
     fn load_selected(
@@ -561,41 +424,6 @@ impl Vgic {
             }
         }
         (slots, control)
-    }
-
-    /// Not all found a list register: chooses with more care, and asks for the exits by which the others get their turn.
-    #[cold]
-    #[allow(clippy::too_many_arguments)]
-    fn overflow(
-        &self,
-        vcpu: usize,
-        own: &Redistributor,
-        words: u32,
-        let_through: bool,
-        selection: &mut Selection,
-        cpu: &VgicCpu,
-        vif: &mut impl VirtualInterface,
-    ) -> Control {
-        own.spi_hint.fetch_or(words, SeqCst);
-        let vmcr = vif.vmcr();
-        *selection = self.select(vcpu, own, words, let_through, selection.capacity, Some(vmcr));
-        selection.choose_a_pending_one();
-        let mut control = Control::empty();
-        if selection.pending_left_out {
-            control |= Control::NO_PENDING;
-            // The choice depends on which groups are on: an exit when the guest changes that.
-            let group0 = vmcr & lr::VMCR_ENG0 != 0;
-            let group1 = vmcr & lr::VMCR_ENG1 != 0;
-            control |= if group0 { Control::GROUP0_DISABLED } else { Control::GROUP0_ENABLED };
-            control |= if group1 { Control::GROUP1_DISABLED } else { Control::GROUP1_ENABLED };
-        }
-        if selection.active_left_out {
-            control |= Control::ENTRY_NOT_PRESENT | Control::TRAP_DEACTIVATE;
-            if !cpu.control.contains(Control::ENTRY_NOT_PRESENT) {
-                vif.clear_eoi_count();
-            }
-        }
-        control
     }
 }
 

@@ -32,6 +32,7 @@ mod lr;
 #[cfg(test)]
 mod model;
 mod registers;
+mod select;
 mod spi;
 #[cfg(test)]
 mod stress;

@@ -498,6 +498,40 @@ mod delivery {
     }
 
     #[test]
+    fn state_in_list_registers_is_read() {
+        /// The other CPU is back in its guest by the time that the reader looks.
+        struct Fast<'a>(&'a FakeVm);
+        impl VgicHost for Fast<'_> {
+            fn kick(&self, _: usize) {}
+            fn sync(&self, vcpu: usize) {
+                self.0.sync(vcpu);
+                self.0.enter(vcpu);
+            }
+        }
+        let vm = FakeVm::new(1, 4);
+        let host = Fast(&vm);
+        let state = || {
+            let spi = |offset| vm.vgic.dist_read(offset + 4, Word, &host);
+            let sgi = |offset| vm.vgic.redist_read(0, SGI_FRAME + offset, Word, &host);
+            ((spi(ISPENDR), spi(ISACTIVER)), (sgi(ISPENDR), sgi(ISACTIVER)))
+        };
+        write(&vm, ICFGR + 8, 2);
+        write(&vm, ISENABLER + 4, 1);
+        assert_eq!(state(), ((0, 0), (0, 0)));
+        line(&vm, 32, true);
+        vm.vgic.send_sgi(0, SgiRegister::Sgi1r, 3 << 24 | 1, &vm);
+        vm.settle();
+        assert_eq!(state(), ((1, 0), (8, 0)));
+        assert_eq!(vm.acknowledge(0), Some(3));
+        assert_eq!(state(), ((1, 0), (0, 8)));
+        vm.end(0, 3);
+        assert_eq!(vm.acknowledge(0), Some(32));
+        assert_eq!(state(), ((0, 1), (0, 0)));
+        line(&vm, 32, true);
+        assert_eq!(state(), ((1, 1), (0, 0)));
+    }
+
+    #[test]
     fn lines_that_are_none_are_ignored() {
         let vm = FakeVm::new(1, 4);
         for intid in [0, 15, 31, 96, 1019, 1020, 8192, u32::MAX] {
@@ -758,6 +792,48 @@ mod overflow {
             vm.settle();
         }
         assert_eq!(control(&vm, 0), Control::empty());
+    }
+
+    #[test]
+    fn ends_of_nothing_are_not_counted() {
+        let vm = FakeVm::new(1, 1);
+        write(&vm, ISENABLER + 4, 3);
+        vm.vgic.dist_write(IPRIORITYR + 32, Byte, 0x80, &vm);
+        // Ends of interrupts that are not active, while there is room for all.
+        for _ in 0..3 {
+            vm.end(0, 40);
+        }
+        for intid in [32, 33] {
+            line(&vm, intid, true);
+            assert_eq!(vm.acknowledge(0), Some(intid));
+            line(&vm, intid, false);
+        }
+        assert_eq!(read(&vm, ISACTIVER + 4), 3);
+        vm.settle();
+        vm.end(0, 33);
+        assert_eq!(read(&vm, ISACTIVER + 4), 1);
+    }
+
+    #[test]
+    fn pending_again_keeps_nobody_out() {
+        let vm = FakeVm::new(1, 2);
+        write_sgi(&vm, 0, ISENABLER, 1 << 20);
+        let sgi = |intid: u64| {
+            vm.vgic.send_sgi(0, SgiRegister::Sgi1r, intid << 24 | 1, &vm);
+            vm.settle();
+        };
+        sgi(2);
+        assert_eq!(vm.acknowledge(0), Some(2));
+        // SGI 2 moves to group 0, which is off, and becomes pending again; two others of group 1 wait.
+        write_sgi(&vm, 0, 0x80, !4 & 0xffff_ffff);
+        sgi(0);
+        vm.vgic.set_ppi(0, 20, true, &vm);
+        vm.settle();
+        sgi(2);
+        vm.end(0, 2);
+        assert_eq!(vm.acknowledge(0), Some(0));
+        vm.end(0, 0);
+        assert_eq!(vm.acknowledge(0), Some(20));
     }
 
     #[test]
