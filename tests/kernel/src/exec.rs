@@ -244,12 +244,12 @@ pub fn caught(elr: u64, serror: bool) -> Option<u64> {
     Some(slot as u64 + 4)
 }
 
-/// MRS x<rt>, S<op0>_<op1>_C<crn>_C<crm>_<op2>.
+/// MRS of a register by its encoding into register number `rt`.
 pub const fn mrs(rt: u32, (op0, op1, crn, crm, op2): Encoding) -> u32 {
     0xd530_0000 | (op0 & 1) << 19 | op1 << 16 | crn << 12 | crm << 8 | op2 << 5 | rt
 }
 
-/// MSR S<op0>_<op1>_C<crn>_C<crm>_<op2>, x<rt>.
+/// MSR of a register by its encoding from register number `rt`.
 pub const fn msr(rt: u32, encoding: Encoding) -> u32 {
     mrs(rt, encoding) & !(1 << 21)
 }

@@ -20,7 +20,7 @@ pub fn micros(count: u64) -> u64 {
 }
 
 /// How long a test waits for what must happen. Generous: a loaded machine may stop a CPU for a long time.
-pub const PATIENCE_US: u64 = 5_000_000;
+pub const PATIENCE_US: u64 = 20_000_000;
 
 /// Spins until `done`, for at most [`PATIENCE_US`]; says whether it happened.
 pub fn wait_until(mut done: impl FnMut() -> bool) -> bool {

@@ -49,6 +49,11 @@ fn pass_on(intid: u32) {
         Timer::Virtual.set_compare(next);
         return;
     }
+    if intid == platform::PHYSICAL_TIMER_INTID {
+        // The alarm clock of a sleeper; it may come although it was just stopped.
+        Timer::Physical.stop();
+        return;
+    }
     // The last hop of each token is not passed on, so that there are HOPS in all.
     if HOPPED.fetch_add(1, SeqCst) < HOPS - TOKENS as usize {
         let next = (me + 1) % RING_LENGTH.load(SeqCst);
@@ -70,7 +75,7 @@ fn member(cpu: usize) {
         Timer::Virtual.arm(PERIOD_US.load(SeqCst) as u64);
     }
     READY.fetch_add(1, SeqCst);
-    let deadline = time::now() + 6 * micros(time::PATIENCE_US);
+    let deadline = time::now() + 3 * micros(time::PATIENCE_US);
     if SLEEP.load(SeqCst) != 0 {
         // Asleep but for interrupts; a timer wakes it to look whether all is over.
         irq::enable(platform::PHYSICAL_TIMER_INTID, cpu);
@@ -137,7 +142,7 @@ static FAILURES: AtomicU32 = AtomicU32::new(0);
 
 /// Calls, device accesses and trapped registers in turn, each with all registers checked.
 fn calls(cpu: usize) {
-    for round in 0..2000_u64 {
+    for round in 0..1000_u64 {
         let (word, values, changes): (u32, &[(usize, u64)], &[usize]) = match round % 4 {
             0 => (exec::hvc(0), &[(0, power::PSCI_VERSION as u64)], &[0, 1, 2, 3]),
             1 => (exec::hvc(0), &[(0, 0xc600_ffff)], &[0, 1, 2, 3]),
@@ -170,7 +175,7 @@ static SENT: AtomicU32 = AtomicU32::new(0);
 /// Makes this CPU's own SPI, routed to CPU 0, pending again and again, each time it was taken.
 fn pend(cpu: usize) {
     let intid = SPI + cpu as u32;
-    for round in 1..=200 {
+    for round in 1..=100 {
         mmio::write32(platform::GICD + 0x200 + intid as usize / 32 * 4, 1 << (intid % 32));
         if !time::wait_until(|| irq::count(0, intid) == round) {
             return;
@@ -190,11 +195,11 @@ fn spi_from_all_cpus(machine: &Machine) -> Check {
         irq::enable(intid, 0);
         start(machine, cpu, pend, cpu)?;
     }
-    let all = 200 * (cpus as u32 - 1);
+    let all = 100 * (cpus as u32 - 1);
     arch::with_irqs(|| eventually("all SPIs are taken", || SENT.load(SeqCst) == all))?;
     for cpu in 1..cpus {
         join(machine, cpu)?;
-        check_eq!(irq::count(0, SPI + cpu as u32), 200, "SPIs of CPU {cpu}");
+        check_eq!(irq::count(0, SPI + cpu as u32), 100, "SPIs of CPU {cpu}");
     }
     Ok(())
 }
