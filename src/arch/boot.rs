@@ -2,8 +2,8 @@
 //!
 //! Its numbers come from Rust. [`image`] gives the run-time addresses of the sections that `linker.ld` lays out.
 
-use super::hcr;
 use super::addr::Pa;
+use super::hcr;
 use core::mem::offset_of;
 
 core::arch::global_asm!(include_str!("../../boot/macros.S"));
@@ -76,6 +76,12 @@ pub mod image {
     /// Data, BSS and what is not cleared, read and write.
     pub fn data() -> Range<Pa> {
         symbol!(_end_of_rodata)..symbol!(_end_of_data)
+    }
+
+    /// What was written with the caches off: constants that the relocation changed, data, BSS, the boot CPU's stack and the
+    /// first translation tables. The linked-in bundle, which nothing writes, lies between the two ranges.
+    pub fn written_early() -> [Range<Pa>; 2] {
+        [symbol!(_end_of_text)..symbol!(_start_of_bundle), symbol!(_end_of_bundle)..symbol!(_end_of_early)]
     }
 
     /// The page under the boot CPU's stack, never mapped.

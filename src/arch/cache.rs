@@ -1,8 +1,11 @@
 //! Cache maintenance by address (Arm ARM D7.5.9).
 
-use super::sysreg::{dsb_ish, dsb_sy, isb, read_sysreg};
-use core::ops::Range;
 use super::addr::Pa;
+use super::{
+    features,
+    sysreg::{dsb_ish, dsb_sy, isb, read_sysreg},
+};
+use core::ops::Range;
 
 fn line(shift: u32) -> u64 {
     4 << ((read_sysreg!("ctr_el0") >> shift) & 0xf)
@@ -64,6 +67,22 @@ fn zva_block() -> Option<u64> {
 ///
 /// `range` must be Normal memory mapped writable that nothing else refers to.
 pub unsafe fn zero(range: Range<Pa>) {
+    if features::has_mops() {
+        // SAFETY: the range is the caller's; the three instructions together write `count` zero bytes from `address` on
+        // (Arm ARM C6.2.320, SETP, SETM, SETE), and may be interrupted and resumed in between.
+        unsafe {
+            core::arch::asm!(
+                ".arch_extension mops",
+                "setp [{address}]!, {count}!, xzr",
+                "setm [{address}]!, {count}!, xzr",
+                "sete [{address}]!, {count}!, xzr",
+                address = inout(reg) range.start.0 => _,
+                count = inout(reg) range.end.0 - range.start.0 => _,
+                options(nostack)
+            );
+        }
+        return;
+    }
     let Some(block) = zva_block() else {
         // SAFETY: the caller vouches for the range.
         unsafe { core::ptr::write_bytes(range.start.0 as *mut u8, 0, (range.end.0 - range.start.0) as usize) };

@@ -65,3 +65,8 @@ pub fn has_pan() -> bool {
 pub fn has_rng() -> bool {
     field(read_sysreg!("S3_0_C0_C6_0"), 60) != 0
 }
+
+/// FEAT_MOPS (ID_AA64ISAR2_EL1.MOPS): instructions that set and copy memory.
+pub fn has_mops() -> bool {
+    field(read_sysreg!("S3_0_C0_C6_2"), 16) != 0
+}

@@ -1,7 +1,7 @@
 //! TLB maintenance (Arm ARM D8.17): what stage 2 and EL2's own map need.
 
-use super::sysreg::{dsb_ish, isb};
 use super::addr::Ipa;
+use super::sysreg::{dsb_ish, isb};
 
 macro_rules! tlbi {
     ($operation:literal) => {{

@@ -1,21 +1,24 @@
-//! What of the machine's RAM keel may use: RAM minus everything that is taken, as ranges of whole pages.
+//! What of the machine's RAM keel may use: RAM minus everything that is taken, in whole units.
+//!
+//! Units of 2 MiB keep EL2's map in large blocks: what is lost around a hole is little, and mapping it page by page is not.
 
-use crate::mm::{Pa, addr::PAGE_SIZE};
+use crate::mm::Pa;
 use alloc::vec::Vec;
 use core::ops::Range;
 
-/// `whole` without `holes`, cut to whole pages that no hole touches; sorted by address.
-pub fn subtract(whole: &[Range<Pa>], holes: &[Range<Pa>]) -> Vec<Range<Pa>> {
+/// `range` grown to multiples of `unit`, a power of two.
+pub fn grow(range: &Range<Pa>, unit: u64) -> Range<Pa> {
+    range.start.align_down(unit)..range.end.align_up(unit).unwrap_or(Pa(u64::MAX))
+}
+
+/// `whole` without `holes`, cut to whole units (a power of two, bytes) that no hole touches; sorted by address.
+pub fn subtract(whole: &[Range<Pa>], holes: &[Range<Pa>], unit: u64) -> Vec<Range<Pa>> {
     let mut left = Vec::new();
     for range in whole {
-        let Some(start) = range.start.align_up(PAGE_SIZE) else { continue };
-        let mut pieces = alloc::vec![start..range.end.align_down(PAGE_SIZE)];
-        for hole in holes {
-            let low = hole.start.align_down(PAGE_SIZE);
-            let high = hole.end.align_up(PAGE_SIZE).unwrap_or(Pa(u64::MAX));
-            if low >= high {
-                continue;
-            }
+        let Some(start) = range.start.align_up(unit) else { continue };
+        let mut pieces = alloc::vec![start..range.end.align_down(unit)];
+        for hole in holes.iter().filter(|hole| hole.start < hole.end) {
+            let Range { start: low, end: high } = grow(hole, unit);
             pieces = pieces
                 .into_iter()
                 .flat_map(|piece| [piece.start..piece.end.min(low), piece.start.max(high)..piece.end])
@@ -24,13 +27,14 @@ pub fn subtract(whole: &[Range<Pa>], holes: &[Range<Pa>]) -> Vec<Range<Pa>> {
         }
         left.extend(pieces.into_iter().filter(|piece| piece.start < piece.end));
     }
-    left.sort_by_key(|range| range.start);
+    left.sort_unstable_by_key(|range| range.start);
     left
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mm::addr::PAGE_SIZE;
     use proptest::prelude::*;
 
     fn ranges(list: &[(u64, u64)]) -> Vec<Range<Pa>> {
@@ -39,15 +43,15 @@ mod tests {
 
     #[test]
     fn holes_take_whole_pages() {
-        let left = subtract(&ranges(&[(0x1000, 0x9000)]), &ranges(&[(0x2fff, 0x3001), (0x5000, 0x6000)]));
+        let left = subtract(&ranges(&[(0x1000, 0x9000)]), &ranges(&[(0x2fff, 0x3001), (0x5000, 0x6000)]), PAGE_SIZE);
         assert_eq!(left, ranges(&[(0x1000, 0x2000), (0x4000, 0x5000), (0x6000, 0x9000)]));
     }
 
     #[test]
     fn ram_is_cut_to_pages() {
-        assert_eq!(subtract(&ranges(&[(0x1001, 0x3fff)]), &[]), ranges(&[(0x2000, 0x3000)]));
-        assert_eq!(subtract(&ranges(&[(0x1001, 0x1fff)]), &[]), ranges(&[]));
-        assert_eq!(subtract(&ranges(&[(0x1000, 0x3000)]), &ranges(&[(0, u64::MAX)])), ranges(&[]));
+        assert_eq!(subtract(&ranges(&[(0x1001, 0x3fff)]), &[], PAGE_SIZE), ranges(&[(0x2000, 0x3000)]));
+        assert_eq!(subtract(&ranges(&[(0x1001, 0x1fff)]), &[], PAGE_SIZE), ranges(&[]));
+        assert_eq!(subtract(&ranges(&[(0x1000, 0x3000)]), &ranges(&[(0, u64::MAX)]), PAGE_SIZE), ranges(&[]));
     }
 
     proptest! {
@@ -64,7 +68,7 @@ mod tests {
                 Pa(start * PAGE_SIZE)..Pa(at * PAGE_SIZE)
             }).collect();
             let holes: Vec<_> = holes.iter().map(|&(start, size)| Pa(start)..Pa(start + size)).collect();
-            let left = subtract(&whole, &holes);
+            let left = subtract(&whole, &holes, PAGE_SIZE);
             for page in 0..at {
                 let (start, end) = (Pa(page * PAGE_SIZE), Pa((page + 1) * PAGE_SIZE));
                 let is_ram = whole.iter().any(|range| range.start <= start && end <= range.end);

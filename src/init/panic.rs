@@ -59,7 +59,8 @@ fn backtrace(out: &mut Report, first: Option<u64>, mut frame: u64) {
     while number < 32 && whole.contains(&Pa(frame)) && frame % 8 == 0 {
         // SAFETY: two words inside the image's own memory; unmapped guard pages end in the fatal handler, which reports
         // only once.
-        let (next, link) = unsafe { ((frame as *const u64).read_volatile(), ((frame + 8) as *const u64).read_volatile()) };
+        let (next, link) =
+            unsafe { ((frame as *const u64).read_volatile(), ((frame + 8) as *const u64).read_volatile()) };
         if !text.contains(&Pa(link)) {
             break;
         }

@@ -10,7 +10,11 @@ use super::{
 use crate::{
     arch::{cpu, image, sysreg, timer, uart},
     kvm::physical::{self, HostInterrupts},
-    mm::{Pa, addr::PAGE_SIZE, el2, frame},
+    mm::{
+        Pa,
+        addr::{BLOCK_2M, PAGE_SIZE},
+        el2, frame,
+    },
     vcpu::switch,
     vdev::idregs::HostIdRegisters,
     vmm::{self, bundle::Bundle},
@@ -23,21 +27,21 @@ use log::{debug, error, info, warn};
 const TREE_MAX: u64 = 2 << 20;
 
 /// Heap until the machine's memory is known: what reading the tree needs.
-const EARLY_HEAP: usize = 512 * 1024;
+const EARLY_HEAP: usize = 256 * 1024;
 #[repr(C, align(4096))]
 struct EarlyHeap([u8; EARLY_HEAP]);
-#[unsafe(link_section = ".noinit")]
+#[unsafe(link_section = ".late")]
 static mut EARLY: EarlyHeap = EarlyHeap([0; EARLY_HEAP]);
 
-/// The bytes of the tree at `tree`, by its header: magic and size. Big-endian (Devicetree Specification 0.4, 5.2).
+/// The bytes of the tree at `tree`, by its header (Devicetree Specification 0.4, 5.2; big-endian words): magic and size.
 fn tree_bytes(tree: Pa) -> Option<&'static [u8]> {
     if tree.0 == 0 || !tree.is_aligned(8) {
         return None;
     }
-    // SAFETY: the boot protocol puts a tree at this address; only its first two words are read until they prove it.
-    let (magic, size) =
-        unsafe { (u32::from_be((tree.0 as *const u32).read()), u32::from_be(((tree.0 + 4) as *const u32).read())) };
-    if magic != 0xd00d_feed || u64::from(size) > TREE_MAX {
+    // SAFETY: the boot protocol puts a tree at this address; only its header is read until that proves it.
+    let word = |n: u64| u64::from(u32::from_be(unsafe { ((tree.0 + 4 * n) as *const u32).read() }));
+    let (magic, size) = (word(0), word(1));
+    if magic != 0xd00d_feed || size > TREE_MAX {
         return None;
     }
     // SAFETY: the header says that the tree has `size` bytes; it is reserved and never written while keel runs.
@@ -66,7 +70,8 @@ fn print(uart: &mut Option<uart::Console>, text: &str) {
 /// keel was started at another exception level than EL2.
 #[unsafe(no_mangle)]
 extern "C" fn keel_wrong_exception_level(tree: u64, level: u64) -> ! {
-    let mut uart = tree_bytes(Pa(tree)).and_then(|tree| host_info::console_only(tree).ok()).and_then(|uart| open_uart(&uart));
+    let mut uart =
+        tree_bytes(Pa(tree)).and_then(|tree| host_info::console_only(tree).ok()).and_then(|uart| open_uart(&uart));
     print(&mut uart, "\nkeel: started at EL");
     print(&mut uart, ["0", "1", "2", "3"][(level & 3) as usize]);
     print(
@@ -92,7 +97,10 @@ extern "C" fn keel_primary(tree: u64, entry: u64) -> ! {
     let whole = image::whole();
     if pages.start < whole.end && whole.start < pages.end {
         let mut uart = host_info::console_only(tree).ok().and_then(|uart| open_uart(&uart));
-        print(&mut uart, "\nkeel: error: the boot loader put the device tree on top of keel's image: move one of them\n");
+        print(
+            &mut uart,
+            "\nkeel: error: the boot loader put the device tree on top of keel's image: move one of them\n",
+        );
         cpu::halt();
     }
     // SAFETY: the boot CPU, once, with the MMU off as the boot protocol says.
@@ -104,21 +112,25 @@ extern "C" fn keel_primary(tree: u64, entry: u64) -> ! {
     switch::install_vectors();
     cpu::set_index(0);
 
-    let early = host_info::console_only(tree);
-    if let Ok(uart) = &early {
-        let page = uart.base.align_down(PAGE_SIZE);
-        if el2::map_device(page..Pa(page.0 + PAGE_SIZE)).is_ok()
-            && let Some(console) = open_uart(uart)
-        {
-            vmm::console::install(console);
-        }
-    }
     keel_log::start();
     let heap = &raw mut EARLY as u64;
     // SAFETY: a static that nothing else refers to, mapped writable.
     unsafe { frame::donate(Pa(heap)..Pa(heap + EARLY_HEAP as u64)) };
-
-    let host = match HostInfo::parse(tree) {
+    let host = HostInfo::parse(tree);
+    // The console comes first; it is found in a tree that is good for nothing else, too.
+    let uart = match &host {
+        Ok(HostInfo { console: Ok(console), .. }) => Some(console.uart),
+        _ => host_info::console_only(tree).ok(),
+    };
+    if let Some(uart) = uart {
+        let page = uart.base.align_down(PAGE_SIZE);
+        if el2::map_device(page..Pa(page.0 + PAGE_SIZE)).is_ok()
+            && let Some(console) = open_uart(&uart)
+        {
+            vmm::console::install(console);
+        }
+    }
+    let host = match host {
         Ok(host) => host,
         Err(problem) => stop(format_args!("the machine's device tree: {problem}")),
     };
@@ -193,7 +205,9 @@ pub(super) fn stop(reason: core::fmt::Arguments<'_>) -> ! {
 /// What keel needs of a CPU beyond EL2.
 fn check_cpu() {
     if sysreg::read_sysreg!("hcr_el2") & (1 << 34) != 0 {
-        stop(format_args!("this CPU has EL2 only with Virtualization Host Extensions (HCR_EL2.E2H stays 1), which keel does not use"));
+        stop(format_args!(
+            "this CPU has EL2 only with Virtualization Host Extensions (HCR_EL2.E2H stays 1), which keel does not use"
+        ));
     }
     let tgran4 = sysreg::read_sysreg!("id_aa64mmfr0_el1") >> 28 & 0xf;
     if tgran4 == 0xf {
@@ -204,6 +218,11 @@ fn check_cpu() {
     }
 }
 
+/// Memory that the tree keeps from everybody.
+fn reserved(host: &HostInfo) -> Vec<Range<Pa>> {
+    host.reservations.iter().map(|reservation| span_range(&reservation.span)).collect()
+}
+
 fn span_range(span: &Span) -> Range<Pa> {
     span.base..span.end()
 }
@@ -212,32 +231,35 @@ fn span_range(span: &Span) -> Range<Pa> {
 fn give_memory(host: &HostInfo, tree: Range<Pa>) -> &'static [u8] {
     let ram: Vec<_> = host.memory.iter().map(span_range).collect();
     let initrd = host.initrd.as_ref().map(span_range);
-    let no_map = host.reservations.iter().filter(|reservation| reservation.no_map).map(|reservation| span_range(&reservation.span));
-    let mut mapped: Vec<_> = [image::whole(), tree].into_iter().chain(no_map).collect();
+    let mut taken: Vec<_> = [image::whole(), tree].into_iter().collect();
     if let Some(initrd) = &initrd {
-        let pages = initrd.start.align_down(PAGE_SIZE)..initrd.end.align_up(PAGE_SIZE).unwrap_or(initrd.end);
-        let inside = ram.iter().any(|range| range.start <= pages.start && pages.end <= range.end);
-        let clear = mapped.iter().all(|other| pages.end <= other.start || other.end <= pages.start);
-        if !inside || !clear {
+        let inside = |pages: &Range<Pa>| ram.iter().any(|range| range.start <= pages.start && pages.end <= range.end);
+        let clear = |pages: &Range<Pa>| {
+            taken
+                .iter()
+                .chain(reserved(host).as_slice())
+                .all(|other| pages.end <= other.start || other.end <= pages.start)
+        };
+        let usable = |pages: &Range<Pa>| inside(pages) && clear(pages);
+        // In large blocks if there is nothing else in them.
+        let [blocks, pages] = [BLOCK_2M, PAGE_SIZE].map(|unit| memory::grow(initrd, unit));
+        let Some(pages) = [blocks, pages].into_iter().find(usable) else {
             stop(format_args!(
-                "/chosen: linux,initrd-start and -end say {}..{}, which is not RAM or lies on keel's image or the device tree: \
-                 load the bundle elsewhere",
+                "/chosen: linux,initrd-start and -end say {}..{}, which is not RAM, or lies on keel's image, the device tree or \
+                 reserved memory: load the bundle elsewhere",
                 initrd.start, initrd.end
             ));
-        }
+        };
         if let Err(problem) = el2::map_read_only(pages.clone()) {
             stop(format_args!("the bundle at {}..{} cannot be mapped", problem.0.start, problem.0.end));
         }
-        mapped.push(pages);
+        taken.push(pages);
     }
-    for range in memory::subtract(&ram, &mapped) {
+    taken.extend(reserved(host));
+    for range in memory::subtract(&ram, &taken, BLOCK_2M) {
         if el2::map_ram(range.clone()).is_err() {
             stop(format_args!("RAM at {}..{} is beyond the CPU's physical address space", range.start, range.end));
         }
-    }
-    let mut taken = mapped;
-    taken.extend(host.reservations.iter().map(|reservation| span_range(&reservation.span)));
-    for range in memory::subtract(&ram, &taken) {
         debug!("free: {}..{}", range.start, range.end);
         // SAFETY: RAM by the tree, mapped writable above, and clear of the image, the tree, the bundle and reservations.
         unsafe { frame::donate(range) };

@@ -540,10 +540,10 @@ impl HypercallHost for Caller<'_> {
     }
 
     fn vcpu_power(&self, index: usize) -> VcpuPower {
-        self.machine
-            .vcpus
-            .get(index)
-            .map_or(VcpuPower { mpidr: u64::MAX, on: false }, |vcpu| VcpuPower { mpidr: vcpu.mpidr(), on: vcpu.is_on() })
+        self.machine.vcpus.get(index).map_or(VcpuPower { mpidr: u64::MAX, on: false }, |vcpu| VcpuPower {
+            mpidr: vcpu.mpidr(),
+            on: vcpu.is_on(),
+        })
     }
 
     fn cpu_on(&self, index: usize, entry: u64, context: u64) -> CpuOnResult {

@@ -285,9 +285,7 @@ impl<'a> Resident<'a> {
     }
 
     fn wait(&mut self, wait: Wait) -> Leave {
-        let deadline = |register| {
-            self.inner.context.register(register).wrapping_add(self.machine.counter_offset)
-        };
+        let deadline = |register| self.inner.context.register(register).wrapping_add(self.machine.counter_offset);
         match wait {
             Wait::Interrupt => Leave::Wait(None),
             Wait::InterruptTimeout(register) => Leave::Wait(Some(deadline(register))),
@@ -308,10 +306,10 @@ impl<'a> Resident<'a> {
         // A guest's timer stays active until the guest ends it.
         if intid == host.virtual_timer {
             self.count(ExitKind::Timer);
-            self.machine.vgic.raise_hw(index, guest_interrupt::VIRTUAL_TIMER);
+            self.machine.vgic.inject_hw(index, guest_interrupt::VIRTUAL_TIMER, &mut self.inner.vgic, &mut Hardware);
         } else if intid == host.physical_timer {
             self.count(ExitKind::Timer);
-            self.machine.vgic.raise_hw(index, guest_interrupt::PHYSICAL_TIMER);
+            self.machine.vgic.inject_hw(index, guest_interrupt::PHYSICAL_TIMER, &mut self.inner.vgic, &mut Hardware);
         } else if intid == gic::SGI_KICK {
             gic::deactivate(intid);
             self.count(ExitKind::Kick);

@@ -126,7 +126,12 @@ impl Vm {
     /// # Errors
     ///
     /// `EINVAL` for bits above 7 or an IPA size that the machine does not have; `ENOMEM`.
-    pub fn create(machine_type: u64, name: &str, id_registers: GuestIdRegisters, serial: Serial) -> Result<Self, Errno> {
+    pub fn create(
+        machine_type: u64,
+        name: &str,
+        id_registers: GuestIdRegisters,
+        serial: Serial,
+    ) -> Result<Self, Errno> {
         if machine_type >> 8 != 0 {
             return Err(Errno::EINVAL);
         }

@@ -15,11 +15,9 @@ use aarch64_paging::{
 use core::{ops::Range, ptr::NonNull};
 use spin::Mutex;
 
-const NORMAL: El23Attributes =
-    El23Attributes::ATTRIBUTE_INDEX_0.union(El23Attributes::INNER_SHAREABLE).union(COMMON);
+const NORMAL: El23Attributes = El23Attributes::ATTRIBUTE_INDEX_0.union(El23Attributes::INNER_SHAREABLE).union(COMMON);
 const DEVICE: El23Attributes = El23Attributes::ATTRIBUTE_INDEX_1.union(COMMON).union(El23Attributes::XN);
-const COMMON: El23Attributes =
-    El23Attributes::VALID.union(El23Attributes::ACCESSED).union(El23Attributes::USER_RES1);
+const COMMON: El23Attributes = El23Attributes::VALID.union(El23Attributes::ACCESSED).union(El23Attributes::USER_RES1);
 const TEXT: El23Attributes = NORMAL.union(El23Attributes::READ_ONLY);
 const READ_ONLY: El23Attributes = TEXT.union(El23Attributes::XN);
 const READ_WRITE: El23Attributes = NORMAL.union(El23Attributes::XN);
@@ -70,8 +68,10 @@ pub unsafe fn start(tree: Range<Pa>) -> Result<(), MapError> {
     add(&mut map, data.start..guard.start, READ_WRITE)?;
     add(&mut map, guard.end..data.end, READ_WRITE)?;
     add(&mut map, tree, READ_ONLY)?;
-    // SAFETY: the image's lines were clean at entry (the boot protocol); all writes since went past the caches.
-    unsafe { cache::invalidate(image::whole()) };
+    for range in image::written_early() {
+        // SAFETY: the image's lines were clean at entry (the boot protocol); all writes since went past the caches.
+        unsafe { cache::invalidate(range) };
+    }
     // SAFETY: the map covers all that is in use: image with stack, and the tree.
     unsafe { mmu::enable(Pa(map.root_address().0 as u64)) };
     map.mark_active();

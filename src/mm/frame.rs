@@ -122,10 +122,9 @@ impl Block {
 impl Drop for Block {
     fn drop(&mut self) {
         self.clear();
-        if let (Some(pointer), Ok(layout)) = (
-            NonNull::new(self.start.0 as *mut u8),
-            Layout::from_size_align(self.size as usize, self.size as usize),
-        ) {
+        if let (Some(pointer), Ok(layout)) =
+            (NonNull::new(self.start.0 as *mut u8), Layout::from_size_align(self.size as usize, self.size as usize))
+        {
             // SAFETY: allocated in `new` with this layout.
             unsafe { HEAP.0.lock().dealloc(pointer, layout) };
         }

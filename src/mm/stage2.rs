@@ -279,7 +279,15 @@ impl<T: Tables> Stage2<T> {
     }
 
     /// Replaces a block by a table of the next level that maps the same, by break-before-make.
-    fn split(&mut self, table: Pa, index: usize, ipa: u64, level: u32, entry: u64, tlb: &impl Tlb) -> Result<(), Stage2Error> {
+    fn split(
+        &mut self,
+        table: Pa,
+        index: usize,
+        ipa: u64,
+        level: u32,
+        entry: u64,
+        tlb: &impl Tlb,
+    ) -> Result<(), Stage2Error> {
         let next = self.tables.allocate(1).ok_or(Stage2Error::OutOfMemory)?;
         let size = level_size(level + 1);
         let kind = if level + 1 == 3 { TABLE_OR_PAGE } else { 0 };

@@ -216,9 +216,7 @@ impl Exit {
                 })
             }
             ec::SMC64 => Self::Smc { immediate: iss as u16 },
-            ec::INSTRUCTION_ABORT_LOWER => {
-                Self::Instruction(InstructionAbort { far: address.far, status: iss & 0x3f })
-            }
+            ec::INSTRUCTION_ABORT_LOWER => Self::Instruction(InstructionAbort { far: address.far, status: iss & 0x3f }),
             // Unknown reason (UNDEF with HCR_EL2.TGE only), MCR, MRC, LDC …, FP when CPTR traps it, pointer
             // authentication where the CPU has none, HVC and SMC from AArch32, SVE, SME: not there for this guest.
             0x00 | 0x03..=0x0a | 0x0c | 0x12..=0x15 | ec::SVE | ec::SME => Self::Undefined,

@@ -95,7 +95,8 @@ pub fn esr() -> u64 {
 #[inline(never)]
 pub fn inject(context: &mut VcpuContext, fault: GuestFault) {
     let el1 = state::exception_state();
-    let ExceptionEntry { esr, far, elr, spsr, pc, pstate } = fault.entry(context, el1.vbar, el1.sctlr, features::has_pan());
+    let ExceptionEntry { esr, far, elr, spsr, pc, pstate } =
+        fault.entry(context, el1.vbar, el1.sctlr, features::has_pan());
     state::set_exception_registers(esr, far, elr, spsr);
     context.pc = pc;
     context.pstate = pstate;
