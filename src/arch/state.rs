@@ -225,9 +225,8 @@ impl GuestState {
         }
         self.debug.save();
         self.os_lock = read_sysreg!("oslsr_el1") & 2 != 0;
-        // A guest may write these although its ID registers offer nothing of them: the next one starts from zero.
+        // A guest may lock it although its ID registers offer no FEAT_DoubleLock: the next one starts with it open.
         write_sysreg!("osdlr_el1", 0);
-        write_sysreg!("dbgprcr_el1", 0);
         // SAFETY: `fp` is ours and large enough; FP accesses from EL2 do not trap (CPTR_EL2.TFP = 0).
         unsafe { fpsimd_save(&mut self.fp) };
     }
