@@ -63,10 +63,10 @@ pub fn figures(console: &str) -> Vec<Figure> {
         .collect()
 }
 
-/// The lines `keel: stats NAME VALUE` of a console.
+/// The lines `keel: stats VM NAME VALUE` of a console, for a run of one machine.
 pub fn statistics(console: &str) -> BTreeMap<String, u64> {
     let values = console.lines().filter_map(|line| {
-        let mut words = line.split_once("keel: stats ")?.1.split_whitespace();
+        let mut words = line.split_once("keel: stats ")?.1.split_whitespace().skip(1);
         Some((words.next()?.to_string(), words.next()?.parse().ok()?))
     });
     values.collect()
@@ -168,7 +168,7 @@ pub fn bench_linux() -> Result<Vec<String>> {
         }
         println!("{table}");
         match share(&statistics) {
-            None => failures.push(format!("{cpu}: keel printed no el2_insn and guest_insn")),
+            None => failures.push(format!("{cpu}: keel did not print el2_instructions and guest_instructions")),
             Some(percent) => {
                 println!(
                     "{cpu}: keel needs {percent:.4} % of the guest's instructions (at most {LINUX_LIMIT_PERCENT} %)"
@@ -184,7 +184,7 @@ pub fn bench_linux() -> Result<Vec<String>> {
 
 /// keel's instructions as a percentage of the guest's.
 fn share(statistics: &BTreeMap<String, u64>) -> Option<f64> {
-    let (keel, guest) = (*statistics.get("el2_insn")?, *statistics.get("guest_insn")?);
+    let (keel, guest) = (*statistics.get("el2_instructions")?, *statistics.get("guest_instructions")?);
     (guest > 0).then(|| keel as f64 * 100.0 / guest as f64)
 }
 
@@ -217,9 +217,10 @@ mod tests {
 
     #[test]
     fn shares() {
-        let statistics =
-            statistics("keel: stats el2_insn 1000\nkeel: stats guest_insn 1000000\nkeel: stats exit_hvc 3");
-        assert_eq!(statistics["exit_hvc"], 3);
+        let statistics = statistics(
+            "keel: stats vm el2_instructions 1000\r\nkeel: stats vm guest_instructions 1000000\nkeel: stats vm exits_hvc 3",
+        );
+        assert_eq!(statistics["exits_hvc"], 3);
         assert_eq!(share(&statistics), Some(0.1));
         assert_eq!(share(&BTreeMap::new()), None);
     }
