@@ -18,7 +18,8 @@ fn main() {
         None => fs::write(&bundle, []).expect("OUT_DIR is writable"),
     }
     if env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("none") {
-        let script = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR")).join("linker.ld");
+        let script =
+            PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR")).join("linker.ld");
         println!("cargo:rustc-link-arg-bins=-T{}", script.display());
         for argument in ["-pie", "--no-dynamic-linker", "-znorelro", "-znotext", "--no-eh-frame-hdr", "--gc-sections"] {
             println!("cargo:rustc-link-arg-bins={argument}");

@@ -118,10 +118,8 @@ rustup_itself() {
     fi
     have curl || fail "neither rustup nor curl is here; install rustup (https://rustup.rs) and try again"
     say "installing rustup with its official installer, into ${CARGO_HOME:-$HOME/.cargo}"
-    # The same variable names another server to rustup itself.
     installer=$(mktemp)
-    curl --proto '=https' --tlsv1.2 -sSf -o "$installer" \
-        "${RUSTUP_UPDATE_ROOT:-https://static.rust-lang.org/rustup}/rustup-init.sh" ||
+    curl --proto '=https' --tlsv1.2 -sSf -o "$installer" https://sh.rustup.rs ||
         fail "rustup's installer cannot be fetched; install rustup by hand (https://rustup.rs) and try again"
     sh "$installer" -y --quiet --profile minimal --default-toolchain none --no-modify-path ||
         fail "rustup's installer failed; install rustup by hand (https://rustup.rs) and try again"

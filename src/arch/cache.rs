@@ -91,7 +91,7 @@ pub unsafe fn zero(range: Range<Pa>) {
     let mut address = range.start.0;
     // Eight blocks a round: memory of a VM is large, and what this loop costs is part of its start.
     while address < range.end.0 {
-        if address % (8 * block) == 0 && range.end.0 - address >= 8 * block {
+        if address.is_multiple_of(8 * block) && range.end.0 - address >= 8 * block {
             // SAFETY: the eight blocks lie in `range`, which the caller vouches for.
             unsafe {
                 core::arch::asm!(

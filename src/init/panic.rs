@@ -56,7 +56,7 @@ fn backtrace(out: &mut Report, first: Option<u64>, mut frame: u64) {
         let _ = writeln!(out, "  #0 {pc:#x}");
         number = 1;
     }
-    while number < 32 && whole.contains(&Pa(frame)) && frame % 8 == 0 {
+    while number < 32 && whole.contains(&Pa(frame)) && frame.is_multiple_of(8) {
         // SAFETY: two words inside the image's own memory; unmapped guard pages end in the fatal handler, which reports
         // only once.
         let (next, link) =

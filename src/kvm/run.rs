@@ -195,7 +195,7 @@ impl<'a> Resident<'a> {
 
     #[inline(always)]
     fn call(&mut self, conduit: Conduit, immediate: u16) -> Option<Leave> {
-        let Some(registers) = self.inner.context.gpr.first_chunk::<18>() else { return None };
+        let registers = self.inner.context.gpr.first_chunk::<18>()?;
         let call = Call { conduit, immediate, aarch32: false, registers };
         let outcome = hypercall::dispatch(&Caller { machine: self.machine }, &call);
         match outcome.results() {

@@ -324,7 +324,7 @@ impl Vm {
                 set_address(&mut vgic.redistributors, value, vgic::REDIST_SIZE * vcpus.max(1), ipa_bits)
             }
             (vgic::GROUP_NR_IRQS, 0) => {
-                if !(64..=1023).contains(&value) || value % 32 != 0 {
+                if !(64..=1023).contains(&value) || !value.is_multiple_of(32) {
                     return Err(Errno::EINVAL);
                 }
                 if vgic.interrupts.is_some() || vgic.initialised {
@@ -398,7 +398,7 @@ fn set_address(slot: &mut Option<Ipa>, value: u64, size: u64, ipa_bits: u32) -> 
         return Err(Errno::EEXIST);
     }
     let end = value.checked_add(size).ok_or(Errno::EINVAL)?;
-    if value % 0x1_0000 != 0 {
+    if !value.is_multiple_of(0x1_0000) {
         return Err(Errno::EINVAL);
     }
     if end > 1 << ipa_bits {

@@ -142,7 +142,7 @@ impl<T: Tables> Stage2<T> {
 
     fn check(&self, ipa: Ipa, length: u64) -> Result<u64, Stage2Error> {
         let end = ipa.0.checked_add(length).ok_or(Stage2Error::BadRange)?;
-        if length == 0 || (ipa.0 | length) % PAGE_SIZE != 0 || end > 1 << self.ipa_bits {
+        if length == 0 || !(ipa.0 | length).is_multiple_of(PAGE_SIZE) || end > 1 << self.ipa_bits {
             return Err(Stage2Error::BadRange);
         }
         Ok(end)
@@ -161,12 +161,12 @@ impl<T: Tables> Stage2<T> {
         while at < end {
             let to = pa.0 + (at - ipa.0);
             // Page alignment was checked, so level 3 always fits.
-            let fits = |level: &u32| (at | to) % level_size(*level) == 0 && end - at >= level_size(*level);
+            let fits = |level: &u32| (at | to).is_multiple_of(level_size(*level)) && end - at >= level_size(*level);
             let level = (1..3).find(fits).unwrap_or(3);
             let size = level_size(level);
             let run = size * CONTIGUOUS_RUN;
             // The hint needs all 16 entries of the run, at a naturally aligned input and output address (D8.7.1).
-            let contiguous = level != 1 && (at | to) % run == 0 && end - at >= run;
+            let contiguous = level != 1 && (at | to).is_multiple_of(run) && end - at >= run;
             let count = if contiguous { CONTIGUOUS_RUN } else { 1 };
             let hint = if contiguous { CONTIGUOUS } else { 0 };
             for entry in 0..count {

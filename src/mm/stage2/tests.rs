@@ -26,7 +26,7 @@ impl Tables for Fake {
             return None;
         }
         let size = pages as u64 * PAGE_SIZE;
-        let start = (memory.next.max(size) + size - 1) / size * size;
+        let start = memory.next.max(size).next_multiple_of(size);
         memory.next = start + size;
         memory.pages.insert(start, vec![0; 512 * pages]);
         Some(Pa(start))
