@@ -1,6 +1,9 @@
 //! This CPU: its index, identity, ID registers, and waiting.
 
-use super::sysreg::read_sysreg;
+use super::{
+    features,
+    sysreg::{isb, read_sysreg, write_sysreg},
+};
 
 /// MPIDR_EL1's affinity fields: Aff3 39:32, Aff2 23:16, Aff1 15:8, Aff0 7:0.
 pub const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
@@ -13,7 +16,7 @@ pub fn index() -> usize {
 
 /// Sets this CPU's index.
 pub fn set_index(index: usize) {
-    super::sysreg::write_sysreg!("tpidr_el2", index as u64);
+    write_sysreg!("tpidr_el2", index as u64);
 }
 
 /// This CPU's affinity.
@@ -34,6 +37,29 @@ pub fn revidr() -> u64 {
 /// AIDR_EL1.
 pub fn aidr() -> u64 {
     read_sysreg!("aidr_el1")
+}
+
+/// Line, sets and size (bytes) of the level-1 data and instruction caches, if they are separate (CLIDR_EL1.Ctype1 = 3;
+/// CCSIDR_EL1, Arm ARM D24.2.26).
+pub fn l1_caches() -> Option<[[u32; 3]; 2]> {
+    if read_sysreg!("clidr_el1") & 7 != 3 {
+        return None;
+    }
+    // CSSELR_EL1 is a guest's, and no guest is loaded on this CPU: the next one brings its own value.
+    let cache = |selector: u64| {
+        write_sysreg!("csselr_el1", selector);
+        isb();
+        let ccsidr = read_sysreg!("ccsidr_el1");
+        let line = 16 << (ccsidr & 7);
+        let (ways, sets) = if features::has_ccidx() {
+            ((ccsidr >> 3 & 0x1f_ffff) + 1, (ccsidr >> 32 & 0xff_ffff) + 1)
+        } else {
+            ((ccsidr >> 3 & 0x3ff) + 1, (ccsidr >> 13 & 0x7fff) + 1)
+        };
+        let size = u32::try_from(line * ways * sets).ok()?;
+        Some([line as u32, sets as u32, size])
+    };
+    Some([cache(0)?, cache(1)?])
 }
 
 /// Waits until an interrupt is pending; interrupts stay masked, so it is not taken.

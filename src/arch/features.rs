@@ -70,3 +70,8 @@ pub fn has_rng() -> bool {
 pub fn has_mops() -> bool {
     field(read_sysreg!("S3_0_C0_C6_2"), 16) != 0
 }
+
+/// FEAT_CCIDX (ID_AA64MMFR2_EL1.CCIDX): CCSIDR_EL1 has its wide format.
+pub fn has_ccidx() -> bool {
+    field(read_sysreg!("S3_0_C0_C7_2"), 20) != 0
+}

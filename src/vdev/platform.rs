@@ -62,6 +62,17 @@ pub struct TimerIntids {
     pub hypervisor: u32,
 }
 
+/// A level-1 cache, as the tree describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cache {
+    /// Bytes of a line.
+    pub line: u32,
+    /// Sets.
+    pub sets: u32,
+    /// Bytes in all.
+    pub size: u32,
+}
+
 /// Where everything is in a guest's address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuestMachine {
@@ -83,6 +94,8 @@ pub struct GuestMachine {
     pub rtc: Device,
     /// Generic timers.
     pub timers: TimerIntids,
+    /// The CPUs' level-1 data and instruction caches, where the machine has them apart.
+    pub l1: Option<[Cache; 2]>,
 }
 
 /// QEMU's `virt` with a GICv3.
@@ -101,6 +114,7 @@ pub const VIRT: GuestMachine = GuestMachine {
         virt: PPI_BASE + 11,
         hypervisor: PPI_BASE + 10,
     },
+    l1: None,
 };
 
 const _: () = assert!(VIRT.gicr.size / VIRT.gicr_stride >= MAX_VCPUS as u64);

@@ -173,7 +173,8 @@ mod tests {
     #[test]
     fn id_space() {
         for crm in 0..16 {
-            for op2 in 0..8 {
+            // CRm 0 holds MIDR, MPIDR and REVIDR, which are not of this space.
+            for op2 in if crm == 0 { 1..5 } else { 0..8 } {
                 let id = SysRegId::new(3, 0, 0, crm, op2);
                 let expected = (1..=7).contains(&crm).then(|| IdRegister::new(crm, op2).unwrap());
                 assert_eq!(id.id_register(), expected);
@@ -194,6 +195,9 @@ mod tests {
             ((3, 0, 12, 11, 7), Action::Undefined, Action::Sgi(SgiRegister::Sgi0r)),
             ((3, 0, 12, 11, 1), Action::Undefined, Action::Deactivate),
             ((3, 0, 12, 12, 5), Action::ReadAs(7), Action::WriteIgnore),
+            ((3, 0, 0, 0, 6), Action::Machine(MachineRegister::Revidr), Action::Undefined),
+            ((3, 1, 0, 0, 7), Action::Machine(MachineRegister::Aidr), Action::Undefined),
+            ((3, 1, 0, 0, 6), Action::Undefined, Action::Undefined),
             ((3, 0, 1, 0, 1), Action::ReadAs(0), Action::WriteIgnore),
             ((2, 0, 1, 0, 0), Action::ReadAs(0), Action::Undefined),
         ];

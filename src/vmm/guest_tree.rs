@@ -190,6 +190,12 @@ fn cpus(tree: &mut TreeWriter, count: usize, machine: &GuestMachine) {
             tree.cell("reg", affinity as u32);
         }
         tree.text("enable-method", "psci");
+        // Devicetree Specification 0.4 §3.8.2: Linux warns where a CPU describes no cache at all.
+        for (kind, cache) in ["d", "i"].into_iter().zip(machine.l1.iter().flatten()) {
+            for (what, value) in [("size", cache.size), ("line-size", cache.line), ("sets", cache.sets)] {
+                tree.cell(&format!("{kind}-cache-{what}"), value);
+            }
+        }
         tree.end();
     }
     tree.end();
@@ -264,7 +270,7 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
-    use crate::vdev::platform::VIRT;
+    use crate::vdev::platform::{Cache, VIRT};
     use crate::vmm::config::VmConfig;
     use crate::vmm::test_support::{Mutations, dts, vm};
 
@@ -286,6 +292,23 @@ mod tests {
                 *byte = next;
             }
         })
+    }
+
+    #[test]
+    fn caches_are_described_when_they_are_known() {
+        let caches = [64, 32].map(|line| Cache { line, sets: 256, size: 64 << 10 });
+        let machine = GuestMachine { l1: Some(caches), ..VIRT };
+        let blob = build(&config(2, None), &machine, None, &mut |_| {}).unwrap();
+        let tree = Tree::parse(&blob).unwrap();
+        for path in ["/cpus/cpu@0", "/cpus/cpu@1"] {
+            let cpu = tree.find(path).unwrap();
+            assert_eq!(
+                ["d-cache-line-size", "i-cache-line-size", "d-cache-size"].map(|name| cpu.u32(name)),
+                [Some(64), Some(32), Some(64 << 10)]
+            );
+        }
+        let blob = built(&config(1, None), None).unwrap();
+        assert_eq!(Tree::parse(&blob).unwrap().find("/cpus/cpu@0").unwrap().u32("d-cache-size"), None);
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::{
     vdev::{
         console::VmState,
         idregs::{GuestFeatures, GuestIdRegisters, HostIdRegisters},
-        platform::VIRT,
+        platform::{Cache, GuestMachine, VIRT},
     },
 };
 use alloc::{sync::Arc, vec::Vec};
@@ -199,6 +199,11 @@ fn make(host: &Host, number: usize, config: &VmConfig<'static>) -> Result<Guest,
     })
 }
 
+/// This CPU's level-1 caches, for the guest's tree: guests read the same from its cache registers.
+fn l1_caches() -> Option<[Cache; 2]> {
+    cpu::l1_caches().map(|caches| caches.map(|[line, sets, size]| Cache { line, sets, size }))
+}
+
 /// KVM_ARM_VCPU_INIT for all: the first runs, the others wait for CPU_ON.
 fn initialise_vcpus(vm: &Vm, count: usize) -> Result<(), StartError> {
     for index in 0..count {
@@ -214,7 +219,8 @@ impl Guest {
     /// Copies the images and sets the first vCPU up; the VM's memory is clear.
     fn load(&self) -> Result<(), StartError> {
         let start = timer::now();
-        let loaded = load::load(&self.config, &mut Memory(&self.vm), &VIRT, &mut |bytes| entropy::fill(bytes))
+        let machine = GuestMachine { l1: l1_caches(), ..VIRT };
+        let loaded = load::load(&self.config, &mut Memory(&self.vm), &machine, &mut |bytes| entropy::fill(bytes))
             .map_err(StartError::Config)?;
         self.vm.publish_memory();
         LOADING.fetch_add(timer::now().saturating_sub(start), Ordering::Relaxed);
