@@ -45,6 +45,16 @@ pub fn has_fgt() -> bool {
     field(read_sysreg!("S3_0_C0_C7_0"), 56) != 0
 }
 
+/// FEAT_FGT2 (ID_AA64MMFR0_EL1.FGT).
+pub fn has_fgt2() -> bool {
+    field(read_sysreg!("S3_0_C0_C7_0"), 56) >= 2
+}
+
+/// FEAT_MPAM (ID_AA64PFR0_EL1.MPAM, ID_AA64PFR1_EL1.MPAM_frac).
+pub fn has_mpam() -> bool {
+    field(read_sysreg!("S3_0_C0_C4_0"), 40) != 0 || field(read_sysreg!("S3_0_C0_C4_1"), 16) != 0
+}
+
 /// Breakpoints and watchpoints (ID_AA64DFR0_EL1.BRPs, WRPs: number minus one).
 pub fn debug_registers() -> (usize, usize) {
     let dfr0 = read_sysreg!("S3_0_C0_C5_0");

@@ -43,6 +43,9 @@ pub const HCR_FWB: u64 = 1 << 46;
 /// HCR_EL2.ATA: allocation tags are accessible.
 pub const HCR_ATA: u64 = 1 << 56;
 
+/// HCR_EL2.TID5: GMID_EL1 traps.
+pub const HCR_TID5: u64 = 1 << 58;
+
 /// HCR_EL2 while an EL1 kernel owns the machine without stage 2 (hyp-stub ABI).
 pub const HCR_EL2_HOST: u64 = HCR_RW | HCR_APK_API | HCR_ATA;
 
@@ -57,6 +60,7 @@ pub const HCR_GUEST: u64 = HCR_VM
     | HCR_FB_BSU_IS
     | HCR_TID1
     | HCR_TID3
+    | HCR_TID5
     | HCR_TSC
     | HCR_TIDCP
     | HCR_TACR

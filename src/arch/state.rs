@@ -4,7 +4,7 @@
 //! their ID fields. FP and SIMD move in assembly (`boot/fpsimd.S`), since keel is built without them.
 
 use super::{
-    features,
+    features, hcr,
     sysreg::{isb, read_sysreg, write_sysreg},
 };
 
@@ -176,6 +176,8 @@ pub struct GuestState {
     keys: Keys,
     debug: Debug,
     os_lock: bool,
+    /// VDISR_EL2, which is the guest's DISR_EL1.
+    deferred_serror: u64,
 }
 
 /// EL2 registers that make the machine this guest's: they come from the VM and the vCPU.
@@ -207,6 +209,7 @@ impl GuestState {
             keys: Keys::default(),
             debug: Debug::default(),
             os_lock: false,
+            deferred_serror: 0,
         }
     }
 
@@ -227,8 +230,12 @@ impl GuestState {
         self.os_lock = read_sysreg!("oslsr_el1") & 2 != 0;
         // A guest may lock it although its ID registers offer no FEAT_DoubleLock: the next one starts with it open.
         write_sysreg!("osdlr_el1", 0);
+        if features::has_ras() {
+            self.deferred_serror = read_sysreg!("S3_4_C12_C1_1");
+        }
         // SAFETY: `fp` is ours and large enough; FP accesses from EL2 do not trap (CPTR_EL2.TFP = 0).
         unsafe { fpsimd_save(&mut self.fp) };
+        without_guest();
     }
 
     /// Puts the guest's state into this CPU; the timers run from here on.
@@ -248,6 +255,9 @@ impl GuestState {
         }
         self.debug.load();
         write_sysreg!("oslar_el1", u64::from(self.os_lock));
+        if features::has_ras() {
+            write_sysreg!("S3_4_C12_C1_1", self.deferred_serror);
+        }
         // SAFETY: `fp` is a whole FpState; see `save`.
         unsafe { fpsimd_restore(&self.fp) };
         write_sysreg!("cntv_cval_el0", self.timers.virtual_compare);
@@ -257,6 +267,42 @@ impl GuestState {
         write_sysreg!("cntp_ctl_el0", self.timers.physical_control);
         isb();
     }
+}
+
+/// No guest is loaded: stage 2 is off, so that nothing walks tables that may be on their way back to the allocator.
+/// Interrupts stay routed to EL2.
+fn without_guest() {
+    write_sysreg!("hcr_el2", hcr::HCR_EL2_HOST | hcr::HCR_FMO_IMO_AMO);
+    isb();
+    write_sysreg!("vttbr_el2", 0);
+    isb();
+}
+
+/// What holds for every guest on this CPU, once: features that guests are not shown trap, where it is not a bit of the
+/// registers that [`GuestState::load`] writes. All of these are zero for "trap" (the names begin with n or En) or for
+/// "does not exist" (Arm ARM D24.2).
+pub fn prepare_cpu() {
+    if features::has_hcx() {
+        write_sysreg!("S3_4_C1_C2_2", 0); // HCRX_EL2: TCR2, MOPS, LS64, GCS, PFAR …
+    }
+    if features::has_fgt() {
+        write_sysreg!("S3_4_C1_C1_4", 0); // HFGRTR_EL2: PIR, POR, TPIDR2, SMPRI, GCS, RCWMASK …
+        write_sysreg!("S3_4_C1_C1_5", 0); // HFGWTR_EL2
+        write_sysreg!("S3_4_C1_C1_6", 0); // HFGITR_EL2
+        write_sysreg!("S3_4_C3_C1_4", 0); // HDFGRTR_EL2: BRBE, PMSNEVFR
+        write_sysreg!("S3_4_C3_C1_5", 0); // HDFGWTR_EL2
+    }
+    if features::has_fgt2() {
+        write_sysreg!("S3_4_C3_C1_0", 0); // HDFGRTR2_EL2
+        write_sysreg!("S3_4_C3_C1_1", 0); // HDFGWTR2_EL2
+        write_sysreg!("S3_4_C3_C1_2", 0); // HFGRTR2_EL2
+        write_sysreg!("S3_4_C3_C1_3", 0); // HFGWTR2_EL2
+        write_sysreg!("S3_4_C3_C1_7", 0); // HFGITR2_EL2
+    }
+    if features::has_mpam() {
+        write_sysreg!("S3_4_C10_C5_0", (1 << 48) | (1 << 49)); // MPAM2_EL2.TRAPMPAM1EL1, TRAPMPAM0EL1
+    }
+    without_guest();
 }
 
 /// Sets HCR_EL2 of the guest that is loaded.

@@ -66,6 +66,7 @@ impl Interrupts {
         let redistributor = unsafe { Redistributor::find(&self.regions, self.stride, cpu::mpidr()) }?;
         redistributor.start(self.private)?;
         arch::gic::start_cpu_interface()?;
+        arch::state::prepare_cpu();
         timer::set_deadline(None);
         physical::register(index, cpu::mpidr());
         physical::set_redistributor(index, redistributor);

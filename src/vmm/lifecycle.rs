@@ -72,6 +72,8 @@ pub struct Guest {
     /// vCPUs that have not been taken out of their queues.
     queued: AtomicUsize,
     entered: AtomicBool,
+    /// How often it was started again.
+    restarts: AtomicU64,
     counts: Mutex<Counts>,
 }
 
@@ -195,6 +197,7 @@ fn make(host: &Host, number: usize, config: &VmConfig<'static>) -> Result<Guest,
         machine,
         queued: AtomicUsize::new(0),
         entered: AtomicBool::new(false),
+        restarts: AtomicU64::new(0),
         counts: Mutex::default(),
     })
 }
@@ -257,6 +260,11 @@ impl Guest {
             }
             *self.counts.lock() = Counts { ticks: timer::now(), el2: pmu::read_el2(), guest: pmu::read_guest() };
         }
+    }
+
+    /// Counts a restart. The guest decides how often it restarts, so only the 1st, 2nd, 4th, 8th … is worth a line.
+    fn is_notable_restart(&self) -> bool {
+        (self.restarts.fetch_add(1, Ordering::Relaxed) + 1).is_power_of_two()
     }
 
     /// Lines that tools read: `keel: stats NAME VALUE`.
@@ -348,12 +356,16 @@ pub fn parked(guest: Arc<Guest>, reason: Stop) {
             false
         }
         Stop::Reset => {
-            info!("VM {name}: reset");
+            if guest.is_notable_restart() {
+                info!("VM {name}: reset");
+            }
             true
         }
         Stop::Crash => match guest.config.on_crash {
             OnCrash::Restart => {
-                warn!("VM {name}: crashed, starting it again (keel,on-crash = restart)");
+                if guest.is_notable_restart() {
+                    warn!("VM {name}: crashed, starting it again (keel,on-crash = restart)");
+                }
                 true
             }
             OnCrash::Stop => {
@@ -409,6 +421,11 @@ fn power_off() -> ! {
 
 /// Says what a guest did that ended it.
 pub fn report_crash(guest: &Guest, vcpu: &Vcpu, crash: &Crash) {
+    // A guest that is started again after each crash must not fill the log.
+    let restarts = guest.restarts.load(Ordering::Relaxed);
+    if guest.config.on_crash == OnCrash::Restart && !(restarts + 1).is_power_of_two() {
+        return;
+    }
     let Crash { esr, far, pc, pstate } = *crash;
     error!(
         "VM {} vCPU {}: {} that keel cannot answer: ESR_EL2 {esr:#x} FAR_EL2 {far:#x} PC {pc:#x} PSTATE {pstate:#x}",
