@@ -22,7 +22,7 @@ use crate::{
         vgic::{Control, Vgic, VgicConfig, VgicCpu, VgicHost, VirtualInterface},
     },
 };
-use alloc::{string::String, sync::Arc, vec::Vec};
+use alloc::{collections::VecDeque, string::String, sync::Arc, vec::Vec};
 use core::{
     cell::RefCell,
     fmt,
@@ -104,6 +104,32 @@ pub enum Stop {
     Crash,
 }
 
+/// Bytes of input that wait for a guest to read: a pasted page.
+const INPUT_WAITING: usize = 4096;
+
+/// The console's UART and what was typed ahead of it.
+#[derive(Debug)]
+struct SerialPort {
+    pl011: Pl011,
+    /// Allocated once; never longer than [`INPUT_WAITING`].
+    waiting: VecDeque<u8>,
+}
+
+impl SerialPort {
+    fn new() -> Self {
+        Self { pl011: Pl011::new(), waiting: VecDeque::with_capacity(INPUT_WAITING) }
+    }
+
+    /// Moves what waits into the UART as far as there is room.
+    fn deliver(&mut self) {
+        while self.pl011.can_receive()
+            && let Some(byte) = self.waiting.pop_front()
+        {
+            self.pl011.receive(byte);
+        }
+    }
+}
+
 /// A VM that has run.
 #[derive(Debug)]
 pub struct Machine {
@@ -113,7 +139,7 @@ pub struct Machine {
     pub vcpus: Vec<Arc<Vcpu>>,
     pub(super) vgic: Vgic,
     pub(super) bus: Bus<Target>,
-    uart: Option<(u32, Mutex<Pl011>)>,
+    uart: Option<(u32, Mutex<SerialPort>)>,
     rtc: Option<(u32, Mutex<Pl031>)>,
     psci: psci::Version,
     pub(super) id_registers: GuestIdRegisters,
@@ -160,7 +186,7 @@ impl Machine {
             match *device {
                 Device::Pl011 { base, intid } => {
                     regions.push(Region { name: "pl011", start: base, length: pl011::LENGTH, device: Target::Uart });
-                    uart = Some((intid, Mutex::new(Pl011::new())));
+                    uart = Some((intid, Mutex::new(SerialPort::new())));
                 }
                 Device::Pl031 { base, intid, epoch } => {
                     regions.push(Region { name: "pl031", start: base, length: pl031::LENGTH, device: Target::Rtc });
@@ -239,7 +265,7 @@ impl Machine {
     pub fn reset(&self) {
         self.vgic.reset();
         if let Some((_, uart)) = &self.uart {
-            uart.lock().reset();
+            *uart.lock() = SerialPort::new();
         }
         if let Some((_, rtc)) = &self.rtc {
             rtc.lock().reset(self.seconds());
@@ -286,18 +312,18 @@ impl Machine {
         None
     }
 
-    /// A byte for the VM's console arrived. `false` when its FIFO is full.
+    /// A byte for the VM's console arrived. What the guest's FIFO has no room for waits; `false`, and the byte is lost,
+    /// when too much waits already.
     pub fn receive(&self, byte: u8) -> bool {
         let Some((intid, uart)) = &self.uart else { return false };
-        let mut uart = uart.lock();
-        let taken = uart.receive(byte);
-        self.vgic.set_spi(*intid, uart.line(), &Outside(self));
+        let mut port = uart.lock();
+        let taken = port.waiting.len() < INPUT_WAITING;
+        if taken {
+            port.waiting.push_back(byte);
+            port.deliver();
+        }
+        self.vgic.set_spi(*intid, port.pl011.line(), &Outside(self));
         taken
-    }
-
-    /// Whether the VM's console takes another byte.
-    pub fn can_receive(&self) -> bool {
-        self.uart.as_ref().is_some_and(|(_, uart)| uart.lock().can_receive())
     }
 
     /// Carries out a load.
@@ -344,10 +370,13 @@ impl Machine {
 
     fn with_uart(&self, host: &dyn VgicHost, access: impl FnOnce(&mut Pl011, Serial) -> u64) -> u64 {
         let Some((intid, uart)) = &self.uart else { return 0 };
-        let mut uart = uart.lock();
-        let before = uart.line();
-        let value = access(&mut uart, self.serial);
-        let after = uart.line();
+        let mut port = uart.lock();
+        let before = port.pl011.line();
+        let value = access(&mut port.pl011, self.serial);
+        if !port.waiting.is_empty() {
+            port.deliver();
+        }
+        let after = port.pl011.line();
         // Under the lock, so that levels arrive in the order they came about.
         if before != after {
             self.vgic.set_spi(*intid, after, host);

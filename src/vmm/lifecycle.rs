@@ -442,7 +442,7 @@ pub fn host_interrupt(intid: u32) {
             // Taken out of the list before the VM's own lock is: no two locks at once.
             let guest = GUESTS.lock().iter().find(|guest| guest.number == input.vm).cloned();
             if let Some(guest) = guest {
-                // What finds the FIFO full is lost, as on a real line; the guest reads of an overrun.
+                // What comes while too much waits is lost, as on a real line.
                 guest.machine.receive(input.byte);
             }
         });

@@ -428,11 +428,14 @@ fn cache_maintenance(_: &Machine) -> Check {
 }
 
 fn across_the_end(_: &Machine) -> Check {
-    // Unaligned on device memory: the guest's own alignment fault, wherever it points.
+    // Unaligned on device memory: the guest's own alignment fault, wherever it points. QEMU finds it only when it has the
+    // page in its TLB; otherwise stage 2 refuses first, and the access is nobody's.
     for address in [PL011 + 0xffd, HOLE + 1] {
         let outcome = run(0xb940_0000, DATA, address);
         let status = outcome.trap.map(|trap| (trap.class(), trap.status()));
-        check_eq!(status, Some((EC_DATA_ABORT, 0x21)), "an unaligned load at {address:#x}");
+        if status != Some((EC_DATA_ABORT, 0x21)) {
+            external("an unaligned ldr w", &outcome, address as u64)?;
+        }
     }
     // Aligned, 8 bytes, the last of a device: claimed by it or by nobody, but answered.
     let outcome = run(0xf940_0000, DATA, PL011 + 0xff8);
