@@ -17,10 +17,9 @@ use crate::{
         timer,
     },
     hypercall::{self, Call, Conduit, Outcome, Results},
-    mm::Ipa,
     vcpu::{
         Exit, GuestFault,
-        exit::{self, Access, DataAbort, INSTRUCTION_BYTES, SystemAccess, Wait},
+        exit::{self, DataAbort, INSTRUCTION_BYTES, SystemAccess, Wait},
         switch::{self, Trap},
     },
     vdev::{
@@ -213,36 +212,22 @@ impl<'a> Resident<'a> {
     /// A data access that stage 2 refused: a device's, or nobody's.
     #[inline(always)]
     fn data(&mut self, abort: &DataAbort) -> Result<(), GuestFault> {
-        let fault = if abort.on_walk {
-            GuestFault::WalkAbort { far: abort.far }
-        } else {
-            GuestFault::DataAbort { far: abort.far, write: abort.write }
-        };
-        if abort.cache_maintenance && !abort.on_walk {
-            // There is nothing behind the address that could be in a cache.
-            return Ok(());
-        }
-        let (Some(access), Some(ipa), false) = (abort.access, abort.ipa, abort.on_walk) else { return Err(fault) };
-        self.mmio(access, ipa).ok_or(fault)
+        if abort.is_described() && self.mmio(abort).is_some() { Ok(()) } else { refuse(abort) }
     }
 
+    /// A load or store that a device answers; `None` if none claims it.
     #[inline(always)]
-    fn mmio(&mut self, access: Access, ipa: Ipa) -> Option<()> {
+    fn mmio(&mut self, abort: &DataAbort) -> Option<()> {
         let inner = &mut *self.inner;
+        let size = AccessSize::from_log2(abort.size().into());
+        let (target, offset) = self.machine.bus.find(abort.ipa(), size)?;
         let host = Exiting { machine: self.machine, vcpu: self.vcpu, vgic: RefCell::new(&mut inner.vgic) };
-        match access {
-            Access::Read(load) => {
-                let size = AccessSize::from_log2(load.size.into());
-                let (target, offset) = self.machine.bus.find(ipa, size)?;
-                let value = self.machine.read(target, offset, size, &host);
-                inner.context.finish_load(load, value);
-            }
-            Access::Write { register, size } => {
-                let size = AccessSize::from_log2(size.into());
-                let (target, offset) = self.machine.bus.find(ipa, size)?;
-                let value = inner.context.register(register) & size.mask();
-                self.machine.write(target, offset, size, value, &host);
-            }
+        if abort.is_write() {
+            let value = inner.context.register(abort.register()) & size.mask();
+            self.machine.write(target, offset, size, value, &host);
+        } else {
+            let value = self.machine.read(target, offset, size, &host);
+            inner.context.finish_load(abort.load(), value);
         }
         Some(())
     }
@@ -364,6 +349,19 @@ impl Drop for Resident<'_> {
         // The list registers are folded back: whoever waits for that may go on.
         self.vcpu.requests.fetch_and(!request::SYNC, Ordering::SeqCst);
         self.vcpu.resident.store(false, Ordering::SeqCst);
+    }
+}
+
+/// The answer to an access that no device claims, or that cannot be carried out.
+#[cold]
+fn refuse(abort: &DataAbort) -> Result<(), GuestFault> {
+    if abort.is_on_walk() {
+        Err(GuestFault::WalkAbort { far: abort.far() })
+    } else if abort.is_cache_maintenance() {
+        // There is nothing behind the address that could be in a cache.
+        Ok(())
+    } else {
+        Err(GuestFault::DataAbort { far: abort.far(), write: abort.is_write() })
     }
 }
 

@@ -41,39 +41,12 @@ impl Load {
     }
 }
 
-/// A data access that stage 2 refused.
+/// A data access that stage 2 refused: its syndrome, read through methods so that the path that emulates a device looks
+/// only at what it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DataAbort {
-    /// Virtual address.
-    pub far: u64,
-    /// Where the guest meant to go. Unknown for permission faults that are not on a walk.
-    pub ipa: Option<Ipa>,
-    /// What the instruction does, if the hardware says so (ISV): otherwise the access cannot be emulated.
-    pub access: Option<Access>,
-    /// The fault came from the guest's stage-1 walk.
-    pub on_walk: bool,
-    /// It writes, as far as the hardware says (WnR).
-    pub write: bool,
-    /// The instruction is cache maintenance.
-    pub cache_maintenance: bool,
-    /// Fault status code.
-    pub status: u64,
-    /// ESR_EL2.IL: the instruction has 32 bits.
-    pub wide_instruction: bool,
-}
-
-/// The access of a [`DataAbort`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// A load.
-    Read(Load),
-    /// A store of register `register`, `1 << size` bytes.
-    Write {
-        /// The register; 31 is the zero register.
-        register: u8,
-        /// log2 of the access size in bytes.
-        size: u8,
-    },
+    esr: u64,
+    address: FaultAddress,
 }
 
 /// An instruction fetch that stage 2 refused.
@@ -162,42 +135,70 @@ impl DataAbort {
     /// The data access that a syndrome is about; the PC is at it. `address` reads what is needed beside ESR_EL2.
     #[inline(always)]
     pub fn decode(esr: u64, address: impl FnOnce() -> FaultAddress) -> Option<Self> {
-        if esr::class(esr) != ec::DATA_ABORT_LOWER {
-            return None;
-        }
-        let FaultAddress { far, hpfar } = address();
-        let iss = esr::iss(esr);
-        let status = iss & 0x3f;
-        let on_walk = iss & S1PTW != 0;
-        // HPFAR_EL2 is UNKNOWN for permission faults that are not on a walk (Arm ARM D24.2.58).
-        let has_ipa =
-            on_walk || matches!(status & !fsc::LEVEL, fsc::TRANSLATION | fsc::ACCESS_FLAG | fsc::ADDRESS_SIZE);
-        // FIPA, bits 43:4, is the IPA's bits 51:12; the offset in the page is the virtual address's, except on a walk.
-        let page = (hpfar & 0x0fff_ffff_fff0) << 8;
-        let ipa = has_ipa.then_some(Ipa(if on_walk { page } else { page | (far & 0xfff) }));
-        let register = (iss >> 16 & 0x1f) as u8;
-        let size = (iss >> 22 & 3) as u8;
-        let access = (iss & ISV != 0).then_some(if iss & WNR != 0 {
-            Access::Write { register, size }
-        } else {
-            Access::Read(Load { register, size, signed: iss & SSE != 0, wide: iss & SF != 0 })
-        });
-        Some(Self {
-            far,
-            ipa,
-            access,
-            on_walk,
-            write: iss & WNR != 0,
-            cache_maintenance: iss & CM != 0,
-            status,
-            wide_instruction: esr & esr::IL != 0,
-        })
+        if esr::class(esr) == ec::DATA_ABORT_LOWER { Some(Self { esr, address: address() }) } else { None }
+    }
+
+    /// Whether address and instruction are known and the access is the instruction's own: then, and only then, it can be
+    /// carried out in its stead, by what the next four methods say.
+    ///
+    /// Hardware describes the instruction (ISV) when it is a load or store of one register without writeback. HPFAR_EL2 is
+    /// UNKNOWN for permission faults that are not on a walk (Arm ARM D24.2.58).
+    #[inline(always)]
+    pub const fn is_described(&self) -> bool {
+        let iss = esr::iss(self.esr);
+        // Address size, translation and access flag faults of all levels come before permission faults.
+        iss & (ISV | CM | S1PTW) == ISV && iss & 0x3f < fsc::PERMISSION
+    }
+
+    /// Where the guest meant to go: FIPA, HPFAR_EL2 bits 43:4, is the IPA's bits 51:12; the offset in the page is the
+    /// virtual address's.
+    #[inline(always)]
+    pub const fn ipa(&self) -> Ipa {
+        Ipa((self.address.hpfar & 0x0fff_ffff_fff0) << 8 | self.address.far & 0xfff)
+    }
+
+    /// log2 of the bytes accessed.
+    #[inline(always)]
+    pub const fn size(&self) -> u8 {
+        (self.esr >> 22 & 3) as u8
+    }
+
+    /// The register loaded or stored; 31 is the zero register.
+    #[inline(always)]
+    pub const fn register(&self) -> u8 {
+        (self.esr >> 16 & 0x1f) as u8
+    }
+
+    /// How a load fills its register.
+    #[inline(always)]
+    pub const fn load(&self) -> Load {
+        Load { register: self.register(), size: self.size(), signed: self.esr & SSE != 0, wide: self.esr & SF != 0 }
+    }
+
+    /// Virtual address.
+    pub const fn far(&self) -> u64 {
+        self.address.far
+    }
+
+    /// The fault came from the guest's stage-1 walk.
+    pub const fn is_on_walk(&self) -> bool {
+        self.esr & S1PTW != 0
+    }
+
+    /// The instruction is cache maintenance.
+    pub const fn is_cache_maintenance(&self) -> bool {
+        self.esr & CM != 0
+    }
+
+    /// It writes, as far as the hardware says (WnR).
+    pub const fn is_write(&self) -> bool {
+        self.esr & WNR != 0
     }
 
     /// Bytes of the instruction: a T32 load or store may have two.
     #[inline(always)]
     pub const fn instruction_bytes(&self) -> u64 {
-        if self.wide_instruction { INSTRUCTION_BYTES } else { 2 }
+        if self.esr & esr::IL != 0 { INSTRUCTION_BYTES } else { 2 }
     }
 }
 
@@ -246,24 +247,31 @@ mod tests {
     #[test]
     fn a_store_of_a_byte() {
         let abort = abort(esr::IL | ISV | 9 << 16 | WNR | 7);
-        assert_eq!(abort.access, Some(Access::Write { register: 9, size: 0 }));
-        assert_eq!(abort.ipa, Some(Ipa(0x0900_0678)));
-        assert_eq!((abort.on_walk, abort.cache_maintenance, abort.write), (false, false, true));
-        assert_eq!(abort.instruction_bytes(), 4);
+        assert!(abort.is_described() && abort.is_write());
+        assert_eq!((abort.ipa(), abort.register(), abort.size()), (Ipa(0x0900_0678), 9, 0));
+        assert_eq!((abort.is_on_walk(), abort.is_cache_maintenance()), (false, false));
+        assert_eq!((abort.instruction_bytes(), abort.far()), (4, ADDRESS.far));
     }
 
     #[test]
-    fn without_isv_there_is_no_access() {
-        assert_eq!(abort(WNR | 7).access, None);
+    fn a_signed_load() {
+        let abort = abort(ISV | 1 << 22 | SSE | SF | 31 << 16 | 7);
+        assert!(abort.is_described() && !abort.is_write());
+        assert_eq!(abort.load(), Load { register: 31, size: 1, signed: true, wide: true });
+    }
+
+    #[test]
+    fn only_what_is_known_can_be_carried_out() {
+        for status in [0, 4, 7, 8, 11] {
+            assert!(abort(ISV | status).is_described(), "status {status:#x}");
+        }
+        assert!(!abort(7).is_described(), "without ISV");
         assert_eq!(abort(7).instruction_bytes(), 2);
-    }
-
-    #[test]
-    fn the_ipa_is_hpfar_and_the_offset() {
-        assert_eq!(abort(ISV | 7).ipa, Some(Ipa(0x0900_0678)));
-        let walk = abort(ISV | S1PTW | 7);
-        assert_eq!((walk.ipa, walk.on_walk), (Some(Ipa(0x0900_0000)), true));
-        assert_eq!(abort(ISV | 0xf).ipa, None, "unknown for a permission fault");
+        assert!(!abort(ISV | S1PTW | 7).is_described(), "on a walk");
+        assert!(!abort(ISV | CM | 7).is_described(), "cache maintenance");
+        for status in [0xc, 0xf, 0x10, 0x21, 0x3f] {
+            assert!(!abort(ISV | status).is_described(), "HPFAR is unknown for status {status:#x}");
+        }
     }
 
     #[test]
@@ -309,8 +317,8 @@ mod tests {
                 DataAbort::decode(esr, || address).is_some(),
             ];
             prop_assert!(frequent.iter().filter(|&&is| is).count() <= 1);
-            if let Some(abort) = DataAbort::decode(esr, || address) && let Some(ipa) = abort.ipa {
-                prop_assert!(ipa.0 < 1 << 52);
+            if let Some(abort) = DataAbort::decode(esr, || address) {
+                prop_assert!(abort.ipa().0 < 1 << 52 && abort.size() < 4 && abort.register() < 32);
             }
             let _ = Exit::decode(esr, address);
         }
