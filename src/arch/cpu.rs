@@ -4,6 +4,8 @@ use super::{
     features,
     sysreg::{isb, read_sysreg, write_sysreg},
 };
+use aarch64_cpu::registers::{MIDR_EL1, MPIDR_EL1};
+use tock_registers::interfaces::Readable;
 
 /// MPIDR_EL1's affinity fields: Aff3 39:32, Aff2 23:16, Aff1 15:8, Aff0 7:0.
 pub const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
@@ -21,12 +23,12 @@ pub fn set_index(index: usize) {
 
 /// This CPU's affinity.
 pub fn mpidr() -> u64 {
-    read_sysreg!("mpidr_el1") & MPIDR_AFFINITY
+    MPIDR_EL1.get() & MPIDR_AFFINITY
 }
 
 /// MIDR_EL1.
 pub fn midr() -> u64 {
-    read_sysreg!("midr_el1")
+    MIDR_EL1.get()
 }
 
 /// REVIDR_EL1.

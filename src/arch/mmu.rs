@@ -2,15 +2,19 @@
 
 use super::addr::Pa;
 use super::hcr::SCTLR_EL2_KEEL;
-use super::sysreg::{isb, read_sysreg, write_sysreg};
+use super::sysreg::isb;
+use aarch64_cpu::registers::{ID_AA64MMFR0_EL1, MAIR_EL2, TCR_EL2, TTBR0_EL2};
+use tock_registers::interfaces::{Readable, Writeable};
 
 /// MAIR_EL2: attribute 0 = Normal write-back, attribute 1 = Device-nGnRnE.
-pub const MAIR: u64 = 0x00_ff;
+pub const MAIR: u64 = MAIR_EL2::Attr0_Normal_Inner::WriteBack_NonTransient_ReadWriteAlloc.value
+    | MAIR_EL2::Attr0_Normal_Outer::WriteBack_NonTransient_ReadWriteAlloc.value
+    | MAIR_EL2::Attr1_Device::nonGathering_nonReordering_noEarlyWriteAck.value;
 
 /// log2 of the physical address space in bytes that ID_AA64MMFR0_EL1.PARange reports, at most 48: larger addresses need
 /// FEAT_LPA2 descriptors.
 pub fn pa_bits() -> u32 {
-    match read_sysreg!("id_aa64mmfr0_el1") & 0xf {
+    match ID_AA64MMFR0_EL1.read(ID_AA64MMFR0_EL1::PARange) {
         0 => 32,
         1 => 36,
         2 => 40,
@@ -22,12 +26,18 @@ pub fn pa_bits() -> u32 {
 
 /// The value of a PS or IPS field for [`pa_bits`].
 pub fn ps_field() -> u64 {
-    (read_sysreg!("id_aa64mmfr0_el1") & 0xf).min(5)
+    ID_AA64MMFR0_EL1.read(ID_AA64MMFR0_EL1::PARange).min(5)
 }
 
 /// TCR_EL2: 48-bit addresses, 4 KiB granule, inner-shareable write-back walks; RES1 bits 31 and 23.
 pub fn tcr() -> u64 {
-    (1 << 31) | (1 << 23) | (ps_field() << 16) | (0b11 << 12) | (0b01 << 10) | (0b01 << 8) | (64 - 48)
+    let fields = TCR_EL2::TG0::KiB_4
+        + TCR_EL2::SH0::Inner
+        + TCR_EL2::ORGN0::WriteBack_ReadAlloc_WriteAlloc_Cacheable
+        + TCR_EL2::IRGN0::WriteBack_ReadAlloc_WriteAlloc_Cacheable
+        + TCR_EL2::T0SZ.val(64 - 48)
+        + TCR_EL2::PS.val(ps_field());
+    (1 << 31) | (1 << 23) | fields.value
 }
 
 /// SCTLR_EL2 with the MMU on.
@@ -40,9 +50,9 @@ pub const SCTLR: u64 = SCTLR_EL2_KEEL;
 /// `root` must be the level-0 table of an identity map that covers the image with its rights, including the running code,
 /// the stack and everything referred to; tables and data written so far must not be in caches.
 pub unsafe fn enable(root: Pa) {
-    write_sysreg!("mair_el2", MAIR);
-    write_sysreg!("tcr_el2", tcr());
-    write_sysreg!("ttbr0_el2", root.0);
+    MAIR_EL2.set(MAIR);
+    TCR_EL2.set(tcr());
+    TTBR0_EL2.set(root.0);
     // SAFETY: the caller vouches for the map; stale translations and instructions are dropped before it is used.
     unsafe {
         core::arch::asm!(

@@ -1,17 +1,19 @@
 //! The generic timer as EL2 uses it: the counter, and the EL2 physical timer (CNTHP, PPI 26) as keel's only tick.
 
-use super::sysreg::{isb, read_sysreg, write_sysreg};
+use super::sysreg::{isb, write_sysreg};
+use aarch64_cpu::registers::{CNTFRQ_EL0, CNTHP_CTL_EL2, CNTP_CTL_EL0, CNTPCT_EL0, CNTV_CTL_EL0};
+use tock_registers::interfaces::{Readable, Writeable};
 
 /// The physical counter. The ISB keeps the read from being hoisted over what it times.
 #[inline]
 pub fn now() -> u64 {
     isb();
-    read_sysreg!("cntpct_el0")
+    CNTPCT_EL0.get()
 }
 
 /// Ticks of the counter per second.
 pub fn frequency() -> u64 {
-    read_sysreg!("cntfrq_el0")
+    CNTFRQ_EL0.get()
 }
 
 /// Makes the EL2 physical timer fire at `deadline`, or not at all.
@@ -19,9 +21,9 @@ pub fn set_deadline(deadline: Option<u64>) {
     match deadline {
         Some(at) => {
             write_sysreg!("cnthp_cval_el2", at);
-            write_sysreg!("cnthp_ctl_el2", 1);
+            CNTHP_CTL_EL2.write(CNTHP_CTL_EL2::ENABLE::SET);
         }
-        None => write_sysreg!("cnthp_ctl_el2", 0),
+        None => CNTHP_CTL_EL2.set(0),
     }
     isb();
 }
@@ -33,10 +35,10 @@ pub const fn output(control: u64) -> bool {
 
 /// The output of the EL1 virtual timer that the guest on this CPU programmed.
 pub fn virtual_output() -> bool {
-    output(read_sysreg!("cntv_ctl_el0"))
+    output(CNTV_CTL_EL0.get())
 }
 
 /// The output of the EL1 physical timer that the guest on this CPU programmed.
 pub fn physical_output() -> bool {
-    output(read_sysreg!("cntp_ctl_el0"))
+    output(CNTP_CTL_EL0.get())
 }
