@@ -195,7 +195,9 @@ pub fn start_cpu_interface() -> Result<(), GicError> {
     if read_sysreg!("S3_4_C12_C9_5") & 1 == 0 {
         return Err(GicError::NoSystemRegisters);
     }
-    write_sysreg!("S3_0_C12_C12_5", 7); // ICC_SRE_EL1
+    write_sysreg!("S3_0_C12_C12_5", 7); // ICC_SRE_EL1: SRE, DFB, DIB
+    // ICC_SRE_EL2 without Enable: guests cannot switch the system-register interface off, for themselves or the next one.
+    write_sysreg!("S3_4_C12_C9_5", 7);
     isb();
     write_sysreg!("S3_0_C4_C6_0", 0xff); // ICC_PMR_EL1: nothing is masked
     write_sysreg!("S3_0_C12_C12_3", 0); // ICC_BPR1_EL1

@@ -2,29 +2,25 @@
 
 use super::{
     Errno,
+    interrupts::Outside,
     physical::{self, MAX_CPUS},
     uapi::vgic,
-    vcpu::{Start, Vcpu, request},
+    vcpu::Vcpu,
 };
 use crate::{
-    arch::{cpu, features, gic, hcr, timer},
-    hypercall::{
-        HypercallHost,
-        psci::{self, CpuOnResult, SystemEvent, VcpuPower},
-        smccc::{Mitigation, Vulnerability},
-    },
+    arch::{cpu, features, hcr, timer},
+    hypercall::psci::{self, SystemEvent},
     mm::Ipa,
     vdev::{
         idregs::GuestIdRegisters,
         mmio::{AccessSize, Bus, Region},
         pl011::{self, Pl011},
         pl031::{self, Pl031},
-        vgic::{Control, Vgic, VgicConfig, VgicCpu, VgicHost, VirtualInterface},
+        vgic::{Vgic, VgicConfig, VgicCpu, VgicHost},
     },
 };
 use alloc::{collections::VecDeque, string::String, sync::Arc, vec::Vec};
 use core::{
-    cell::RefCell,
     fmt,
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -141,7 +137,7 @@ pub struct Machine {
     pub(super) bus: Bus<Target>,
     uart: Option<(u32, Mutex<SerialPort>)>,
     rtc: Option<(u32, Mutex<Pl031>)>,
-    psci: psci::Version,
+    pub(super) psci: psci::Version,
     pub(super) id_registers: GuestIdRegisters,
     serial: Serial,
     pub(super) vttbr: u64,
@@ -396,202 +392,6 @@ impl Machine {
 /// Index of the vCPU whose redistributor is at `offset` of the window, and the offset in it.
 fn redistributor(offset: u64) -> (usize, u64) {
     ((offset / vgic::REDIST_SIZE) as usize, offset % vgic::REDIST_SIZE)
-}
-
-/// Makes a vCPU see a change of its interrupts, wherever it is.
-fn kick(vcpu: &Vcpu) {
-    if vcpu.resident.load(Ordering::SeqCst) {
-        physical::kick(vcpu.cpu());
-    } else if vcpu.is_on() {
-        physical::call_attention(vcpu.cpu());
-    }
-}
-
-/// Interrupts that come from outside a vCPU: the console's input.
-pub struct Outside<'a>(pub &'a Machine);
-
-impl VgicHost for Outside<'_> {
-    fn kick(&self, vcpu: usize) {
-        if let Some(vcpu) = self.0.vcpus.get(vcpu) {
-            kick(vcpu);
-        }
-    }
-
-    fn sync(&self, vcpu: usize) {
-        if let Some(vcpu) = self.0.vcpus.get(vcpu) {
-            wait_for_sync(vcpu, || {});
-        }
-    }
-}
-
-/// Asks `vcpu`'s CPU to fold its list registers and waits; `meanwhile` answers requests of the same kind.
-fn wait_for_sync(vcpu: &Vcpu, meanwhile: impl Fn()) {
-    if vcpu.cpu() == cpu::index() || !vcpu.resident.load(Ordering::SeqCst) {
-        return;
-    }
-    vcpu.requests.fetch_or(request::SYNC, Ordering::SeqCst);
-    physical::kick(vcpu.cpu());
-    while vcpu.requests.load(Ordering::SeqCst) & request::SYNC != 0 && vcpu.resident.load(Ordering::SeqCst) {
-        meanwhile();
-        core::hint::spin_loop();
-    }
-}
-
-/// The vGIC's view of the VM during an exit of `vcpu`, which this CPU holds.
-pub(super) struct Exiting<'a> {
-    pub machine: &'a Machine,
-    pub vcpu: &'a Vcpu,
-    pub vgic: RefCell<&'a mut VgicCpu>,
-}
-
-impl VgicHost for Exiting<'_> {
-    #[inline]
-    fn kick(&self, vcpu: usize) {
-        if vcpu != self.vcpu.index()
-            && let Some(vcpu) = self.machine.vcpus.get(vcpu)
-        {
-            kick(vcpu);
-        }
-    }
-
-    fn sync(&self, vcpu: usize) {
-        if vcpu == self.vcpu.index() {
-            self.fold();
-        } else if let Some(other) = self.machine.vcpus.get(vcpu) {
-            wait_for_sync(other, || {
-                if self.vcpu.requests.load(Ordering::SeqCst) & request::SYNC != 0 {
-                    self.fold();
-                    self.vcpu.requests.fetch_and(!request::SYNC, Ordering::SeqCst);
-                }
-            });
-        }
-    }
-}
-
-impl Exiting<'_> {
-    fn fold(&self) {
-        if let Ok(mut cpu) = self.vgic.try_borrow_mut() {
-            self.machine.vgic.sync(self.vcpu.index(), &mut cpu, &mut Hardware, &Outside(self.machine));
-        }
-    }
-}
-
-/// This CPU's virtual interface.
-pub(super) struct Hardware;
-
-impl VirtualInterface for Hardware {
-    #[inline]
-    fn list_registers(&self) -> usize {
-        gic::virtual_interface::list_registers()
-    }
-
-    fn active_priority_registers(&self) -> usize {
-        match gic::virtual_interface::preemption_bits() {
-            0..=5 => 1,
-            6 => 2,
-            _ => 4,
-        }
-    }
-
-    #[inline]
-    fn read_lr(&self, n: usize) -> u64 {
-        gic::virtual_interface::read_lr(n)
-    }
-
-    #[inline]
-    fn write_lr(&mut self, n: usize, value: u64) {
-        gic::virtual_interface::write_lr(n, value);
-    }
-
-    fn set_control(&mut self, control: Control) {
-        gic::virtual_interface::set_hcr(gic::ICH_HCR_EN | control.bits());
-    }
-
-    fn eoi_count(&self) -> u32 {
-        (gic::virtual_interface::hcr() >> 27) as u32 & 0x1f
-    }
-
-    fn clear_eoi_count(&mut self) {
-        gic::virtual_interface::set_hcr(gic::virtual_interface::hcr() & !(0x1f << 27));
-    }
-
-    fn vmcr(&self) -> u64 {
-        gic::virtual_interface::vmcr()
-    }
-
-    fn set_vmcr(&mut self, value: u64) {
-        gic::virtual_interface::set_vmcr(value);
-    }
-
-    fn ap0r(&self, n: usize) -> u32 {
-        gic::virtual_interface::ap0r(n) as u32
-    }
-
-    fn set_ap0r(&mut self, n: usize, value: u32) {
-        gic::virtual_interface::set_ap0r(n, value.into());
-    }
-
-    fn ap1r(&self, n: usize) -> u32 {
-        gic::virtual_interface::ap1r(n) as u32
-    }
-
-    fn set_ap1r(&mut self, n: usize, value: u32) {
-        gic::virtual_interface::set_ap1r(n, value.into());
-    }
-
-    fn set_physical_active(&mut self, host_intid: u32, active: bool) {
-        if let Some(redistributor) = physical::redistributor() {
-            redistributor.set_active(host_intid, active);
-        }
-    }
-
-    fn physical_level(&self, host_intid: u32) -> bool {
-        match physical::interrupts() {
-            Some(host) if host_intid == host.virtual_timer => timer::virtual_output(),
-            Some(host) if host_intid == host.physical_timer => timer::physical_output(),
-            _ => true,
-        }
-    }
-}
-
-/// Hypercalls of a vCPU.
-pub(super) struct Caller<'a> {
-    pub machine: &'a Machine,
-}
-
-impl HypercallHost for Caller<'_> {
-    fn psci_version(&self) -> psci::Version {
-        self.machine.psci
-    }
-
-    fn vcpu_count(&self) -> usize {
-        self.machine.vcpus.len()
-    }
-
-    fn vcpu_power(&self, index: usize) -> VcpuPower {
-        self.machine.vcpus.get(index).map_or(VcpuPower { mpidr: u64::MAX, on: false }, |vcpu| VcpuPower {
-            mpidr: vcpu.mpidr(),
-            on: vcpu.is_on(),
-        })
-    }
-
-    fn cpu_on(&self, index: usize, entry: u64, context: u64) -> CpuOnResult {
-        let Some(vcpu) = self.machine.vcpus.get(index) else { return CpuOnResult::AlreadyOn };
-        if vcpu.power_on(Start { entry, context, big_endian: super::run::caller_is_big_endian() }) {
-            physical::call_attention(vcpu.cpu());
-            CpuOnResult::Started
-        } else {
-            CpuOnResult::AlreadyOn
-        }
-    }
-
-    fn mitigation(&self, vulnerability: Vulnerability) -> Mitigation {
-        physical::mitigation(vulnerability)
-    }
-
-    fn guest_has_ssbs(&self) -> bool {
-        self.machine.id_registers.has_ssbs()
-    }
 }
 
 /// The stop that a system call of PSCI asks for.

@@ -8,6 +8,12 @@ pub mod errno;
 pub mod uapi;
 
 #[cfg(target_os = "none")]
+mod caller;
+#[cfg(target_os = "none")]
+mod interface;
+#[cfg(target_os = "none")]
+mod interrupts;
+#[cfg(target_os = "none")]
 pub mod machine;
 #[cfg(target_os = "none")]
 pub mod physical;

@@ -5,7 +5,10 @@
 //! in any other way than through [`Leave`].
 
 use super::{
-    machine::{Caller, Exiting, Hardware, Machine, Outside, Stop, guest_interrupt, stop_of},
+    caller::Caller,
+    interface::Hardware,
+    interrupts::{Exiting, Outside},
+    machine::{Machine, Stop, guest_interrupt, stop_of},
     physical,
     vcpu::{ExitKind, Inner, Vcpu, request},
 };

@@ -1,0 +1,89 @@
+//! How a change of a vCPU's interrupts reaches it: a kick to the CPU it is on, or that CPU's attention if it is off it.
+//!
+//! A vCPU whose list registers hold what another one wants to read folds them back when asked: the asking CPU waits, and
+//! answers requests of the same kind meanwhile, so that two that ask each other both get their answer.
+
+use super::{Machine, Vcpu, interface::Hardware, physical, vcpu::request};
+use crate::{
+    arch::cpu,
+    vdev::vgic::{VgicCpu, VgicHost},
+};
+use core::{cell::RefCell, sync::atomic::Ordering};
+
+/// Makes a vCPU see a change of its interrupts, wherever it is.
+fn kick(vcpu: &Vcpu) {
+    if vcpu.resident.load(Ordering::SeqCst) {
+        physical::kick(vcpu.cpu());
+    } else if vcpu.is_on() {
+        physical::call_attention(vcpu.cpu());
+    }
+}
+
+/// Interrupts that come from outside a vCPU: the console's input.
+pub struct Outside<'a>(pub &'a Machine);
+
+impl VgicHost for Outside<'_> {
+    fn kick(&self, vcpu: usize) {
+        if let Some(vcpu) = self.0.vcpus.get(vcpu) {
+            kick(vcpu);
+        }
+    }
+
+    fn sync(&self, vcpu: usize) {
+        if let Some(vcpu) = self.0.vcpus.get(vcpu) {
+            wait_for_sync(vcpu, || {});
+        }
+    }
+}
+
+/// Asks `vcpu`'s CPU to fold its list registers and waits; `meanwhile` answers requests of the same kind.
+fn wait_for_sync(vcpu: &Vcpu, meanwhile: impl Fn()) {
+    if vcpu.cpu() == cpu::index() || !vcpu.resident.load(Ordering::SeqCst) {
+        return;
+    }
+    vcpu.requests.fetch_or(request::SYNC, Ordering::SeqCst);
+    physical::kick(vcpu.cpu());
+    while vcpu.requests.load(Ordering::SeqCst) & request::SYNC != 0 && vcpu.resident.load(Ordering::SeqCst) {
+        meanwhile();
+        core::hint::spin_loop();
+    }
+}
+
+/// The vGIC's view of the VM during an exit of `vcpu`, which this CPU holds.
+pub(super) struct Exiting<'a> {
+    pub machine: &'a Machine,
+    pub vcpu: &'a Vcpu,
+    pub vgic: RefCell<&'a mut VgicCpu>,
+}
+
+impl VgicHost for Exiting<'_> {
+    #[inline]
+    fn kick(&self, vcpu: usize) {
+        if vcpu != self.vcpu.index()
+            && let Some(vcpu) = self.machine.vcpus.get(vcpu)
+        {
+            kick(vcpu);
+        }
+    }
+
+    fn sync(&self, vcpu: usize) {
+        if vcpu == self.vcpu.index() {
+            self.fold();
+        } else if let Some(other) = self.machine.vcpus.get(vcpu) {
+            wait_for_sync(other, || {
+                if self.vcpu.requests.load(Ordering::SeqCst) & request::SYNC != 0 {
+                    self.fold();
+                    self.vcpu.requests.fetch_and(!request::SYNC, Ordering::SeqCst);
+                }
+            });
+        }
+    }
+}
+
+impl Exiting<'_> {
+    fn fold(&self) {
+        if let Ok(mut cpu) = self.vgic.try_borrow_mut() {
+            self.machine.vgic.sync(self.vcpu.index(), &mut cpu, &mut Hardware, &Outside(self.machine));
+        }
+    }
+}
