@@ -112,18 +112,32 @@ rustup_itself() {
         [ -n "$(apt_candidate rustup)" ] || apt_update
         if [ -n "$(apt_candidate rustup)" ]; then
             apt_install "it brings Rust's toolchains" rustup
-            return 0
+        else
+            rustup_by_pip
         fi
-        have curl || apt_install "it fetches rustup" curl ca-certificates
+        return 0
     fi
-    have curl || fail "neither rustup nor curl is here; install rustup (https://rustup.rs) and try again"
+    fail "rustup is missing; install it by hand (see the Rust project's pages) and try again"
+}
+
+# Debian 12 has no rustup. Python's package puccinialin brings its official installer; everything else of it is thrown
+# away again.
+rustup_by_pip() {
+    python3 -c 'import venv, ensurepip' 2>/dev/null || apt_install "its pip fetches rustup" python3-venv ca-certificates
     say "installing rustup with its official installer, into ${CARGO_HOME:-$HOME/.cargo}"
-    installer=$(mktemp)
-    curl --proto '=https' --tlsv1.2 -sSf -o "$installer" https://sh.rustup.rs ||
-        fail "rustup's installer cannot be fetched; install rustup by hand (https://rustup.rs) and try again"
-    sh "$installer" -y --quiet --profile minimal --default-toolchain none --no-modify-path ||
-        fail "rustup's installer failed; install rustup by hand (https://rustup.rs) and try again"
-    rm -f "$installer"
+    folder=$(mktemp -d)
+    python3 -m venv "$folder/venv" && "$folder/venv/bin/pip" -q install puccinialin ||
+        fail "pip could not install puccinialin; install rustup by hand (see the Rust project's pages) and try again"
+    # It also installs a toolchain, in a folder of its own, and may stumble over this project's choice of another.
+    (cd / && "$folder/venv/bin/python" -m puccinialin --location "$folder/rust") >"$folder/log" 2>&1 || true
+    installer=$folder/rust/rustup-init/rustup-init
+    [ -x "$installer" ] || {
+        cat "$folder/log" >&2
+        fail "rustup's installer could not be fetched; install rustup by hand (see the Rust project's pages) and try again"
+    }
+    "$installer" -y --quiet --profile minimal --default-toolchain none --no-modify-path ||
+        fail "rustup's installer failed; install rustup by hand (see the Rust project's pages) and try again"
+    rm -rf "$folder"
 }
 
 qemu_version() {
@@ -137,7 +151,7 @@ qemu() {
     fi
     reason="the arm64 boards keel runs on (QEMU $oldest_qemu or newer; found: ${version:-none})"
     if [ "$(uname -s)" = Darwin ]; then
-        have brew || fail "QEMU is missing; install Homebrew (https://brew.sh) and try again"
+        have brew || fail "QEMU is missing; install Homebrew and try again"
         say "installing qemu: $reason"
         brew install --quiet qemu
     elif have apt-get; then

@@ -234,19 +234,24 @@ fn give_memory(host: &HostInfo, tree: Range<Pa>) -> &'static [u8] {
     let mut taken: Vec<_> = [image::whole(), tree].into_iter().collect();
     if let Some(initrd) = &initrd {
         let inside = |pages: &Range<Pa>| ram.iter().any(|range| range.start <= pages.start && pages.end <= range.end);
-        let clear = |pages: &Range<Pa>| {
-            taken
-                .iter()
-                .chain(reserved(host).as_slice())
-                .all(|other| pages.end <= other.start || other.end <= pages.start)
-        };
+        // Loaders reserve the bundle's own memory and the tree's (U-Boot does), so reservations are no obstacle: they are not
+        // given away, and nothing else of them is mapped.
+        let clear = |pages: &Range<Pa>| taken.iter().all(|other| pages.end <= other.start || other.end <= pages.start);
         let usable = |pages: &Range<Pa>| inside(pages) && clear(pages);
         // In large blocks if there is nothing else in them.
         let [blocks, pages] = [BLOCK_2M, PAGE_SIZE].map(|unit| memory::grow(initrd, unit));
-        let Some(pages) = [blocks, pages].into_iter().find(usable) else {
+        let alone = |pages: &Range<Pa>| {
+            reserved(host).iter().all(|other| {
+                pages.end <= other.start
+                    || other.end <= pages.start
+                    || (initrd.start <= other.start && other.end <= initrd.end)
+            })
+        };
+        let Some(pages) = Some(blocks).filter(|blocks| usable(blocks) && alone(blocks)).or(Some(pages).filter(usable))
+        else {
             stop(format_args!(
-                "/chosen: linux,initrd-start and -end say {}..{}, which is not RAM, or lies on keel's image, the device tree or \
-                 reserved memory: load the bundle elsewhere",
+                "/chosen: linux,initrd-start and -end say {}..{}, which is not RAM, or lies on keel's image or the device tree: \
+                 load the bundle elsewhere",
                 initrd.start, initrd.end
             ));
         };

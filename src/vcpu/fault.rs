@@ -18,11 +18,6 @@ pub enum GuestFault {
         /// It was a write.
         write: bool,
     },
-    /// A data access beyond the physical address space the guest was told of: address size fault, level 0.
-    DataAddressSize {
-        /// Virtual address.
-        far: u64,
-    },
     /// A stage-1 walk that left memory: synchronous external abort.
     WalkAbort {
         /// Virtual address that was being translated.
@@ -98,9 +93,6 @@ impl GuestFault {
                 fsc::EXTERNAL | if write { WNR } else { 0 },
                 Some(far),
             ),
-            Self::DataAddressSize { far } => {
-                (class(ec::DATA_ABORT_SAME, ec::DATA_ABORT_LOWER), fsc::ADDRESS_SIZE, Some(far))
-            }
             Self::WalkAbort { far } => {
                 (class(ec::DATA_ABORT_SAME, ec::DATA_ABORT_LOWER), fsc::EXTERNAL | 0x4 | 0x3, Some(far))
             }
