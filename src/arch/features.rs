@@ -85,3 +85,13 @@ pub fn has_mops() -> bool {
 pub fn has_ccidx() -> bool {
     field(read_sysreg!("S3_0_C0_C7_2"), 20) != 0
 }
+
+/// FEAT_CSV2 (ID_AA64PFR0_EL1.CSV2): branch predictions do not cross contexts.
+pub fn is_immune_to_spectre_v2() -> bool {
+    field(read_sysreg!("S3_0_C0_C4_0"), 56) != 0
+}
+
+/// FEAT_CSV2_3, or FEAT_ECBHB (ID_AA64MMFR1_EL1.ECBHB): branch history does not cross exception levels.
+pub fn is_immune_to_spectre_bhb() -> bool {
+    field(read_sysreg!("S3_0_C0_C4_0"), 56) >= 3 || field(read_sysreg!("S3_0_C0_C7_1"), 60) != 0
+}

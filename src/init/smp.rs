@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     arch::{
-        self, SecondaryBlock, cache, cpu,
+        self, SecondaryBlock, cache, cpu, features,
         gic::{Distributor, GicError, Redistributor},
         image, mmu, pmu, smc, timer,
     },
@@ -87,16 +87,18 @@ pub fn start_counters() -> bool {
     bits.is_some()
 }
 
-/// Asks firmware about its workarounds on this CPU.
+/// Finds out how this CPU stands with the vulnerabilities that SMCCC has calls for: by its ID registers, else by asking
+/// firmware.
 pub fn add_mitigations() {
-    for (vulnerability, function) in [
-        (Vulnerability::SpectreV2, 0x8000_8000),
-        (Vulnerability::SpectreV4, 0x8000_7fff),
-        (Vulnerability::SpectreBhb, 0x8000_3fff),
+    for (vulnerability, function, immune) in [
+        (Vulnerability::SpectreV2, 0x8000_8000, features::is_immune_to_spectre_v2()),
+        (Vulnerability::SpectreV4, 0x8000_7fff, false),
+        (Vulnerability::SpectreBhb, 0x8000_3fff, features::is_immune_to_spectre_bhb()),
     ] {
         // SMCCC, 7.5: 0 = the call is needed and mitigates; positive = not needed here. Firmware that does not know the
         // call says nothing about the CPU; entering EL2 is no mitigation then, and guests decide by MIDR and ID registers.
         let mitigation = match smc::arch_features(function) {
+            _ if immune => Mitigation::Unaffected,
             0 => Mitigation::Mitigated,
             1.. => Mitigation::Unaffected,
             _ => Mitigation::Vulnerable,
