@@ -194,17 +194,20 @@ impl Vgic {
         }
         // From here on a change is told to this vCPU; what was changed before is seen below.
         bank.loaded.fetch_or(bit, SeqCst);
-        bank.held.fetch_or(bit, SeqCst);
         let mine = route.target() == vcpu as u32;
         let view = bank.view(SeqCst);
+        // Before its latch is taken, so that no reader misses it on its way; and only if it is pending, so that no reader
+        // takes an active one for pending.
+        let held = view.pending() & bit;
+        bank.held.fetch_or(held, SeqCst);
         let deliver = if mine && let_through { view.enabled } else { 0 };
         let presentation = bank.present(&view, bit, deliver, 0, crowded);
         if presentation.shown() == 0 {
             self.release_spi(vcpu, intid, host);
             return None;
         }
-        if presentation.pending == 0 {
-            bank.held.fetch_and(!bit, SeqCst);
+        if presentation.pending != held {
+            bank.held.fetch_xor(bit, SeqCst);
         }
         let mut value = presentation.list_register(intid, bank.priority(intid, SeqCst));
         if !mine {

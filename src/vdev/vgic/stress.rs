@@ -167,3 +167,36 @@ fn nothing_is_lost_between_cpus() {
         });
     });
 }
+
+/// Reading another vCPU's interrupt while that one's list registers are loaded again and again: it is active all the time
+/// and never pending, whatever moment the reader catches.
+#[test]
+fn an_active_spi_is_never_seen_pending() {
+    const SPI: u32 = 40;
+    let vgic = Vgic::new(&VgicConfig { mpidrs: &[0, 1], spis: 32 }).unwrap();
+    let bit = 1 << (SPI % 32);
+    vgic.dist_write(0, Word, 2, &Polling);
+    vgic.dist_write(0x104, Word, bit, &Polling);
+    vgic.dist_write(0xc08, Word, 0xaaaa_aaaa, &Polling);
+    vgic.set_spi(SPI, true, &Polling);
+    vgic.set_spi(SPI, false, &Polling);
+    let (mut cpu, mut vif) = (VgicCpu::new(), FakeInterface::new(4));
+    vif.vmcr = 0xff << lr::VMCR_PMR_SHIFT | lr::VMCR_ENG1;
+    vgic.flush(0, &mut cpu, &mut vif, &Polling);
+    assert_eq!(vif.acknowledge(), Some(SPI));
+    vgic.sync(0, &mut cpu, &mut vif, &Polling);
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (vgic, done) = (&vgic, &done);
+        scope.spawn(move || {
+            while !done.load(SeqCst) {
+                vgic.flush(0, &mut cpu, &mut vif, &Polling);
+                vgic.sync(0, &mut cpu, &mut vif, &Polling);
+            }
+        });
+        let seen = (0..ROUNDS).find(|_| vgic.dist_read(0x204, Word, &Polling) & bit != 0);
+        let active = vgic.dist_read(0x304, Word, &Polling) & bit;
+        done.store(true, SeqCst);
+        assert_eq!((seen, active), (None, bit));
+    });
+}
