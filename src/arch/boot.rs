@@ -89,9 +89,10 @@ pub mod image {
         symbol!(_boot_stack_guard)..symbol!(_boot_stack_bottom)
     }
 
-    /// Bytes of a secondary CPU's stack, and of the guard page under it.
+    /// Bytes of a secondary CPU's stack.
     const STACK: u64 = 0x4000;
-    const GUARD: u64 = 0x1000;
+    /// Bytes of the guard under each stack.
+    pub const GUARD: u64 = 0x1000;
 
     /// The stack of CPU `index`, below 64; the page under it is never mapped.
     pub fn stack(index: usize) -> Option<Range<Pa>> {

@@ -29,7 +29,7 @@ use devices::{Devices, Kind};
 pub use error::HostError;
 pub use gic::{Gic, GicV2, GicV3};
 pub use memory::Reservation;
-pub use options::KeelOptions;
+pub use options::{Crash, KeelOptions};
 pub use timers::HostTimers;
 
 use crate::mm::Pa;

@@ -3,6 +3,7 @@
 //! The report goes straight to the UART: whoever holds the console's lock may be what broke. Lines have a fixed form that
 //! `cargo keel symbolize` turns into functions and lines.
 
+use super::host_info::Crash;
 use crate::{
     arch::{cpu, esr, image, sysreg, uart},
     mm::Pa,
@@ -82,9 +83,26 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     if let Some(location) = info.location() {
         let _ = writeln!(out, "at {location}");
     }
-    let frame: u64;
-    // SAFETY: reads the frame pointer.
-    unsafe { core::arch::asm!("mov {}, x29", out(reg) frame, options(nomem, nostack, preserves_flags)) };
+    let (frame, sp): (u64, u64);
+    // SAFETY: reads two registers.
+    unsafe {
+        core::arch::asm!("mov {}, x29", "mov {}, sp", out(reg) frame, out(reg) sp, options(nomem, nostack, preserves_flags))
+    };
+    // What the CPU was at: the guest it holds, and its last exception.
+    let _ = writeln!(
+        out,
+        "ESR_EL2 {:#018x} FAR_EL2 {:#018x} ELR_EL2 {:#018x} SPSR_EL2 {:#018x}\n\
+         HCR_EL2 {:#018x} VTTBR_EL2 {:#018x} SCTLR_EL2 {:#018x} VBAR_EL2 {:#018x}\n\
+         x29 {frame:#018x} sp  {sp:#018x}",
+        sysreg::read_sysreg!("esr_el2"),
+        sysreg::read_sysreg!("far_el2"),
+        sysreg::read_sysreg!("elr_el2"),
+        sysreg::read_sysreg!("spsr_el2"),
+        sysreg::read_sysreg!("hcr_el2"),
+        sysreg::read_sysreg!("vttbr_el2"),
+        sysreg::read_sysreg!("sctlr_el2"),
+        sysreg::read_sysreg!("vbar_el2"),
+    );
     backtrace(&mut out, None, frame);
     stop(&mut out);
 }
@@ -112,6 +130,11 @@ extern "C" fn keel_fatal(kind: u64, frame: &FatalFrame) -> ! {
         sysreg::read_sysreg!("far_el2"),
         sysreg::read_sysreg!("spsr_el2")
     );
+    let far = Pa(sysreg::read_sysreg!("far_el2"));
+    let own_guard = image::stack(cpu::index()).map(|stack| Pa(stack.start.0 - image::GUARD)..stack.start);
+    if [Some(image::stack_guard()), own_guard].iter().flatten().any(|guard| guard.contains(&far)) {
+        let _ = writeln!(out, "the stack has overflowed: FAR_EL2 is in the guard page below it");
+    }
     for (number, value) in frame.gpr.iter().enumerate() {
         let end = if number % 4 == 3 { "\n" } else { " " };
         let _ = write!(out, "x{number:<2} {value:#018x}{end}");
@@ -119,6 +142,24 @@ extern "C" fn keel_fatal(kind: u64, frame: &FatalFrame) -> ! {
     let _ = writeln!(out, "sp  {:#018x}", frame.sp);
     backtrace(&mut out, Some(elr), frame.gpr[29]);
     stop(&mut out);
+}
+
+/// Ends on purpose, as `keel.crash=` asks.
+pub(super) fn crash(how: Crash) -> ! {
+    match how {
+        Crash::Panic => panic!("keel.crash=panic asked for this"),
+        Crash::Stack => {
+            let depth = use_stack(0);
+            panic!("there was no end of the stack after {depth} calls");
+        }
+    }
+}
+
+/// Recurses until the stack ends, or for more calls than any stack has room for.
+#[inline(never)]
+fn use_stack(depth: u64) -> u64 {
+    let room = core::hint::black_box([depth; 32]);
+    if depth == 1 << 20 { depth } else { use_stack(depth + 1).max(room[0]) }
 }
 
 fn stop(out: &mut Report) -> ! {

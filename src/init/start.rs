@@ -143,6 +143,9 @@ extern "C" fn keel_primary(tree: u64, entry: u64) -> ! {
     for warning in &host.warnings {
         warn!("{warning}");
     }
+    if let Some(how) = host.options.crash {
+        panic::crash(how);
+    }
     check_cpu();
     // CPU 0 is the boot CPU, whatever the tree's order: indices are positions in the tree.
     let Some(boot) = host.cpus.iter().position(|cpu| cpu.mpidr == crate::arch::cpu::mpidr()) else {

@@ -4,9 +4,10 @@ use std::process::{Command, Stdio};
 
 use keel_qemu::machine::Gic;
 use keel_qemu::qemu::{Board, run_to_end};
+use keel_qemu::symbolize::{Symbols, symbolize};
 use keel_qemu::tree;
 use keel_qemu::verdict::Verdict;
-use libtest_mimic::Trial;
+use libtest_mimic::{Failed, Trial};
 
 use crate::{LIMIT, Outcome, board, expect, failure, images, run_well};
 
@@ -29,6 +30,17 @@ fn says_its_lines(console: &str) -> Outcome {
         rest = after;
     }
     Ok(())
+}
+
+/// Makes keel crash; the report, with functions and lines as `cargo keel symbolize` finds them.
+fn crash(how: &str) -> Result<String, Failed> {
+    let mut board = board("", &[])?;
+    board.append = format!("keel.crash={how}");
+    let ending = run_to_end(&board, LIMIT)?;
+    if ending.verdict != Verdict::Panicked {
+        return Err(failure(&ending, &format!("keel did not crash: {}", ending.verdict)));
+    }
+    Ok(symbolize(&ending.output, &Symbols::open(&images()?.keel_elf)?))
 }
 
 pub fn trials() -> Vec<Trial> {
@@ -68,6 +80,20 @@ pub fn trials() -> Vec<Trial> {
                 return Err(format!("debug level adds nothing:\n{loud}").into());
             }
             Ok(())
+        }),
+        Trial::test("demo::a_panic_is_reported", || {
+            let report = crash("panic")?;
+            expect(&report, "keel.crash=panic asked for this")?;
+            expect(&report, "HCR_EL2 0x")?;
+            expect(&report, "keel::init::panic::crash at ")?;
+            expect(&report, "src/init/start.rs:")
+        }),
+        Trial::test("demo::a_full_stack_is_reported", || {
+            let report = crash("stack")?;
+            expect(&report, "synchronous exception at EL2: data abort")?;
+            expect(&report, "the stack has overflowed")?;
+            expect(&report, "x30 0x")?;
+            expect(&report, "keel::init::panic::use_stack at ")
         }),
         Trial::test("demo::entered_at_el1_says_so", || {
             let mut board = Board::virt(&images()?.keel);

@@ -13,11 +13,22 @@ pub struct KeelOptions {
     pub log_level: LevelFilter,
     /// `keel.stats=1`: print what keel itself cost when a VM ends.
     pub stats: bool,
+    /// `keel.crash=panic|stack`: end in a panic, or by running out of stack, to see what a report looks like.
+    pub crash: Option<Crash>,
+}
+
+/// A way to end on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crash {
+    /// A panic.
+    Panic,
+    /// The stack's guard page.
+    Stack,
 }
 
 impl Default for KeelOptions {
     fn default() -> Self {
-        Self { log_level: LevelFilter::Info, stats: false }
+        Self { log_level: LevelFilter::Info, stats: false, crash: None }
     }
 }
 
@@ -50,9 +61,16 @@ impl KeelOptions {
                     }
                     _ => "0 or 1",
                 },
+                "keel.crash" => match value {
+                    "panic" | "stack" => {
+                        options.crash = Some(if value == "panic" { Crash::Panic } else { Crash::Stack });
+                        continue;
+                    }
+                    _ => "panic or stack",
+                },
                 _ => {
                     warnings.push(format!(
-                        "/chosen: bootargs: unknown option {word}, known are keel.loglevel and keel.stats"
+                        "/chosen: bootargs: unknown option {word}, known are keel.loglevel, keel.stats and keel.crash"
                     ));
                     continue;
                 }

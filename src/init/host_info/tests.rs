@@ -116,7 +116,7 @@ fn virt_is_understood() {
     assert_eq!((info.timers.physical, info.timers.secure), (ppi(14, 4), Some(ppi(13, 4))));
     assert_eq!(info.rtc, Some(span(0x901_0000, 0x1000)));
     assert_eq!(info.initrd, Some(span(0x4400_0000, 0x1234)));
-    assert_eq!(info.options, KeelOptions { log_level: log::LevelFilter::Debug, stats: true });
+    assert_eq!(info.options, KeelOptions { log_level: log::LevelFilter::Debug, stats: true, crash: None });
     assert_eq!(info.rng_seed, [0, 0, 0, 1, 0, 0, 0, 2]);
     assert_eq!(info.warnings, [""; 0]);
 }
