@@ -28,6 +28,7 @@ check: setup-check ## formatting, lints for host and target, documentation; warn
 	cargo clippy -p keel --lib --bins --target $(BARE) -- -D warnings
 	cargo clippy -p keel-test-kernel --bins --target $(BARE) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings" cargo doc -p keel --lib --target $(BARE) --no-deps --document-private-items
 	cargo test --quiet -p keel-qemu --test layers
 
 debug: setup-run ## boot keel stopped at its first instruction, under gdb or lldb with its symbols

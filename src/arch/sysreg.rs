@@ -1,6 +1,6 @@
 //! System-register access by name or by encoding, for the registers that `aarch64-cpu` lacks.
 //!
-//! [`read_sysreg`] and [`write_sysreg`] take the name the assembler knows (`S3_4_C12_C11_0` where it knows none). Reads
+//! `read_sysreg` and `write_sysreg` take the name the assembler knows (`S3_4_C12_C11_0` where it knows none). Reads
 //! and writes are ordered among themselves and with memory accesses by the compiler; whoever needs the effect at a given
 //! instruction adds the barrier.
 

@@ -1,8 +1,8 @@
 //! The KVM API: VMs and vCPUs with KVM's calls, structures and error numbers.
 //!
-//! [`Vm`] and [`Vcpu`] *are* KVM's calls: whoever builds a VM, keel's launcher or later a root VM by hypercall, uses the
+//! `Vm` and `Vcpu` *are* KVM's calls: whoever builds a VM, keel's launcher or later a root VM by hypercall, uses the
 //! methods here and nothing else. A VM goes from being configured to having run; its first run freezes what
-//! configuration may change into a [`Machine`], which exits work on without locks.
+//! configuration may change into a `Machine`, which exits work on without locks.
 
 pub mod errno;
 pub mod uapi;

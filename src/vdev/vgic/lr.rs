@@ -5,19 +5,19 @@
 
 use bitflags::bitflags;
 
-/// ICH_LR<n>_EL2.State bit 62: pending (abi §6.3).
+/// ICH_LRn_EL2.State bit 62: pending (abi §6.3).
 pub const PENDING: u64 = 1 << 62;
-/// ICH_LR<n>_EL2.State bit 63: active.
+/// ICH_LRn_EL2.State bit 63: active.
 pub const ACTIVE: u64 = 1 << 63;
-/// ICH_LR<n>_EL2.HW: deactivation deactivates the physical interrupt pINTID too.
+/// ICH_LRn_EL2.HW: deactivation deactivates the physical interrupt pINTID too.
 pub const HW: u64 = 1 << 61;
-/// ICH_LR<n>_EL2.Group: 1 = group 1.
+/// ICH_LRn_EL2.Group: 1 = group 1.
 pub const GROUP1: u64 = 1 << 60;
-/// ICH_LR<n>_EL2.Priority, bits 55:48.
+/// ICH_LRn_EL2.Priority, bits 55:48.
 pub const PRIORITY_SHIFT: u32 = 48;
-/// ICH_LR<n>_EL2.pINTID, bits 44:32, when HW is 1.
+/// ICH_LRn_EL2.pINTID, bits 44:32, when HW is 1.
 pub const PINTID_SHIFT: u32 = 32;
-/// ICH_LR<n>_EL2.EOI, bit 41 when HW is 0: maintenance interrupt at the interrupt's end.
+/// ICH_LRn_EL2.EOI, bit 41 when HW is 0: maintenance interrupt at the interrupt's end.
 pub const EOI: u64 = 1 << 41;
 
 /// The most list registers a CPU can have (ICH_VTR_EL2.ListRegs).
@@ -93,7 +93,7 @@ pub trait VirtualInterface {
     }
 }
 
-/// A value of ICH_LR<n>_EL2.
+/// A value of ICH_LRn_EL2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ListRegister(pub(super) u64);
 

@@ -3,9 +3,9 @@
 //! The kernels are witnesses, so as little as possible of them is ours: entry and exception vectors are aarch64-rt's,
 //! the interrupt controller is driven by arm-gic, the console by arm-pl011-uart, PSCI by smccc and the device tree is
 //! read by fdt. What is ours is what those crates cannot do: run any one instruction with all registers known and say
-//! what became of them ([`exec`]).
+//! what became of them (`exec`).
 //!
-//! The platform is QEMU's `virt` as keel shows it to a guest ([`platform`]); the same binaries run on QEMU itself.
+//! The platform is QEMU's `virt` as keel shows it to a guest (`platform`); the same binaries run on QEMU itself.
 //! On a target with an operating system this library is empty, so that the workspace builds everywhere.
 
 #![cfg_attr(target_os = "none", no_std)]
