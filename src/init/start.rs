@@ -26,13 +26,6 @@ use log::{debug, error, info, warn};
 /// The largest device tree that the boot protocol allows.
 const TREE_MAX: u64 = 2 << 20;
 
-/// Heap until the machine's memory is known: what reading the tree needs.
-const EARLY_HEAP: usize = 256 * 1024;
-#[repr(C, align(4096))]
-struct EarlyHeap([u8; EARLY_HEAP]);
-#[unsafe(link_section = ".late")]
-static mut EARLY: EarlyHeap = EarlyHeap([0; EARLY_HEAP]);
-
 /// The bytes of the tree at `tree`, by its header (Devicetree Specification 0.4, 5.2; big-endian words): magic and size.
 fn tree_bytes(tree: Pa) -> Option<&'static [u8]> {
     if tree.0 == 0 || !tree.is_aligned(8) {
@@ -113,9 +106,7 @@ extern "C" fn keel_primary(tree: u64, entry: u64) -> ! {
     cpu::set_index(0);
 
     keel_log::start();
-    let heap = &raw mut EARLY as u64;
-    // SAFETY: a static that nothing else refers to, mapped writable.
-    unsafe { frame::donate(Pa(heap)..Pa(heap + EARLY_HEAP as u64)) };
+    frame::start();
     let host = HostInfo::parse(tree);
     // The console comes first; it is found in a tree that is good for nothing else, too.
     let uart = match &host {

@@ -11,7 +11,7 @@ use core::{
     alloc::{GlobalAlloc, Layout},
     ops::Range,
     ptr::NonNull,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 use spin::Mutex;
 
@@ -34,6 +34,26 @@ unsafe impl GlobalAlloc for KeelHeap {
             // SAFETY: `GlobalAlloc`'s contract: allocated here with this layout.
             unsafe { self.0.lock().dealloc(pointer, layout) };
         }
+    }
+}
+
+/// Bytes of heap until the machine's memory is known: what reading its tree needs.
+const EARLY_HEAP: usize = 256 * 1024;
+
+#[repr(C, align(4096))]
+struct EarlyHeap(core::cell::UnsafeCell<[u8; EARLY_HEAP]>);
+// SAFETY: its memory is given to the allocator once, by `start`, and not referred to otherwise.
+unsafe impl Sync for EarlyHeap {}
+#[unsafe(link_section = ".late")]
+static EARLY_HEAP_MEMORY: EarlyHeap = EarlyHeap(core::cell::UnsafeCell::new([0; EARLY_HEAP]));
+
+/// Lets the allocator start with a little memory of the image's own. Later calls do nothing.
+pub fn start() {
+    static STARTED: AtomicBool = AtomicBool::new(false);
+    if !STARTED.swap(true, Ordering::Relaxed) {
+        let start = Pa(EARLY_HEAP_MEMORY.0.get() as u64);
+        // SAFETY: a static that nothing else refers to, in the image's writable part, given away this once.
+        unsafe { donate(start..Pa(start.0 + EARLY_HEAP as u64)) };
     }
 }
 
