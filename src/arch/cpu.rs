@@ -47,7 +47,7 @@ pub fn l1_caches() -> Option<[[u32; 3]; 2]> {
     if read_sysreg!("clidr_el1") & 7 != 3 {
         return None;
     }
-    // CSSELR_EL1 is a guest's, and no guest is loaded on this CPU: the next one brings its own value.
+    // CSSELR_EL1 belongs to the guest that this CPU holds: for bring-up, when there is none.
     let cache = |selector: u64| {
         write_sysreg!("csselr_el1", selector);
         isb();

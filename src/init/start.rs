@@ -16,7 +16,7 @@ use crate::{
         el2, frame,
     },
     vcpu::switch,
-    vdev::idregs::HostIdRegisters,
+    vdev::{idregs::HostIdRegisters, platform::Cache},
     vmm::{self, bundle::Bundle},
 };
 use alloc::vec::Vec;
@@ -173,6 +173,7 @@ extern "C" fn keel_primary(tree: u64, entry: u64) -> ! {
         cpus,
         epoch: wall_clock(&host),
         console_interrupt,
+        l1: cpu::l1_caches().map(|caches| caches.map(|[line, sets, size]| Cache { line, sets, size })),
         stats: host.options.stats,
         entry,
     };

@@ -48,6 +48,8 @@ pub struct Host {
     pub epoch: u64,
     /// Interrupt of the console's UART, if it has one.
     pub console_interrupt: Option<u32>,
+    /// The CPUs' level-1 caches, for guests' trees: guests read the same from their cache registers.
+    pub l1: Option<[Cache; 2]>,
     /// Print statistics when a VM ends.
     pub stats: bool,
     /// The counter at keel's first instruction.
@@ -202,11 +204,6 @@ fn make(host: &Host, number: usize, config: &VmConfig<'static>) -> Result<Guest,
     })
 }
 
-/// This CPU's level-1 caches, for the guest's tree: guests read the same from its cache registers.
-fn l1_caches() -> Option<[Cache; 2]> {
-    cpu::l1_caches().map(|caches| caches.map(|[line, sets, size]| Cache { line, sets, size }))
-}
-
 /// KVM_ARM_VCPU_INIT for all: the first runs, the others wait for CPU_ON.
 fn initialise_vcpus(vm: &Vm, count: usize) -> Result<(), StartError> {
     for index in 0..count {
@@ -222,7 +219,7 @@ impl Guest {
     /// Copies the images and sets the first vCPU up; the VM's memory is clear.
     fn load(&self) -> Result<(), StartError> {
         let start = timer::now();
-        let machine = GuestMachine { l1: l1_caches(), ..VIRT };
+        let machine = GuestMachine { l1: HOST.get().and_then(|host| host.l1), ..VIRT };
         let loaded = load::load(&self.config, &mut Memory(&self.vm), &machine, &mut |bytes| entropy::fill(bytes))
             .map_err(StartError::Config)?;
         self.vm.publish_memory();
