@@ -14,7 +14,9 @@ use core::{cell::RefCell, sync::atomic::Ordering};
 fn kick(vcpu: &Vcpu) {
     if vcpu.resident.load(Ordering::SeqCst) {
         physical::kick(vcpu.cpu());
-    } else if vcpu.is_on() {
+    } else if vcpu.take_waiting() {
+        // One that is off its CPU and does not wait looks at its interrupts when its turn comes; no guest can make its CPU,
+        // which may be another VM's, look more than once for each time it waits.
         physical::call_attention(vcpu.cpu());
     }
 }

@@ -92,6 +92,8 @@ pub struct Vcpu {
     power: AtomicU8,
     start: Mutex<Option<Start>>,
     pub(super) resident: AtomicBool,
+    /// It waits for an interrupt, off its CPU: whoever makes one pending has to call that CPU's attention, once.
+    waiting: AtomicBool,
     pub(super) requests: AtomicU32,
     inner: Mutex<Inner>,
 }
@@ -104,6 +106,7 @@ impl Vcpu {
             power: AtomicU8::new(POWER_OFF),
             start: Mutex::new(None),
             resident: AtomicBool::new(false),
+            waiting: AtomicBool::new(false),
             requests: AtomicU32::new(0),
             inner: Mutex::new(Inner {
                 context: VcpuContext::reset(),
@@ -233,6 +236,17 @@ impl Vcpu {
             self.power.store(POWER_ON, Ordering::SeqCst);
         }
         claim.is_ok()
+    }
+
+    /// Says whether it waits for an interrupt. Set before its interrupts are looked at for the last time: what becomes
+    /// pending after that finds it set.
+    pub fn set_waiting(&self, waiting: bool) {
+        self.waiting.store(waiting, Ordering::SeqCst);
+    }
+
+    /// Ends its wait, for the one caller that finds it waiting.
+    pub(super) fn take_waiting(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) && self.waiting.swap(false, Ordering::SeqCst)
     }
 
     /// The state, for the CPU that runs it; a start that is pending is carried out first.

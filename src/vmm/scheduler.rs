@@ -78,12 +78,14 @@ fn look(turn: usize, running: Option<&Vcpu>) -> Look {
             continue;
         }
         if let Some(until) = entry.waiting {
+            entry.vcpu.set_waiting(true);
             let (runnable, next) = is_runnable(&entry.guest.machine, &entry.vcpu, now);
             if !runnable && until.is_none_or(|at| at > now) {
                 found.deadline = earlier(found.deadline, earlier(next, until));
                 continue;
             }
             entry.waiting = None;
+            entry.vcpu.set_waiting(false);
         }
         if found.chosen.is_none() {
             found.chosen = Some((position, entry.clone()));

@@ -170,10 +170,10 @@ impl Bank {
         self.loaded.load(SeqCst) | self.latched() | self.level.load(SeqCst) | self.active() | self.loaded.load(SeqCst)
     }
 
-    /// Latches `mask`.
+    /// Latches `mask`; the latches before.
     #[inline]
-    pub(super) fn set_latch(&self, mask: u32) {
-        self.latch.fetch_or(u64::from(mask), SeqCst);
+    pub(super) fn set_latch(&self, mask: u32) -> u32 {
+        self.latch.fetch_or(u64::from(mask), SeqCst) as u32
     }
 
     /// The line of `bit` is now at `level`. True if a list register may have to follow.

@@ -268,8 +268,10 @@ impl Vgic {
         if let Some(redistributor) = self.redistributors.get(target)
             && (any_group || redistributor.private.group.load(SeqCst) & bit == 0)
         {
-            redistributor.private.set_latch(bit);
-            self.notify(target, host);
+            // One that is latched already was told of when it was.
+            if redistributor.private.set_latch(bit) & bit == 0 {
+                self.notify(target, host);
+            }
         }
     }
 
