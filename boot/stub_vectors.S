@@ -62,24 +62,28 @@ stub_same_sync:
 
     .balign 0x80                        // from EL1 or EL0, AArch64: synchronous
 stub_lower_sync:
-    msr     tpidr_el2, x9               // an SMC preserves every register
+    cmp     x0, #2                      // HVC_RESET_VECTORS
+    b.ne    2f
+    mrs     x0, esr_el2
+    lsr     x0, x0, #26
+    subs    x0, x0, #0x16               // EC: HVC; x0 is the result then
+    b.ne    1f
+    mrs     x1, hcr_el2
+    tbz     x1, #19, 3f                 // TSC
+    eret
+1:  mov     x0, #2
+2:  msr     tpidr_el2, x9               // an SMC preserves every register
     mrs     x9, esr_el2
     lsr     x9, x9, #26
     cmp     x9, #0x16                   // EC: HVC
-    ccmp    x0, #2, #0, eq              // HVC_RESET_VECTORS
-    b.ne    stub_lower_other
-    mrs     x1, hcr_el2
-    orr     x1, x1, #(1 << 19)          // TSC
-    msr     hcr_el2, x1
-    mov     x0, xzr
-    eret
-stub_lower_other:
-    cmp     x9, #0x16
     b.eq    stub_call
     cmp     x9, #0x17                   // EC: SMC
     b.eq    stub_smc_entry
     mov     x9, #8
     b       stub_unexpected
+3:  orr     x1, x1, #(1 << 19)
+    msr     hcr_el2, x1
+    eret
     .org    stub_lower_sync + 0x80
     stub_slot 9
     stub_slot 10

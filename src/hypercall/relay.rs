@@ -75,14 +75,23 @@ const LEGACY: [Relay; 4] = [Relay::Suspend { entry: 2 }, Relay::Firmware, Relay:
 /// The hint that no SVE state is live (DEN0028 §2.3), no part of the function's number.
 const SVE_HINT: u32 = 1 << 16;
 
+/// What PSCI 0.1 has as `function`.
+fn legacy(function: u32, psci: &OwnerPsci) -> Option<Relay> {
+    let rows = psci.legacy.iter().zip(LEGACY);
+    rows.filter(|(known, _)| **known != 0).find(|(known, _)| **known == function).map(|(_, relay)| relay)
+}
+
+/// The function's number without the SVE hint: what firmware is asked for.
+pub fn plain(function: u32, psci: &OwnerPsci) -> u32 {
+    if legacy(function, psci).is_some() { function } else { function & !SVE_HINT }
+}
+
 /// Decides by the function id in w0.
 pub fn route(function: u32, psci: &OwnerPsci) -> Relay {
-    if function != 0
-        && let Some(at) = psci.legacy.iter().position(|&known| known == function)
-    {
-        return LEGACY[at];
+    if let Some(relay) = legacy(function, psci) {
+        return relay;
     }
-    let id = function & !SVE_HINT;
+    let id = plain(function, psci);
     let is_psci = matches!(id & !0x4000_001f, 0x8400_0000);
     if !is_psci || psci.version == 0 {
         return Relay::Verbatim;
@@ -151,6 +160,7 @@ mod tests {
         assert_eq!(route(0x95c1_ba5e, &legacy), Relay::Suspend { entry: 2 });
         assert_eq!(route(0x95c1_ba5f, &legacy), Relay::Firmware);
         assert_eq!(route(0x95c1_ba60, &legacy), Relay::CpuOn);
+        assert_eq!([0x95c1_ba60, 0xc401_0003].map(|id| plain(id, &legacy)), [0x95c1_ba60, 0xc400_0003]);
         assert_eq!(route(0xc400_0003, &legacy), Relay::NotSupported);
         assert_eq!(route(0, &legacy), Relay::Verbatim);
     }

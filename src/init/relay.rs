@@ -11,7 +11,7 @@ use crate::{
         sysreg,
     },
     hypercall::relay::{
-        ALREADY_ON, INVALID_ADDRESS, INVALID_PARAMETERS, NOT_SUPPORTED, OwnerPsci, Relay, SUCCESS, route,
+        ALREADY_ON, INVALID_ADDRESS, INVALID_PARAMETERS, NOT_SUPPORTED, OwnerPsci, Relay, SUCCESS, plain, route,
     },
     vcpu::{context::VcpuContext, fault::GuestFault, switch},
 };
@@ -87,7 +87,8 @@ extern "C" fn stub_smc(frame: &mut SmcFrame) {
     // ESR_EL2.ISS bits 15:0: the SMC's immediate. SMCCC (DEN0028 §2.9) has only 0.
     let immediate = sysreg::read_sysreg!("esr_el2") & 0xffff;
     let [x0, x1, x2, x3, ..] = frame.x;
-    let arguments = [x0, x1, x2, x3];
+    // Firmware compares all of x0 in places, so it gets the number alone.
+    let arguments = [plain(x0 as u32, &psci).into(), x1, x2, x3];
     let answer = match route(x0 as u32, &psci) {
         _ if immediate != 0 => NOT_SUPPORTED,
         Relay::Verbatim => {
