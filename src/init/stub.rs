@@ -4,7 +4,7 @@
 //! it does what every image does up to a console, takes the default configuration of the bundle in the initrd slot (or of
 //! the one linked in), loads it with nothing between its addresses and the machine's, and leaves for it at EL1. From then
 //! on the payload owns the machine. What stays is [`stub::resident_range`]: the image with its code (of which the vectors
-//! and what they call run: boot/stub_*.S, [`super::relay`] and the reports of [`super::panic`]), the state in
+//! and what they call run: boot/stub_*.S, `relay` and the reports of `panic` beside this), the state in
 //! `arch::stub`, and a stack for each CPU. The tree handed over reserves it. Heap, bundle and the boot loader's tree are
 //! free memory to the payload.
 //!
@@ -61,7 +61,7 @@ pub fn primary(tree: u64) -> ! {
     };
     let (heap, initrd) = give_memory(&host, &ram, into, &pages);
     let bundle = match &initrd {
-        // SAFETY: mapped by `give_memory`; nothing is written there before the payload runs, because it is taken.
+        // SAFETY: mapped read only by `give_memory`, so constant until the payload runs.
         Some(range) => unsafe {
             core::slice::from_raw_parts(range.start.0 as *const u8, (range.end.0 - range.start.0) as usize)
         },
@@ -126,25 +126,29 @@ fn give_memory(
     tree: &Range<Pa>,
 ) -> (Range<Pa>, Option<Range<Pa>>) {
     let mut taken = alloc::vec![image::whole(), tree.clone()];
-    taken.extend(reserved(host));
     let initrd = host.initrd.as_ref().map(span_range);
     if let Some(initrd) = &initrd {
-        let inside = ram.iter().any(|range| range.start <= initrd.start && initrd.end <= range.end);
-        if !inside || taken.iter().any(|other| initrd.start < other.end && other.start < initrd.end) {
+        // Loaders reserve the bundle's own memory (U-Boot does), so reservations are no obstacle.
+        let pages = memory::grow(initrd, PAGE_SIZE);
+        let inside = ram.iter().any(|range| range.start <= pages.start && pages.end <= range.end);
+        if !inside || taken.iter().any(|other| pages.start < other.end && other.start < pages.end) {
             stop(format_args!(
-                "/chosen: linux,initrd-start and -end say {}..{}, which is not RAM, or lies on the image, the device tree or \
-                 reserved memory: load the bundle elsewhere",
+                "/chosen: linux,initrd-start and -end say {}..{}, which is not RAM, or lies on the image or the device tree: \
+                 load the bundle elsewhere",
                 initrd.start, initrd.end
             ));
         }
+        if let Err(problem) = el2::map_read_only(pages.clone()) {
+            stop(format_args!("the bundle at {}..{} cannot be mapped", problem.0.start, problem.0.end));
+        }
+        taken.push(pages);
     }
-    // The bundle's own pages are mapped writable with the rest: it shares them with what will be the payload's.
+    taken.extend(reserved(host));
     for range in memory::subtract(ram, &taken, PAGE_SIZE) {
         if el2::map_ram(range.clone()).is_err() {
             stop(format_args!("RAM at {}..{} is beyond the CPU's physical address space", range.start, range.end));
         }
     }
-    taken.extend(initrd.clone());
     let free = memory::subtract(core::slice::from_ref(into), &taken, BLOCK_2M);
     let heap = HEAP.iter().find_map(|&size| {
         let piece = free.iter().rev().find(|piece| piece.end.0 - piece.start.0 >= size)?;
@@ -243,7 +247,8 @@ fn run(
     let kept = memory::grow(&stub::resident_range(host.cpus.len()), PAGE_SIZE);
     let mut taken: Vec<_> = in_use.iter().map(|(range, by)| (plain(range), *by)).collect();
     taken.push((plain(&image::whole()), "keel-stub"));
-    taken.extend(initrd.iter().map(|range| (plain(range), "the bundle")));
+    // Its pages are read only until the payload runs.
+    taken.extend(initrd.iter().map(|range| (plain(&memory::grow(range, PAGE_SIZE)), "the bundle")));
     taken.extend(reserved(host).iter().map(|range| (plain(range), "reserved memory")));
     let plain_ram: Vec<_> = ram.iter().map(plain).collect();
     let machine = Machine {

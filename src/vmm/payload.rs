@@ -234,3 +234,207 @@ fn owner_tree(
     tree.end();
     tree.finish()
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::sync::Arc;
+    use alloc::vec;
+    use std::string::ToString;
+
+    use super::*;
+    use crate::vmm::error::OutsideRam;
+    use crate::vmm::image::Image;
+    use crate::vmm::test_support::{Mutations, arm64_image, dts, elf, vm};
+
+    const MIB: u64 = 1 << 20;
+    const BASE: u64 = 0x4000_0000;
+    const END: u64 = BASE + 64 * MIB;
+    const KEPT: Range<u64> = END - 2 * MIB..END - MIB;
+
+    /// The board: its tree is at the start of RAM, the bundle in the middle, the stub at the end.
+    const BOARD: &str = r#"/memreserve/ 0x40100000 0x1000; / {
+        #address-cells = <2>; #size-cells = <2>; compatible = "board";
+        memory@40000000 { device_type = "memory"; reg = <0 0x40000000 0 0x4000000>; };
+        psci { method = "smc"; compatible = "arm,psci-1.0"; };
+        reserved-memory { #address-cells = <1>; #size-cells = <1>; ranges; secure@42000000 { reg = <0x42000000 0x1000>; }; };
+        chosen { stdout-path = "/uart"; bootargs = "keel.loglevel=debug  quiet keel.x rw"; kaslr-seed = <1 2>;
+                 linux,initrd-start = <0x43000000>; linux,initrd-end = <0x43100000>; module@1 { reg = <1>; }; };
+    };"#;
+    const TAKEN: [(Range<u64>, &str); 3] = [
+        (BASE..BASE + MIB / 2, "the tree"),
+        (BASE + 48 * MIB..BASE + 49 * MIB, "the bundle"),
+        (END - 2 * MIB..END, "the stub"),
+    ];
+
+    #[derive(Debug)]
+    struct Ram(Vec<u8>);
+
+    impl Ram {
+        fn slot(&mut self, address: Ipa, size: u64) -> Result<&mut [u8], OutsideRam> {
+            let outside = OutsideRam { address, size };
+            let end = address.0.checked_add(size).filter(|&end| address.0 >= BASE && end <= END).ok_or(outside)?;
+            let clear = TAKEN.iter().all(|(range, _)| end <= range.start || range.end <= address.0);
+            assert!(clear, "{address} {size:#x} is in use");
+            Ok(&mut self.0[(address.0 - BASE) as usize..(end - BASE) as usize])
+        }
+
+        fn tree(&self, at: Ipa) -> Tree<'_> {
+            Tree::parse(&self.0[(at.0 - BASE) as usize..]).unwrap()
+        }
+    }
+
+    impl GuestMemory for Ram {
+        fn write(&mut self, address: Ipa, bytes: &[u8]) -> Result<(), OutsideRam> {
+            self.slot(address, bytes.len() as u64)?.copy_from_slice(bytes);
+            Ok(())
+        }
+
+        fn zero(&mut self, address: Ipa, size: u64) -> Result<(), OutsideRam> {
+            self.slot(address, size)?.fill(0);
+            Ok(())
+        }
+    }
+
+    fn boot_on(board: &str, vm: &VmConfig) -> Result<(Loaded, Ram), ConfigError> {
+        let blob = dts(board);
+        let tree = Tree::parse(&blob).unwrap();
+        let all = BASE..END;
+        let machine = Machine {
+            tree: &tree,
+            ram: core::slice::from_ref(&all),
+            into: BASE..END,
+            taken: &TAKEN,
+            kept: KEPT,
+            vectors: KEPT.start + 0x1000,
+        };
+        let mut memory = Ram(vec![0xee; (END - BASE) as usize]);
+        load(vm, &mut memory, &machine, &mut |bytes| bytes.fill(0x5a)).map(|loaded| (loaded, memory))
+    }
+
+    fn boot(vm: &VmConfig) -> Result<(Loaded, Ram), ConfigError> {
+        boot_on(BOARD, vm)
+    }
+
+    #[test]
+    fn an_image_goes_where_nothing_is() {
+        // The first 2 MiB have the tree; a small kernel with this text_offset would fit behind it, but bases are aligned.
+        let kernel = arm64_image(0x8_0000, 8 * MIB, 0x1000);
+        let (loaded, ram) = boot(&vm(Image::new("/images/k", &kernel), 4 * MIB)).unwrap();
+        assert_eq!(loaded.entry, Ipa(BASE + 2 * MIB + 0x8_0000));
+        assert_eq!(ram.0[(loaded.entry.0 - BASE) as usize..][..kernel.len()], kernel);
+        let large = arm64_image(0, 47 * MIB, 0x1000);
+        let error = boot(&vm(Image::new("/images/k", &large), 4 * MIB)).unwrap_err().to_string();
+        assert!(error.starts_with("/images/k: needs 0x2f00000 bytes in one piece"), "{error}");
+    }
+
+    #[test]
+    fn what_is_linked_on_something_in_use_is_refused() {
+        let data = elf(BASE + 48 * MIB, &[(BASE + 48 * MIB, BASE + 48 * MIB, 0x100, 0x100)]);
+        let error = boot(&vm(Image::new("/images/k", &data), 4 * MIB)).unwrap_err().to_string();
+        assert!(error.contains("overlaps the bundle at 0x43000000 to 0x43100000"), "{error}");
+        let data = elf(END, &[(END, END, 0x100, 0x100)]);
+        assert!(matches!(boot(&vm(Image::new("/images/k", &data), 4 * MIB)), Err(ConfigError::OutsideRam { .. })));
+    }
+
+    #[test]
+    fn the_tree_is_the_machines_with_the_stub_in_it() {
+        let data = elf(BASE + 2 * MIB, &[(BASE + 2 * MIB, BASE + 2 * MIB, 0x100, 0x100)]);
+        let disk = vec![0xdd; 0x1_2345];
+        let mut config = vm(Image::new("/images/k", &data), 4 * MIB);
+        config.ramdisk = Some(Arc::new(Image::new("/images/disk", &disk)));
+        config.bootargs = Some("own");
+        let (loaded, ram) = boot(&config).unwrap();
+        let tree = ram.tree(loaded.dtb);
+        assert_eq!(tree.reservations(), [(0x4010_0000, 0x1000)]);
+        assert_eq!(tree.find("/memory").unwrap().property("reg").unwrap().len(), 16);
+        let stub = tree.find("/reserved-memory/hyp-stub").unwrap();
+        assert_eq!(stub.path(), "/reserved-memory/hyp-stub@43e00000");
+        // In the cells that /reserved-memory has.
+        assert_eq!(stub.property("reg").unwrap(), [0x43, 0xe0, 0, 0, 0, 0x10, 0, 0]);
+        assert_eq!(stub.property("keel,vectors").unwrap(), (KEPT.start + 0x1000).to_be_bytes());
+        assert!(stub.property("no-map").is_some() && stub.is_compatible("keel,hyp-stub"));
+        assert!(tree.find("/reserved-memory/secure").is_some());
+        let chosen = tree.find("/chosen").unwrap();
+        let range = loaded.ramdisk.unwrap();
+        assert_eq!(ram.0[(range.start - BASE) as usize..(range.end - BASE) as usize], disk);
+        assert_eq!(chosen.property("linux,initrd-start"), Some(&range.start.to_be_bytes()[..]));
+        assert_eq!((chosen.string("bootargs"), chosen.string("stdout-path")), (Some("own"), Some("/uart")));
+        assert_eq!(chosen.property("kaslr-seed"), Some(&[0x5a; 8][..]));
+        assert!(tree.find("/chosen/module").is_some());
+        for name in ["bootargs", "kaslr-seed", "linux,initrd-start", "linux,initrd-end", "stdout-path"] {
+            assert_eq!(chosen.properties().filter(|property| property.name == name).count(), 1, "{name}");
+        }
+    }
+
+    #[test]
+    fn without_bootargs_the_payload_gets_the_loaders_but_the_stubs() {
+        let (loaded, ram) = boot(&vm(Image::new("/images/k", &[1; 100]), 4 * MIB)).unwrap();
+        // A flat image goes to its fixed place.
+        assert_eq!(loaded.entry, Ipa(BASE + 0x8_0000));
+        assert_eq!(ram.tree(loaded.dtb).find("/chosen").unwrap().string("bootargs"), Some("quiet rw"));
+    }
+
+    #[test]
+    fn a_board_without_reservations_or_chosen() {
+        let board = "/ { #address-cells = <2>; #size-cells = <2>; memory@40000000 { device_type = \"memory\"; \
+                     reg = <0 0x40000000 0 0x4000000>; }; };";
+        let (loaded, ram) = boot_on(board, &vm(Image::new("/images/k", &[1; 100]), 4 * MIB)).unwrap();
+        let tree = ram.tree(loaded.dtb);
+        let parent = tree.find("/reserved-memory").unwrap();
+        assert_eq!((parent.u32("#address-cells"), parent.u32("#size-cells")), (Some(2), Some(2)));
+        assert_eq!(parent.property("ranges"), Some(&[][..]));
+        assert_eq!(parent.child("hyp-stub").unwrap().property("reg").unwrap().len(), 16);
+        assert!(tree.find("/chosen").is_some());
+    }
+
+    #[test]
+    fn a_tree_of_the_bundles_own_gets_the_machines_memory() {
+        let own = dts(
+            "/ { #address-cells = <1>; #size-cells = <1>; model = \"mine\"; memory { device_type = \"memory\"; reg = <0 0>; }; };",
+        );
+        let mut config = vm(Image::new("/images/k", &[1; 100]), 4 * MIB);
+        config.fdt = Some(Arc::new(Image::new("/images/t", &own)));
+        let (loaded, ram) = boot(&config).unwrap();
+        let tree = ram.tree(loaded.dtb);
+        assert_eq!(tree.root().string("model"), Some("mine"));
+        assert_eq!(tree.find("/memory").unwrap().property("reg").unwrap(), [0x40, 0, 0, 0, 0x04, 0, 0, 0]);
+        assert!(tree.find("/reserved-memory/hyp-stub").is_some());
+        let own = dts("/ { #address-cells = <3>; #size-cells = <1>; };");
+        config.fdt = Some(Arc::new(Image::new("/images/t", &own)));
+        assert!(boot(&config).unwrap_err().to_string().contains("cannot hold the machine's RAM"));
+    }
+
+    #[test]
+    fn the_default_configuration_is_the_named_one() {
+        let bundle = |default: &str| {
+            dts(&format!(
+                "/ {{ images {{ k {{ data = [01]; }}; }}; configurations {{ {default} \
+                 a {{ kernel = \"k\"; keel,memory = <0x400000>; }}; b {{ kernel = \"k\"; keel,memory = <0x400000>; }}; }}; }};"
+            ))
+        };
+        for (default, index) in [("", 0), ("default = \"b\";", 1), ("default = \"none\";", 0), ("default = <1>;", 0)] {
+            let blob = bundle(default);
+            assert_eq!(default_configuration(&blob, &Bundle::parse(&blob).unwrap()), index, "{default}");
+        }
+    }
+
+    #[test]
+    fn mutants_stay_clear_of_what_is_in_use() {
+        let good = elf(BASE + 2 * MIB, &[(BASE + 2 * MIB, BASE + 2 * MIB, 0x100, 0x4000)]);
+        let blob = dts(BOARD);
+        let tree = Tree::parse(&blob).unwrap();
+        let all = BASE..END;
+        let machine = Machine {
+            tree: &tree,
+            ram: core::slice::from_ref(&all),
+            into: BASE..END,
+            taken: &TAKEN,
+            kept: KEPT,
+            vectors: KEPT.start,
+        };
+        let mut memory = Ram(vec![0; (END - BASE) as usize]);
+        for mutant in Mutations::new(&good, 2_000).chain(Mutations::new(&arm64_image(0x8_0000, MIB, 0x100), 2_000)) {
+            let _ = load(&vm(Image::new("/images/k", &mutant), 4 * MIB), &mut memory, &machine, &mut |_| {});
+        }
+    }
+}
