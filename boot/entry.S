@@ -3,6 +3,7 @@
 // On entry (Linux, Documentation/arch/arm64/booting: the contract every loader follows): x0 = physical address of the
 // device tree, x1-x3 = 0, MMU off, data cache off and clean for the image, interrupts masked.
 // Secondary CPUs enter at `secondary_entry` with x0 = physical address of their `SecondaryBlock`.
+// `image_primary` and `image_secondary` are each image's own (src/bin).
 
     .section .head.text, "ax"
     .global _start
@@ -44,11 +45,11 @@ primary_entry:
     mov     x29, xzr
     mov     x0, x19
     mov     x1, x20
-    bl      keel_primary
+    bl      image_primary
 2:  mov     x29, xzr
     mov     x0, x19
     lsr     x1, x21, #2
-    bl      keel_wrong_exception_level
+    bl      image_wrong_exception_level
 3:  wfe
     b       3b
 
@@ -80,12 +81,14 @@ clear_bss:
 2:  ret
 
 // secondary_entry: in x0 = physical address of a SecondaryBlock, cleaned to the point of coherency. Never returns.
+// In a section of its own: an image that starts no CPUs has neither it nor `image_secondary`.
+    .section .text.boot.secondary, "ax"
     .global secondary_entry
 secondary_entry:
     msr     daifset, #0xf
     mrs     x1, CurrentEL
     cmp     x1, #(2 << 2)
-    b.ne    3b                          // firmware started this CPU in the wrong exception level: it stays parked
+    b.ne    1f                          // firmware started this CPU in the wrong exception level: it stays parked
     mov     x19, x0
     mov_q   x1, {sctlr_el2_mmu_off}
     msr     sctlr_el2, x1
@@ -110,5 +113,6 @@ secondary_entry:
     msr     tpidr_el2, x1
     mov     x0, x1
     mov     x29, xzr
-    bl      keel_secondary
-    b       3b
+    bl      image_secondary
+1:  wfe
+    b       1b

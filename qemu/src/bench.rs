@@ -18,7 +18,7 @@ use crate::{fetch, image, run, tree};
 
 /// The most a figure may be: (name, instructions).
 pub const LIMITS: &[(&str, u64)] =
-    &[("hvc_fast", 40), ("hvc_rust", 130), ("gicd_read", 220), ("entry_to_guest", 400_000)];
+    &[("hvc_fast", 40), ("hvc_rust", 130), ("gicd_read", 220), ("stub_call", 12), ("entry_to_guest", 400_000)];
 
 /// keel's instructions for each 1000 of the guest's while Debian boots: at most one.
 pub const LINUX_LIMIT_PERCENT: f64 = 0.1;
@@ -108,6 +108,7 @@ pub fn bench() -> Result<Vec<String>> {
     if ending.verdict != Verdict::Well {
         bail!("{}\n{}{}\n{}", ending.command, ending.diagnostics, ending.output, ending.verdict);
     }
+    figures.extend(bench_stub(&images)?);
     let mut bytes = |name: &str, value| figures.push(Figure { name: name.into(), value, unit: "bytes".into() });
     bytes("image_bytes", images.keel_bytes.saturating_sub(images.bundle_bytes));
     bytes("text_bytes", images.text_bytes);
@@ -121,6 +122,20 @@ pub fn bench() -> Result<Vec<String>> {
     }
     println!("{table}");
     Ok(failures(&figures))
+}
+
+/// Measures the calls of the stub.
+fn bench_stub(images: &image::Images) -> Result<Vec<Figure>> {
+    let mut vm = VmSpec::new("bench", &images.guests.test_kernel);
+    vm.bootargs = "bench hyp=stub".into();
+    let mut board = Board::virt(&images.stub);
+    board.initrd = Some(run::write_bundle(&[vm], &tree::product("bench-stub.itb"))?);
+    (board.stub, board.icount, board.smp) = (true, true, 1);
+    let ending = qemu::run_to_end(&board, Duration::from_secs(300))?;
+    if ending.verdict != Verdict::PoweredOff {
+        bail!("{}\n{}{}\n{}", ending.command, ending.diagnostics, ending.output, ending.verdict);
+    }
+    Ok(figures(&ending.output))
 }
 
 fn table(header: &[&str]) -> Table {

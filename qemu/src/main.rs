@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use keel_qemu::run::{BoardOptions, RunOptions};
+use keel_qemu::run::{BoardOptions, BootImage, RunOptions};
 use keel_qemu::vms::{MemorySize, VmSpec};
 use keel_qemu::{BadInput, bench, debug, fetch, image, run, symbolize, tree, vms};
 
@@ -132,6 +132,9 @@ struct GuestArgs {
 #[derive(Args)]
 #[command(next_help_heading = "The board")]
 struct BoardArgs {
+    /// What to boot: keel, or the hyp stub with the machine (the first of a list) as its payload
+    #[arg(long, value_enum, default_value_t = BootImage::Keel)]
+    image: BootImage,
     /// QEMU's machine [default: virt]
     #[arg(long, value_name = "NAME")]
     machine: Option<String>,
@@ -188,6 +191,7 @@ Examples:
   cargo keel run                                   the demonstration linked into keel
   cargo keel run vms.toml --smp 4 --keel-args keel.loglevel=debug
   cargo keel run --kernel Image --initrd initramfs.cpio --append console=ttyAMA0 --cpus 2
+  cargo keel run --image stub --kernel Image --smp 4
   cargo keel run vms.toml --icount --timeout 60 --log boot.log -- -d guest_errors"#;
 
 fn main() -> ExitCode {
@@ -241,7 +245,8 @@ fn dispatch(command: Command) -> Result<u8> {
         }
         Command::Debug { guests, board, wait, extra } => {
             let board = run::prepare(&guests.guests()?, &board.options(extra))?;
-            debug::debug(&board, &tree::product("keel.elf"), wait).map(|()| 0)
+            let elf = if board.stub { "keel-stub.elf" } else { "keel.elf" };
+            debug::debug(&board, &tree::product(elf), wait).map(|()| 0)
         }
     }
 }
@@ -288,6 +293,7 @@ impl GuestArgs {
 impl BoardArgs {
     fn options(self, extra: Vec<OsString>) -> BoardOptions {
         BoardOptions {
+            image: self.image,
             machine: self.machine,
             gic: self.gic,
             cpu: self.cpu,
@@ -315,6 +321,7 @@ mod tests {
         for line in [
             "run",
             "run vms.toml --machine virt --gic 2 --cpu max --smp 4 --ram 2G --icount --timeout 5 --log f -- -d int",
+            "run --image stub --kernel Image",
             "run --kernel Image --initrd i --dtb d --append a --cpus 2 --memory 512M --keel-args keel.loglevel=debug",
             "bundle vms.toml -o vms.itb",
             "fetch debian",

@@ -27,6 +27,8 @@ pub struct Board {
     pub machine: &'static Machine,
     /// Its interrupt controller, where there is a choice.
     pub gic: Gic,
+    /// Whether `kernel` is the stub: its payload owns the machine and has the last word.
+    pub stub: bool,
     /// Whether EL2 exists (and is entered); without it the image is entered at EL1.
     pub el2: bool,
     /// CPU model.
@@ -54,6 +56,7 @@ impl Board {
         Board {
             machine,
             gic: Gic::V3,
+            stub: false,
             el2: true,
             cpu: machine.cpu.into(),
             smp: 2,
@@ -64,6 +67,11 @@ impl Board {
             append: String::new(),
             extra: Vec::new(),
         }
+    }
+
+    /// What the end of a run on this board means: over the stub nobody but the payload says that it is over.
+    pub fn judge(&self, verdict: Verdict) -> Verdict {
+        if self.stub && verdict == Verdict::Silent { Verdict::PoweredOff } else { verdict }
     }
 
     /// The command line but for where the console goes.
@@ -308,7 +316,9 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
 ///
 /// QEMU cannot be started.
 pub fn run_to_end(board: &Board, limit: Duration) -> Result<Ending> {
-    Ok(Session::start(board, limit)?.finish())
+    let mut ending = Session::start(board, limit)?.finish();
+    ending.verdict = board.judge(ending.verdict);
+    Ok(ending)
 }
 
 /// The version of the QEMU in the path, as (major, minor).

@@ -32,9 +32,21 @@ pub enum Guests {
     One(Box<VmSpec>),
 }
 
+/// Which of the two images is run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum BootImage {
+    /// The hypervisor.
+    #[default]
+    Keel,
+    /// The hyp stub with one payload, which owns the machine.
+    Stub,
+}
+
 /// The board to run them on; what is not given has a default.
 #[derive(Clone, Debug, Default)]
 pub struct BoardOptions {
+    /// The image.
+    pub image: BootImage,
     /// QEMU's machine.
     pub machine: Option<String>,
     /// GIC version, 2 or 3.
@@ -75,7 +87,11 @@ pub fn prepare(guests: &Guests, options: &BoardOptions) -> Result<Board> {
         Guests::One(vm) => Some(write_bundle(std::slice::from_ref(vm), &tree::product("run.itb"))?),
     };
     let images = image::build()?;
-    let mut board = Board::virt(images.keel);
+    let mut board = Board::virt(match options.image {
+        BootImage::Keel => images.keel,
+        BootImage::Stub => images.stub,
+    });
+    board.stub = options.image == BootImage::Stub;
     board.machine = machine;
     board.gic = match options.gic {
         None | Some(3) => Gic::V3,
@@ -148,7 +164,7 @@ pub fn run(board: &Board, options: &RunOptions) -> Result<Verdict> {
     let pieces = console(&mut child);
     let end = follow(&pieces, &mut std::io::stdout(), log.as_mut(), options.timeout, &interrupted, interactive);
     qemu::stop(&mut child);
-    end
+    end.map(|verdict| board.judge(verdict))
 }
 
 fn console(child: &mut Child) -> Receiver<Vec<u8>> {

@@ -26,6 +26,8 @@ pub enum Verdict {
     Panicked,
     /// QEMU ended without keel's last line.
     Silent,
+    /// The stub's payload powered the board off, or QEMU ended: nothing more is known.
+    PoweredOff,
     /// The user quit QEMU from the terminal.
     Quit,
     /// The time was up.
@@ -36,7 +38,7 @@ impl Verdict {
     /// The exit status of `cargo keel run`.
     pub fn exit_code(self) -> u8 {
         match self {
-            Verdict::Well | Verdict::Quit => 0,
+            Verdict::Well | Verdict::PoweredOff | Verdict::Quit => 0,
             Verdict::Crashed(_) | Verdict::Panicked | Verdict::Silent => 3,
             Verdict::TimedOut => 124,
         }
@@ -50,6 +52,7 @@ impl std::fmt::Display for Verdict {
             Verdict::Crashed(count) => write!(formatter, "{count} machine(s) crashed"),
             Verdict::Panicked => write!(formatter, "keel panicked"),
             Verdict::Silent => write!(formatter, "QEMU ended, but keel did not say that its machines had ended"),
+            Verdict::PoweredOff => write!(formatter, "the board was powered off"),
             Verdict::Quit => write!(formatter, "quit by the user"),
             Verdict::TimedOut => write!(formatter, "the time was up"),
         }
@@ -138,6 +141,7 @@ mod tests {
     fn exit_codes() {
         for (verdict, code) in [
             (Verdict::Well, 0),
+            (Verdict::PoweredOff, 0),
             (Verdict::Quit, 0),
             (Verdict::Crashed(1), 3),
             (Verdict::Panicked, 3),

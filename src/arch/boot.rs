@@ -1,9 +1,9 @@
-//! The assembly that runs before Rust: Image header, entry, EL2 set-up and the hyp-stub vectors.
+//! The assembly that runs before Rust: Image header, entry and EL2 set-up.
 //!
 //! Its numbers come from Rust. [`image`] gives the run-time addresses of the sections that `linker.ld` lays out.
 
 use super::addr::Pa;
-use super::hcr;
+use super::{cache, hcr};
 use core::mem::offset_of;
 
 core::arch::global_asm!(include_str!("../../boot/macros.S"));
@@ -19,7 +19,6 @@ core::arch::global_asm!(
     hcr_el2_host = const hcr::HCR_EL2_HOST,
     sctlr_el1_reset = const hcr::SCTLR_EL1_RESET,
 );
-core::arch::global_asm!(include_str!("../../boot/stub_vectors.S"));
 
 /// What a secondary CPU needs before it can run Rust: read with the MMU off, so it must be clean to the point of
 /// coherency.
@@ -101,6 +100,16 @@ pub mod image {
         (slot < 64).then_some(start..Pa(start.0 + STACK))
     }
 
+    /// What the stub keeps while a payload runs; neither mapped nor cleared at the start.
+    pub fn resident() -> Range<Pa> {
+        symbol!(_start_of_resident)..symbol!(_start_of_stacks)
+    }
+
+    /// What a boot loader puts into memory, the linked-in bundle included.
+    pub fn file() -> Range<Pa> {
+        symbol!(_start_of_image)..symbol!(_end_of_file)
+    }
+
     /// The bundle linked into the image; empty when there is none.
     pub fn bundle() -> &'static [u8] {
         let (start, end) = (symbol!(_start_of_bundle), symbol!(_end_of_bundle));
@@ -108,6 +117,27 @@ pub mod image {
         // only for as long as keel runs and is never written after relocation.
         unsafe { core::slice::from_raw_parts(start.0 as *const u8, (end.0 - start.0) as usize) }
     }
+}
+
+/// Starts this image again at `base`, with the device tree at `tree`, as a boot loader would have.
+///
+/// # Safety
+///
+/// Called before anything but the boot stack and what the relocation changes was written, with the MMU off, on the only
+/// CPU that runs. `base` must be 2 MiB aligned; memory as large as the image is there, and nobody needs what is in it.
+pub unsafe fn restart_at(base: Pa, tree: u64) -> ! {
+    let (whole, file) = (image::whole(), image::file());
+    let end = Pa(base.0 + (whole.end.0 - whole.start.0));
+    // Dirty lines of whoever had the memory before must not be written back over the image.
+    cache::clean_invalidate(base..end);
+    // SAFETY: the caller vouches for the memory at `base`; the image itself is read only here. The start code relocates
+    // the copy: its entries hold addends, so that what the first relocation wrote does not matter.
+    unsafe {
+        core::ptr::copy(file.start.0 as *const u8, base.0 as *mut u8, (file.end.0 - file.start.0) as usize);
+    }
+    cache::invalidate_instructions();
+    // SAFETY: an image begins with its entry point (boot/entry.S), which takes the tree in x0 and never returns.
+    unsafe { core::arch::asm!("br {base}", base = in(reg) base.0, in("x0") tree, options(noreturn)) }
 }
 
 /// Where firmware must start a secondary CPU, with its [`SecondaryBlock`] in x0.

@@ -18,6 +18,9 @@ const HCR_PAUTH: u64 = HCR_EL2::API::SET.value | HCR_EL2::APK::SET.value;
 /// HCR_EL2 while an EL1 kernel owns the machine without stage 2 (hyp-stub ABI).
 pub const HCR_EL2_HOST: u64 = HCR_EL2::RW::EL1IsAarch64.value | HCR_PAUTH | HCR_EL2::ATA::SET.value;
 
+/// HCR_EL2 of a kernel that was moved to EL2 (hyp-stub ABI, FINALISE_EL2).
+pub const HCR_EL2_VHE: u64 = HCR_EL2::RW::EL1IsAarch64.value | HCR_EL2::TGE::SET.value | HCR_EL2::E2H::SET.value;
+
 /// HCR_EL2 for a guest on a CPU without optional features; [`guest_hcr`] adds those.
 ///
 /// * Stage 2 is on (VM); a stage-1 walk into Device memory faults (PTW).
@@ -91,6 +94,7 @@ mod tests {
         assert_eq!(SCTLR_EL2_KEEL, 0x30cd_183d);
         assert_eq!(MDCR_GUEST, 1 << 5 | 1 << 6 | 1 << 14 | 1 << 19);
         assert_eq!(CPTR_GUEST, 0x4010_33ff);
+        assert_eq!(HCR_EL2_VHE, 0x4_8800_0000);
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub mod smc;
 #[cfg(target_os = "none")]
 pub mod state;
 #[cfg(target_os = "none")]
+pub mod stub;
+#[cfg(target_os = "none")]
 pub mod sysreg;
 #[cfg(target_os = "none")]
 pub mod timer;
@@ -37,4 +39,4 @@ pub mod tlb;
 pub mod uart;
 
 #[cfg(target_os = "none")]
-pub use boot::{SecondaryBlock, image, secondary_entry_address};
+pub use boot::{SecondaryBlock, image, restart_at, secondary_entry_address};

@@ -1,8 +1,14 @@
-//! `keel-stub`: the hyp stub. All of it is in the library; linking it in brings the entry point along.
+//! `keel-stub`: the hyp stub. All of it is in the library; here is the entry point that makes it this image.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
-use keel as _;
+mod entry {
+    /// The boot CPU, from boot/entry.S: `tree` = physical address of the device tree. MMU off, on the boot stack.
+    #[unsafe(no_mangle)]
+    extern "C" fn image_primary(tree: u64, _entry: u64) -> ! {
+        keel::init::stub::primary(tree)
+    }
+}
 
 #[cfg(not(target_os = "none"))]
 fn main() {

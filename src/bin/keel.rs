@@ -1,8 +1,21 @@
-//! `keel`: the type-1 hypervisor. All of it is in the library; linking it in brings the entry point along.
+//! `keel`: the type-1 hypervisor. All of it is in the library; here are the entry points that make it this image.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
-use keel as _;
+mod entry {
+    /// The boot CPU, from boot/entry.S: `tree` = physical address of the device tree, `entry` = the counter at the first
+    /// instruction. MMU off, on the boot stack.
+    #[unsafe(no_mangle)]
+    extern "C" fn image_primary(tree: u64, entry: u64) -> ! {
+        keel::init::start::primary(tree, entry)
+    }
+
+    /// Every other CPU, from boot/entry.S: MMU on, on its own stack.
+    #[unsafe(no_mangle)]
+    extern "C" fn image_secondary(index: usize) -> ! {
+        keel::init::smp::secondary(index)
+    }
+}
 
 #[cfg(not(target_os = "none"))]
 fn main() {

@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 pub mod psci;
+pub mod relay;
 pub mod smccc;
 pub mod table;
 

@@ -14,6 +14,7 @@ mod error;
 mod gic;
 mod memory;
 mod options;
+mod place;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -30,6 +31,7 @@ pub use error::HostError;
 pub use gic::{Gic, GicV2, GicV3};
 pub use memory::Reservation;
 pub use options::{Crash, KeelOptions};
+pub use place::resting_place;
 pub use timers::HostTimers;
 
 use crate::mm::Pa;

@@ -1,9 +1,15 @@
-//! keel's messages: the `log` facade on the machine's console.
+//! An image's messages: the `log` facade on the machine's console, each line with the image's name.
 
 use crate::vmm::console;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-struct Logger;
+/// Where log records go, under a name.
+pub struct Logger(&'static str);
+
+/// Messages of `keel`.
+pub static KEEL: Logger = Logger("keel");
+/// Messages of `keel-stub`.
+pub static STUB: Logger = Logger("keel-stub");
 
 impl Log for Logger {
     fn enabled(&self, _: &Metadata<'_>) -> bool {
@@ -17,7 +23,7 @@ impl Log for Logger {
             Level::Info => "",
             Level::Debug | Level::Trace => "debug: ",
         };
-        console::line(format_args!("keel: {label}{}", record.args()));
+        console::line(format_args!("{}: {label}{}", self.0, record.args()));
     }
 
     fn flush(&self) {
@@ -26,9 +32,9 @@ impl Log for Logger {
 }
 
 /// Starts logging, at first with `info`.
-pub fn start() {
-    // Only a second call fails, and then the logger is this one already.
-    let _ = log::set_logger(&Logger);
+pub fn start(logger: &'static Logger) {
+    // Only a second call fails, and then there is a logger already.
+    let _ = log::set_logger(logger);
     set_level(LevelFilter::Info);
 }
 

@@ -8,6 +8,10 @@ pub mod log;
 #[cfg(target_os = "none")]
 mod panic;
 #[cfg(target_os = "none")]
+mod relay;
+#[cfg(target_os = "none")]
 pub mod smp;
 #[cfg(target_os = "none")]
 pub mod start;
+#[cfg(target_os = "none")]
+pub mod stub;

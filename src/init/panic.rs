@@ -116,6 +116,28 @@ pub struct FatalFrame {
     sp: u64,
 }
 
+/// Reports an exception taken to the stub's vectors: `slot` is the number of the vector (Arm ARM D1.3.1.5).
+pub(super) fn unexpected(slot: u64) {
+    let mut out = Report::new();
+    let from = ["EL2 with SP_EL0", "EL2", "EL1 or EL0", "AArch32"][(slot / 4 % 4) as usize];
+    let what = ["synchronous exception", "IRQ", "FIQ", "SError"][(slot % 4) as usize];
+    let esr = sysreg::read_sysreg!("esr_el2");
+    let _ = writeln!(
+        out,
+        "\nkeel-stub: CPU {:#x}: unexpected {what} from {from}: {}",
+        cpu::mpidr(),
+        esr::class_name(esr::class(esr))
+    );
+    let _ = writeln!(
+        out,
+        "ESR_EL2 {esr:#018x} FAR_EL2 {:#018x} ELR_EL2 {:#018x} SPSR_EL2 {:#018x}",
+        sysreg::read_sysreg!("far_el2"),
+        sysreg::read_sysreg!("elr_el2"),
+        sysreg::read_sysreg!("spsr_el2")
+    );
+    let _ = writeln!(out, "keel-stub: this CPU is stopped");
+}
+
 #[unsafe(no_mangle)]
 extern "C" fn keel_fatal(kind: u64, frame: &FatalFrame) -> ! {
     REPORTING.store(true, Ordering::SeqCst);

@@ -168,9 +168,8 @@ fn start_one(host: &HostInfo, cpu: &HostCpu, index: usize) -> Result<HostIdRegis
     Err("it did not come up within two seconds of CPU_ON".to_string())
 }
 
-/// A secondary CPU enters Rust, with its MMU on.
-#[unsafe(no_mangle)]
-extern "C" fn keel_secondary(index: usize) -> ! {
+/// A secondary CPU enters `keel`, with its MMU on and `index` in TPIDR_EL2.
+pub fn secondary(index: usize) -> ! {
     switch::install_vectors();
     let Some(interrupts) = INTERRUPTS.get() else { stop(format_args!("CPU {index} came up before it was started")) };
     let result = interrupts.start_cpu(index);

@@ -27,7 +27,7 @@ use log::{debug, error, info, warn};
 const TREE_MAX: u64 = 2 << 20;
 
 /// The bytes of the tree at `tree`, by its header (Devicetree Specification 0.4, 5.2; big-endian words): magic and size.
-fn tree_bytes(tree: Pa) -> Option<&'static [u8]> {
+pub(super) fn tree_bytes(tree: Pa) -> Option<&'static [u8]> {
     if tree.0 == 0 || !tree.is_aligned(8) {
         return None;
     }
@@ -60,9 +60,9 @@ fn print(uart: &mut Option<uart::Console>, text: &str) {
     }
 }
 
-/// keel was started at another exception level than EL2.
+/// The image was started at another exception level than EL2.
 #[unsafe(no_mangle)]
-extern "C" fn keel_wrong_exception_level(tree: u64, level: u64) -> ! {
+extern "C" fn image_wrong_exception_level(tree: u64, level: u64) -> ! {
     let mut uart =
         tree_bytes(Pa(tree)).and_then(|tree| host_info::console_only(tree).ok()).and_then(|uart| open_uart(&uart));
     print(&mut uart, "\nkeel: started at EL");
@@ -77,9 +77,19 @@ extern "C" fn keel_wrong_exception_level(tree: u64, level: u64) -> ! {
     cpu::halt();
 }
 
-/// The boot CPU enters Rust. `tree` = physical address of the device tree; `entry` = the counter at the first instruction.
-#[unsafe(no_mangle)]
-extern "C" fn keel_primary(tree: u64, entry: u64) -> ! {
+/// What every image of keel knows once it has a console.
+pub(super) struct Begun {
+    /// The device tree, mapped read only.
+    pub tree: &'static [u8],
+    /// Its pages.
+    pub pages: Range<Pa>,
+    /// What it says.
+    pub host: HostInfo,
+}
+
+/// The first steps of every image: its map with the caches on, `install_vectors`, a heap for reading the tree, the
+/// console, and what the tree says of the machine. `tree` = physical address of the device tree.
+pub(super) fn begin(tree: u64, logger: &'static keel_log::Logger, install_vectors: fn()) -> Begun {
     let tree_address = Pa(tree);
     let Some(tree) = tree_bytes(tree_address) else {
         // Without a tree there is no console, and nothing is known of the machine.
@@ -102,10 +112,10 @@ extern "C" fn keel_primary(tree: u64, entry: u64) -> ! {
         print(&mut uart, "\nkeel: error: the image or the device tree lies beyond the CPU's physical address space\n");
         cpu::halt();
     }
-    switch::install_vectors();
+    install_vectors();
     cpu::set_index(0);
 
-    keel_log::start();
+    keel_log::start(logger);
     frame::start();
     let host = HostInfo::parse(tree);
     // The console comes first; it is found in a tree that is good for nothing else, too.
@@ -137,6 +147,12 @@ extern "C" fn keel_primary(tree: u64, entry: u64) -> ! {
     if let Some(how) = host.options.crash {
         panic::crash(how);
     }
+    Begun { tree, pages, host }
+}
+
+/// The boot CPU enters `keel`. `tree` = physical address of the device tree; `entry` = the counter at the first instruction.
+pub fn primary(tree: u64, entry: u64) -> ! {
+    let Begun { pages, host, .. } = begin(tree, &keel_log::KEEL, switch::install_vectors);
     check_cpu();
     // CPU 0 is the boot CPU, whatever the tree's order: indices are positions in the tree.
     let Some(boot) = host.cpus.iter().position(|cpu| cpu.mpidr == crate::arch::cpu::mpidr()) else {
@@ -197,8 +213,8 @@ pub(super) fn stop(reason: core::fmt::Arguments<'_>) -> ! {
     cpu::halt();
 }
 
-/// What keel needs of a CPU beyond EL2.
-fn check_cpu() {
+/// What the images need of a CPU beyond EL2.
+pub(super) fn check_cpu() {
     if sysreg::read_sysreg!("hcr_el2") & (1 << 34) != 0 {
         stop(format_args!(
             "this CPU has EL2 only with Virtualization Host Extensions (HCR_EL2.E2H stays 1), which keel does not use"
@@ -214,11 +230,11 @@ fn check_cpu() {
 }
 
 /// Memory that the tree keeps from everybody.
-fn reserved(host: &HostInfo) -> Vec<Range<Pa>> {
+pub(super) fn reserved(host: &HostInfo) -> Vec<Range<Pa>> {
     host.reservations.iter().map(|reservation| span_range(&reservation.span)).collect()
 }
 
-fn span_range(span: &Span) -> Range<Pa> {
+pub(super) fn span_range(span: &Span) -> Range<Pa> {
     span.base..span.end()
 }
 

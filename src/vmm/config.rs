@@ -15,6 +15,9 @@ pub const IMAGES: &str = "images";
 /// Node whose children are VMs; a VM's name is its node's name.
 pub const CONFIGURATIONS: &str = "configurations";
 
+/// Property of [`CONFIGURATIONS`]: name of the configuration to start where only one can be (FIT), optional.
+pub const DEFAULT: &str = "default";
+
 /// Configuration property: name of the image to run (FIT).
 pub const KERNEL: &str = "kernel";
 /// Configuration property: name of the initial RAM disk image (FIT), optional.

@@ -20,7 +20,7 @@ use crate::vdev::platform::{Device, GuestMachine, PPI_BASE, SPI_BASE};
 /// The largest tree a kernel accepts (Linux's arm64 booting document): 2 MiB.
 pub const TREE_MAX: u64 = 2 << 20;
 
-const EXPECTED_TREE: &str = "a flattened device tree of at most 2 MiB";
+pub(super) const EXPECTED_TREE: &str = "a flattened device tree of at most 2 MiB";
 
 // Phandles, the values QEMU uses.
 const CLOCK: u32 = 0x8000;
@@ -146,7 +146,7 @@ fn memory(tree: &mut TreeWriter, machine: &GuestMachine, reg: &[u8]) {
 }
 
 /// Tells the kernel its command line, where its RAM disk is, and random numbers (chosen.yaml).
-fn chosen(tree: &mut TreeWriter, vm: &VmConfig, ramdisk: Option<Range<u64>>, entropy: &mut Entropy) {
+pub(super) fn chosen(tree: &mut TreeWriter, vm: &VmConfig, ramdisk: Option<Range<u64>>, entropy: &mut Entropy) {
     if let Some(bootargs) = vm.bootargs {
         tree.text("bootargs", bootargs);
     }

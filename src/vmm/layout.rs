@@ -68,6 +68,11 @@ impl Layout {
         Ok(())
     }
 
+    /// Takes what is in use already, by `by`; it may overlap what is taken.
+    pub fn occupy(&mut self, by: &str, range: Range<u64>) {
+        self.taken.push(Taken { range, by: by.to_string() });
+    }
+
     /// Takes `size` bytes for `by` at the lowest address that the first satisfiable wish allows.
     ///
     /// # Errors

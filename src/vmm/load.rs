@@ -50,9 +50,9 @@ pub struct Loaded {
 
 /// At most this far from the start of RAM the RAM disk and the tree begin, if the kernel leaves room: QEMU's choice
 /// (`hw/arm/boot.c`), far enough for a kernel that unpacks or moves itself.
-const PREFERRED: u64 = 128 << 20;
+pub(super) const PREFERRED: u64 = 128 << 20;
 /// Kernel and RAM disk have to be in one window of this size, 1 GiB aligned (Linux's arm64 booting document).
-const WINDOW: u64 = 32 << 30;
+pub(super) const WINDOW: u64 = 32 << 30;
 
 /// Loads `vm` into `memory`, which must be the RAM of `machine` and `vm.memory` bytes long. Bytes of RAM that no image
 /// covers are left alone.
@@ -109,7 +109,7 @@ pub fn load(
     Ok(Loaded { entry: executable.entry, dtb, ramdisk, format: executable.format })
 }
 
-fn place_ramdisk(
+pub(super) fn place_ramdisk(
     image: &Image,
     layout: &mut Layout,
     preferred: u64,
@@ -134,7 +134,13 @@ fn place_ramdisk(
 }
 
 /// The tree's place: alone in a 2 MiB block if there is one, else any page; above the kernel if there is room.
-fn place_tree(vm: &VmConfig, layout: &mut Layout, size: u64, after: u64, kernel_end: u64) -> Result<Ipa, ConfigError> {
+pub(super) fn place_tree(
+    vm: &VmConfig,
+    layout: &mut Layout,
+    size: u64,
+    after: u64,
+    kernel_end: u64,
+) -> Result<Ipa, ConfigError> {
     let name = vm.fdt.as_ref().map_or("the generated device tree", |image| &image.node);
     if size > TREE_MAX {
         return Err(ConfigError::NoRoom { image: name.into(), size, memory: TREE_MAX });
@@ -157,7 +163,11 @@ fn place_tree(vm: &VmConfig, layout: &mut Layout, size: u64, after: u64, kernel_
     layout.place(name, size, &[block(after), block(kernel_end), page(after), page(kernel_end), page(lowest)])
 }
 
-fn write_executable(image: &Image, executable: &Executable, memory: &mut impl GuestMemory) -> Result<(), ConfigError> {
+pub(super) fn write_executable(
+    image: &Image,
+    executable: &Executable,
+    memory: &mut impl GuestMemory,
+) -> Result<(), ConfigError> {
     image.stream(|offset, bytes| {
         for segment in &executable.segments {
             if let Some((address, part)) = segment.part(offset, bytes) {
@@ -177,7 +187,12 @@ fn write_executable(image: &Image, executable: &Executable, memory: &mut impl Gu
     Ok(())
 }
 
-fn write(image: &Image, memory: &mut impl GuestMemory, address: Ipa, bytes: &[u8]) -> Result<(), ConfigError> {
+pub(super) fn write(
+    image: &Image,
+    memory: &mut impl GuestMemory,
+    address: Ipa,
+    bytes: &[u8],
+) -> Result<(), ConfigError> {
     memory.write(address, bytes).map_err(|error| outside(image, error))
 }
 

@@ -10,6 +10,7 @@ pub mod inflate;
 pub mod kernel;
 pub mod layout;
 pub mod load;
+pub mod payload;
 pub mod tree;
 pub mod tree_writer;
 

@@ -12,7 +12,7 @@ use libtest_mimic::{Completion, Failed, Trial};
 use crate::{LIMIT, Outcome, board, failure, run_well};
 
 /// Warnings of Debian's kernels on QEMU alone that say nothing about the machine's correctness; under keel there are none.
-const QEMU_ALONE: &[&str] = &[
+pub const QEMU_ALONE: &[&str] = &[
     // QEMU's device tree describes no caches; 6.12 says so once.
     "cacheinfo: Unable to detect cache hierarchy",
     // QEMU's PCIe window. keel's guests have no PCIe.
@@ -21,10 +21,10 @@ const QEMU_ALONE: &[&str] = &[
 
 /// Warnings that come when the host does not run an emulated CPU for a while, so that wall time jumps; on QEMU alone
 /// too. A run under icount, where time is instructions, has no excuse.
-const HOST_IS_BUSY: &[&str] = &["hrtimer: interrupt took"];
+pub const HOST_IS_BUSY: &[&str] = &["hrtimer: interrupt took"];
 
 /// A Debian machine that does what `keel.test=` asks.
-fn vm(folder: &str, test: &str, cpus: u32) -> VmSpec {
+pub fn vm(folder: &str, test: &str, cpus: u32) -> VmSpec {
     let mut vm = VmSpec::new("debian", fetch::kernel_path(folder));
     vm.initrd = Some(fetch::initramfs_path());
     vm.bootargs = format!("console=ttyAMA0 {test}");
@@ -36,7 +36,7 @@ fn vm(folder: &str, test: &str, cpus: u32) -> VmSpec {
 }
 
 /// A test that is ignored, with the reason, when the kernel is not there.
-fn trial(name: String, folder: &'static str, test: impl FnOnce() -> Outcome + Send + 'static) -> Trial {
+pub fn trial(name: String, folder: &'static str, test: impl FnOnce() -> Outcome + Send + 'static) -> Trial {
     Trial::ignorable_test(name, move || match fetch::missing(folder) {
         Some(reason) => Ok(Completion::ignored_with(reason)),
         None => test().map(|()| Completion::Completed),
@@ -44,7 +44,7 @@ fn trial(name: String, folder: &'static str, test: impl FnOnce() -> Outcome + Se
 }
 
 /// Checks the report a guest printed; `harmless` are the warnings it may contain.
-fn judge(console: &str, folder: &str, cpus: u32, harmless: &[&[&str]]) -> Outcome {
+pub fn judge(console: &str, folder: &str, cpus: u32, harmless: &[&[&str]]) -> Outcome {
     let fault = |what: String| Failed::from(format!("{what}\n{console}"));
     let report: Report = initramfs::parse_report(console).map_err(fault)?;
     let series = folder.trim_start_matches("linux-");

@@ -10,7 +10,7 @@ use libtest_mimic::Trial;
 use crate::{LIMIT, Outcome, board, failure, guests, run_well};
 
 /// Judges a transcript of the test kernel: its summary must be there and name no failure.
-fn judge(console: &str) -> Outcome {
+pub fn judge(console: &str) -> Outcome {
     let failed: Vec<_> = console.lines().filter(|line| line.contains("test ") && line.contains("FAILED")).collect();
     let summary = console.lines().rev().find_map(|line| {
         let mut words = line.trim().rsplit(", ");

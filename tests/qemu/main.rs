@@ -8,6 +8,7 @@ mod bundles;
 mod debian;
 mod demo;
 mod kernel;
+mod stub;
 mod tool;
 
 use std::process::ExitCode;
@@ -79,5 +80,6 @@ fn main() -> ExitCode {
     trials.extend(kernel::trials());
     trials.extend(bundles::trials());
     trials.extend(debian::trials());
+    trials.extend(stub::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -52,8 +52,8 @@ pub enum Conduit {
 pub enum PsciVersion {
     /// 0.1, whose function ids are the tree's.
     V0_1 {
-        /// Function id of CPU_ON.
-        cpu_on: u32,
+        /// Function ids of CPU_SUSPEND, CPU_OFF, CPU_ON and MIGRATE; 0 for one that is not there.
+        ids: [u32; 4],
     },
     /// 0.2.
     V0_2,
@@ -151,10 +151,11 @@ fn psci(devices: &Devices) -> Result<Option<Psci>, HostError> {
     } else if let Some(node) = devices.get(Kind::Psci0_2) {
         (node, PsciVersion::V0_2)
     } else if let Some(node) = devices.get(Kind::Psci0_1) {
-        let cpu_on = node
-            .u32("cpu_on")
-            .ok_or_else(|| HostError::missing(node, "cpu_on", "the function id of CPU_ON", CORRECT_THE_TREE))?;
-        (node, PsciVersion::V0_1 { cpu_on })
+        if node.u32("cpu_on").is_none() {
+            return Err(HostError::missing(node, "cpu_on", "the function id of CPU_ON", CORRECT_THE_TREE));
+        }
+        let ids = ["cpu_suspend", "cpu_off", "cpu_on", "migrate"].map(|name| node.u32(name).unwrap_or(0));
+        (node, PsciVersion::V0_1 { ids })
     } else {
         return Ok(None);
     };

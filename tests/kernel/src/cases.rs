@@ -1,6 +1,7 @@
 //! The cases, by area.
 
 use crate::harness::Case;
+pub use stub::{bench as bench_stub, crash};
 
 mod debug;
 mod device;
@@ -10,6 +11,7 @@ mod mmio;
 mod psci;
 mod smccc;
 mod stress;
+mod stub;
 mod sysreg;
 mod timer;
 
@@ -26,3 +28,6 @@ pub const ALL: &[&[Case]] = &[
     debug::CASES,
     stress::CASES,
 ];
+
+/// The tables for a kernel that owns the machine over keel-stub.
+pub const OVER_STUB: &[&[Case]] = &[stub::CASES];

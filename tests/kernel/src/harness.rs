@@ -38,6 +38,8 @@ pub enum Under {
     Any,
     /// Only under keel, or another hypervisor with KVM's guest interface.
     Keel,
+    /// Only over keel-stub.
+    Stub,
 }
 
 /// One case.
@@ -133,6 +135,9 @@ fn needs(machine: &Machine, case: &Case) -> Check {
     }
     if case.under == Under::Keel && !machine.under_keel() {
         return skip("holds only under keel (hyp=keel)");
+    }
+    if case.under == Under::Stub && !machine.over_stub() {
+        return skip("holds only over keel-stub (hyp=stub)");
     }
     Ok(())
 }

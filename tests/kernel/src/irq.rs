@@ -47,8 +47,12 @@ pub type Handler = fn(u32);
 
 /// Sets up the distributor and every redistributor, everything disabled, and this CPU's interface.
 ///
-/// Called on CPU 0 with no other CPU running; again between tests, to start each from the same state.
+/// Called on CPU 0 with no other CPU running; again between tests, to start each from the same state. Nothing happens on
+/// a machine with another interrupt controller.
 pub fn init(machine: &Machine) {
+    if !machine.has_gicv3 {
+        return;
+    }
     let cpus = machine.cpus().len();
     let mut slot = GIC.lock();
     let gic = slot.get_or_insert_with(|| {
@@ -83,8 +87,8 @@ pub fn init(machine: &Machine) {
 pub fn init_cpu(cpu: usize) {
     if let Some(gic) = GIC.lock().as_mut() {
         gic.init_cpu(cpu);
+        cpu_interface();
     }
-    cpu_interface();
 }
 
 fn cpu_interface() {

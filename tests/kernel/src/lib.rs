@@ -21,6 +21,8 @@ pub mod exceptions;
 #[cfg(target_os = "none")]
 pub mod exec;
 #[cfg(target_os = "none")]
+pub mod hypervisor;
+#[cfg(target_os = "none")]
 pub mod irq;
 #[cfg(target_os = "none")]
 pub mod machine;

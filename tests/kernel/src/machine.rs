@@ -1,6 +1,6 @@
 //! What the device tree says: CPUs, memory, and the boot arguments that select what the kernel does.
 
-use crate::{arch, console, platform};
+use crate::{arch, console, platform, power};
 use fdt::Fdt;
 
 /// The machine as described by the device tree.
@@ -16,8 +16,25 @@ pub struct Machine {
     pub tree: usize,
     /// Bytes of the device tree.
     pub tree_size: usize,
+    /// Whether the interrupt controller is a GICv3, which is the one the kernel drives.
+    pub has_gicv3: bool,
+    /// The hyp stub underneath: its memory, and the address of its vectors.
+    pub stub: Option<Stub>,
     mpidrs: [u64; platform::MAX_CPUS],
     count: usize,
+}
+
+/// What the device tree says of the hyp stub.
+#[derive(Clone, Copy, Debug)]
+pub struct Stub {
+    /// First byte of the memory it keeps.
+    pub base: usize,
+    /// Bytes of it.
+    pub size: usize,
+    /// Address of its vectors.
+    pub vectors: u64,
+    /// Whether nobody is to map its memory.
+    pub no_map: bool,
 }
 
 static MACHINE: spin::Mutex<Machine> = spin::Mutex::new(Machine {
@@ -26,6 +43,8 @@ static MACHINE: spin::Mutex<Machine> = spin::Mutex::new(Machine {
     memory_size: 0,
     tree: 0,
     tree_size: 0,
+    has_gicv3: true,
+    stub: None,
     mpidrs: [0; platform::MAX_CPUS],
     count: 0,
 });
@@ -51,6 +70,17 @@ impl Machine {
         if let Some(region) = fdt.memory().regions().next() {
             machine.memory_base = region.starting_address as usize;
             machine.memory_size = region.size.unwrap_or(0);
+        }
+        machine.has_gicv3 = fdt.find_compatible(&["arm,gic-v3"]).is_some();
+        machine.stub = fdt.find_compatible(&["keel,hyp-stub"]).and_then(|node| {
+            let region = node.reg()?.next()?;
+            let vectors = node.property("keel,vectors")?.as_usize()? as u64;
+            let no_map = node.property("no-map").is_some();
+            Some(Stub { base: region.starting_address as usize, size: region.size?, vectors, no_map })
+        });
+        let psci = fdt.find_compatible(&["arm,psci-1.0", "arm,psci-0.2", "arm,psci"]);
+        if let Some(method) = psci.and_then(|node| node.property("method")?.as_str()) {
+            power::set_method(method);
         }
         let boot = crate::mrs!("mpidr_el1") & MPIDR_AFFINITY;
         machine.mpidrs[0] = boot;
@@ -80,6 +110,11 @@ impl Machine {
     /// Value of the boot argument `name=value`.
     pub fn value(&self, name: &str) -> Option<&'static str> {
         self.bootargs.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+    }
+
+    /// Whether the kernel was told that it runs over keel-stub (`hyp=stub`).
+    pub fn over_stub(&self) -> bool {
+        self.value("hyp") == Some("stub")
     }
 
     /// Whether the kernel was told that it runs under keel (`hyp=keel`).

@@ -3,6 +3,8 @@
 //! The boot arguments say what to do: nothing runs all cases, `only=TEXT` those whose name has TEXT in it, `bench` the
 //! benchmarks, `fuzz=SEED,COUNT` the hostile guest, `reset` one SYSTEM_RESET after another, `list` prints the names.
 //! `hyp=keel` says that keel is underneath; without it the cases that only hold under a hypervisor are skipped, and say so.
+//! `hyp=stub` says that keel-stub is, and the kernel owns the machine: then only the cases of the stub run, or with `bench`
+//! what they cost, or with `crash` an exception of EL2 that the stub has to report.
 //!
 //! The last line is `N passed, N failed, N skipped`; then the machine is powered off.
 
@@ -50,7 +52,13 @@ mod kernel {
             machine.bootargs
         );
         irq::init(machine);
-        if machine.has("reset") {
+        if machine.over_stub() && machine.has("crash") {
+            cases::crash(machine);
+        } else if machine.over_stub() && machine.has("bench") {
+            cases::bench_stub(machine);
+        } else if machine.over_stub() {
+            harness::run(machine, cases::OVER_STUB, machine.value("only").unwrap_or(""));
+        } else if machine.has("reset") {
             reset(machine);
         } else if machine.has("bench") {
             bench::run(machine);

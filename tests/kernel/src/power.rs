@@ -1,7 +1,10 @@
 //! Firmware calls in their raw form, and the two ways out: off and reset.
 
 use crate::{arch, console};
-use core::panic::PanicInfo;
+use core::{
+    panic::PanicInfo,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+};
 use smccc::{Call, Hvc, Smc};
 
 /// PSCI_VERSION.
@@ -27,6 +30,24 @@ pub const SMCCC_VERSION: u32 = 0x8000_0000;
 /// SMCCC_ARCH_FEATURES.
 pub const SMCCC_ARCH_FEATURES: u32 = 0x8000_0001;
 
+/// Whether PSCI is called by SMC; by HVC until the device tree says otherwise.
+static BY_SMC: AtomicBool = AtomicBool::new(false);
+
+/// Says how PSCI is called: `method` of /psci.
+pub fn set_method(method: &str) {
+    BY_SMC.store(method == "smc", Relaxed);
+}
+
+/// Whether PSCI is called by SMC.
+pub fn by_smc() -> bool {
+    BY_SMC.load(Relaxed)
+}
+
+/// Makes a PSCI call the way the device tree says.
+pub fn psci(id: u32, args: [u64; 3]) -> [u64; 4] {
+    if by_smc() { smc(id, args) } else { hvc(id, args) }
+}
+
 /// Makes the call by HVC with arguments x1 to x3; answers x0 to x3.
 pub fn hvc(id: u32, args: [u64; 3]) -> [u64; 4] {
     call::<Hvc>(id, args)
@@ -46,7 +67,7 @@ fn call<C: Call>(id: u32, [a, b, c]: [u64; 3]) -> [u64; 4] {
 
 /// Powers the machine off.
 pub fn off() -> ! {
-    hvc(SYSTEM_OFF, [0; 3]);
+    psci(SYSTEM_OFF, [0; 3]);
     // Only a machine without PSCI comes back.
     loop {
         arch::wfi();
@@ -55,7 +76,7 @@ pub fn off() -> ! {
 
 /// Resets the machine.
 pub fn reset() -> ! {
-    hvc(SYSTEM_RESET, [0; 3]);
+    psci(SYSTEM_RESET, [0; 3]);
     panic!("SYSTEM_RESET returned");
 }
 

@@ -9,7 +9,7 @@ use core::{
     cell::UnsafeCell,
     sync::atomic::{AtomicBool, Ordering},
 };
-use smccc::{Hvc, psci::Error};
+use smccc::{Hvc, Smc, psci::Error};
 
 const STACK_PAGES: usize = 8;
 
@@ -42,7 +42,13 @@ pub fn start(machine: &Machine, cpu: usize, work: Work, argument: usize) -> Resu
     };
     BUSY[cpu].store(true, Ordering::Relaxed);
     // SAFETY: the stack is static, used by no other CPU, and this one is off; RAM is mapped alike on all CPUs.
-    let result = unsafe { start_core::<Hvc, _, STACK_PAGES>(machine.cpus()[cpu], stack, entry) };
+    let result = unsafe {
+        if power::by_smc() {
+            start_core::<Smc, _, STACK_PAGES>(machine.cpus()[cpu], stack, entry)
+        } else {
+            start_core::<Hvc, _, STACK_PAGES>(machine.cpus()[cpu], stack, entry)
+        }
+    };
     if result.is_err() {
         BUSY[cpu].store(false, Ordering::Relaxed);
     }
@@ -51,13 +57,13 @@ pub fn start(machine: &Machine, cpu: usize, work: Work, argument: usize) -> Resu
 
 /// Turns this CPU off.
 pub fn off() -> ! {
-    power::hvc(power::CPU_OFF, [0; 3]);
+    power::psci(power::CPU_OFF, [0; 3]);
     panic!("CPU_OFF returned");
 }
 
 /// Whether PSCI says the CPU is off.
 pub fn is_off(machine: &Machine, cpu: usize) -> bool {
-    power::hvc(power::AFFINITY_INFO, [machine.cpus()[cpu], 0, 0])[0] == 1
+    power::psci(power::AFFINITY_INFO, [machine.cpus()[cpu], 0, 0])[0] == 1
 }
 
 /// Waits until CPU `cpu` is off; false if it does not go off within [`time::PATIENCE_US`].
