@@ -20,7 +20,7 @@ use super::lr;
 /// Bits 31:0 of a pair hold the state; bits 63:32 its marks.
 const MARK_SHIFT: u32 = 32;
 
-/// The implemented bits of a priority: the top five (abi §6.4, IPRIORITYR).
+/// The implemented bits of a priority: the top five (GICD_IPRIORITYR, IHI 0069 §12.9; KVM stores five bits).
 pub(super) const PRIORITY_MASK: u8 = 0xf8;
 
 /// State of 32 consecutive interrupts.
@@ -285,7 +285,7 @@ impl Bank {
     /// to the guest, and `mapped` are mapped to physical interrupts. When the list registers are `crowded`, those that are
     /// active do not become pending there by themselves: the exit at their end chooses anew.
     ///
-    /// The rules (abi §6.3): a mapped interrupt is never pending and active at once with HW set; a level-sensitive one is
+    /// The rules, KVM's: a mapped interrupt is never pending and active at once with HW set; a level-sensitive one is
     /// never pending and active at once, and asks for an exit at its end while its line is high; an edge is consumed, and so
     /// is the line of a mapped interrupt, because the physical interrupt tells again once it is deactivated.
     #[inline]

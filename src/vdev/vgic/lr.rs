@@ -5,7 +5,7 @@
 
 use bitflags::bitflags;
 
-/// ICH_LRn_EL2.State bit 62: pending (abi §6.3).
+/// ICH_LRn_EL2.State bit 62: pending (IHI 0069 §12.4.4).
 pub const PENDING: u64 = 1 << 62;
 /// ICH_LRn_EL2.State bit 63: active.
 pub const ACTIVE: u64 = 1 << 63;

@@ -1,7 +1,8 @@
 //! The virtual GICv3: distributor, redistributors and list registers, without an ITS.
 //!
 //! The guest acknowledges and ends interrupts at the hardware's virtual CPU interface and never exits for that; what is
-//! emulated here is which interrupts the list registers hold. It behaves as KVM's does (abi §4.13, §6.3, §6.4).
+//! emulated here is which interrupts the list registers hold. It behaves as KVM's does (Linux,
+//! Documentation/virt/kvm/devices/arm-vgic-v3.rst), within the architecture (Arm IHI 0069).
 //!
 //! **No locks.** The state of an interrupt is bits of atomic words (`bank`), so a register access from any CPU is an
 //! atomic operation or two, and no CPU ever waits for another's. Private interrupts (0–31) belong to a vCPU, shared ones
@@ -54,9 +55,9 @@ use spi::Spis;
 pub const PRIVATE_INTERRUPTS: u32 = 32;
 /// SPIs of a VM that asks for no number (KVM's default of 256 interrupts).
 pub const DEFAULT_SPIS: usize = 224;
-/// The most SPIs a VM can have: KVM takes at most 992 interrupts in all (abi §4.13).
+/// The most SPIs a VM can have: KVM takes at most 992 interrupts in all (KVM_DEV_ARM_VGIC_GRP_NR_IRQS).
 pub const MAX_SPIS: usize = 960;
-/// The most vCPUs of a VM with a GICv3 (abi §4.13).
+/// The most vCPUs of a VM with a GICv3 (KVM_CAP_MAX_VCPUS).
 pub const MAX_VCPUS: usize = 512;
 
 /// Aff3 (39:32) and Aff2–Aff0 (23:0) of MPIDR_EL1.
@@ -96,7 +97,7 @@ pub enum VgicConfigError {
     DuplicateAffinity(u64),
 }
 
-/// The registers by which a CPU sends SGIs (abi §6.3).
+/// The registers by which a CPU sends SGIs (IHI 0069 §12.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SgiRegister {
     /// ICC_SGI1R_EL1.
@@ -143,7 +144,7 @@ impl Redistributor {
         redistributor
     }
 
-    /// SGIs are enabled and edge-triggered (abi §6.4).
+    /// SGIs are enabled and edge-triggered (IHI 0069 §12.11; enabled at reset as in KVM).
     fn reset(&self) {
         self.private.reset(0x0000_ffff, 0x0000_ffff);
         self.physical_active.store(0, Relaxed);

@@ -2,7 +2,7 @@
 //!
 //! A row is a range of offsets, the widths it takes, and what a read and a write do: for the guest, and, where that differs,
 //! for whoever saves and restores the VM. What no row claims, a misaligned access or one of a wrong width reads as zero and
-//! ignores writes (abi §6.4).
+//! ignores writes, as in KVM.
 
 use core::sync::atomic::Ordering::SeqCst;
 
@@ -13,15 +13,15 @@ use super::spi::intid_of;
 use super::{Redistributor, Vgic, VgicHost};
 use crate::vdev::mmio::AccessSize;
 
-/// GICD_IIDR.Revision of a new VM (abi §6.4).
+/// GICD_IIDR.Revision of a new VM, as KVM's latest.
 pub(super) const REVISION_LATEST: u32 = 3;
 /// The oldest revision that can be restored.
 const REVISION_OLDEST: u32 = 2;
-/// GICD_IIDR and GICR_IIDR without the revision: product 'K', implementer Arm (abi §6.4).
+/// GICD_IIDR and GICR_IIDR without the revision: product 'K', implementer Arm: KVM's.
 const IIDR: u64 = 0x4b00_043b;
 /// GICD_IIDR.Revision, bits 15:12.
 const IIDR_REVISION_SHIFT: u32 = 12;
-/// GICD_PIDR2 and GICR_PIDR2: GICv3 (abi §6.4).
+/// GICD_PIDR2 and GICR_PIDR2: GICv3 (IHI 0069 §12.9).
 const PIDR2: u64 = 0x3b;
 /// Where PIDR2 is among the identification registers, which start at 0xffd0.
 const PIDR2_OFFSET: usize = 0xffe8 - 0xffd0;
@@ -124,7 +124,7 @@ const fn row(start: u64, length: u64, width: Width, read: Read, write: Write) ->
 
 use Width::{Word, WordOrByte, WordOrDouble};
 
-/// The distributor (abi §6.4), the most read registers first.
+/// The distributor (IHI 0069 §12.9), the most read registers first.
 const DISTRIBUTOR: &[Row] = &[
     /* CTLR       */ row(0x0000, 4, Word, read_ctlr, write_ctlr),
     /* TYPER      */ row(0x0004, 4, Word, read_typer, ignore),
@@ -148,7 +148,7 @@ const DISTRIBUTOR: &[Row] = &[
     /* ID         */ row(0xffd0, 0x30, Word, read_id, ignore),
 ];
 
-/// The redistributors (abi §6.4): the RD frame, and the SGI frame at 0x1_0000. Without an ITS there are no LPIs, so their
+/// The redistributors (IHI 0069 §12.11): the RD frame, and the SGI frame at 0x1_0000. Without an ITS there are no LPIs, so their
 /// registers read as zero.
 const REDISTRIBUTOR: &[Row] = &[
     /* CTLR       */ row(0x0_0000, 4, Word, read_redistributor_ctlr, ignore),
@@ -209,7 +209,7 @@ impl Vgic {
         self.guest_write(Frame::Redistributor(target), offset, size, value, host);
     }
 
-    /// Reads the 32-bit register at `offset` to save it; differs from the guest's read where KVM's does (abi §4.13). No
+    /// Reads the 32-bit register at `offset` to save it; differs from the guest's read where KVM's does (arm-vgic-v3.rst). No
     /// vCPU may be resident.
     ///
     /// # Errors
