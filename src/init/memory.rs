@@ -2,7 +2,10 @@
 //!
 //! Units of 2 MiB keep EL2's map in large blocks: what is lost around a hole is little, and mapping it page by page is not.
 
-use crate::mm::Pa;
+use crate::mm::{
+    Pa,
+    addr::{BLOCK_2M, PAGE_SIZE},
+};
 use alloc::vec::Vec;
 use core::ops::Range;
 
@@ -31,10 +34,31 @@ pub fn subtract(whole: &[Range<Pa>], holes: &[Range<Pa>], unit: u64) -> Vec<Rang
     left
 }
 
+/// The pages to map for the bundle at `initrd`: whole large blocks if nothing else is in them, else just its own pages.
+/// `None` if those are not RAM or touch what is `taken`.
+///
+/// Loaders reserve the memory of what they hand over (U-Boot does), so that reservations are no obstacle: they are not given
+/// to anybody. Only others than the bundle's own keep the blocks around it from being mapped.
+pub fn bundle_pages(
+    initrd: &Range<Pa>,
+    ram: &[Range<Pa>],
+    taken: &[Range<Pa>],
+    reserved: &[Range<Pa>],
+) -> Option<Range<Pa>> {
+    let apart = |a: &Range<Pa>, b: &Range<Pa>| a.end <= b.start || b.end <= a.start;
+    let usable = |pages: &Range<Pa>| {
+        ram.iter().any(|range| range.start <= pages.start && pages.end <= range.end)
+            && taken.iter().all(|other| apart(pages, other))
+    };
+    let own = |other: &Range<Pa>| initrd.start <= other.start && other.end <= initrd.end;
+    let alone = |pages: &Range<Pa>| reserved.iter().all(|other| apart(pages, other) || own(other));
+    let [blocks, pages] = [BLOCK_2M, PAGE_SIZE].map(|unit| grow(initrd, unit));
+    Some(blocks).filter(|blocks| usable(blocks) && alone(blocks)).or(Some(pages).filter(usable))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mm::addr::PAGE_SIZE;
     use proptest::prelude::*;
 
     fn ranges(list: &[(u64, u64)]) -> Vec<Range<Pa>> {
@@ -52,6 +76,33 @@ mod tests {
         assert_eq!(subtract(&ranges(&[(0x1001, 0x3fff)]), &[], PAGE_SIZE), ranges(&[(0x2000, 0x3000)]));
         assert_eq!(subtract(&ranges(&[(0x1001, 0x1fff)]), &[], PAGE_SIZE), ranges(&[]));
         assert_eq!(subtract(&ranges(&[(0x1000, 0x3000)]), &ranges(&[(0, u64::MAX)]), PAGE_SIZE), ranges(&[]));
+    }
+
+    #[test]
+    fn the_bundle_s_own_reservation_is_no_obstacle() {
+        let ram = ranges(&[(0x4000_0000, 0x8000_0000)]);
+        let image = ranges(&[(0x4020_0000, 0x4060_0000)]);
+        let initrd = Pa(0x4800_0100)..Pa(0x4810_0000);
+        let blocks = Some(Pa(0x4800_0000)..Pa(0x4820_0000));
+        let pages = Some(Pa(0x4800_0000)..Pa(0x4810_0000));
+        assert_eq!(bundle_pages(&initrd, &ram, &image, &[]), blocks);
+        assert_eq!(bundle_pages(&initrd, &ram, &image, &ranges(&[(0x4800_0100, 0x4810_0000)])), blocks);
+        // Somebody else's, in the same block, beside it or over its end.
+        for other in [(0x4818_0000, 0x4819_0000), (0x480f_0000, 0x4811_0000)] {
+            assert_eq!(bundle_pages(&initrd, &ram, &image, &ranges(&[other])), pages);
+        }
+        // The tree in the same block.
+        let tree = ranges(&[(0x4020_0000, 0x4060_0000), (0x4818_0000, 0x4819_0000)]);
+        assert_eq!(bundle_pages(&initrd, &ram, &tree, &[]), pages);
+    }
+
+    #[test]
+    fn a_bundle_on_something_else_is_refused() {
+        let ram = ranges(&[(0x4000_0000, 0x8000_0000)]);
+        let image = ranges(&[(0x4020_0000, 0x4060_0000)]);
+        for (start, end) in [(0x405f_ffff, 0x4070_0000), (0x7fff_f000, 0x8000_0001), (0x1000, 0x2000), (0, u64::MAX)] {
+            assert_eq!(bundle_pages(&(Pa(start)..Pa(end)), &ram, &image, &[]), None, "{start:#x}..{end:#x}");
+        }
     }
 
     proptest! {

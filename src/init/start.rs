@@ -244,22 +244,7 @@ fn give_memory(host: &HostInfo, tree: Range<Pa>) -> &'static [u8] {
     let initrd = host.initrd.as_ref().map(span_range);
     let mut taken: Vec<_> = [image::whole(), tree].into_iter().collect();
     if let Some(initrd) = &initrd {
-        let inside = |pages: &Range<Pa>| ram.iter().any(|range| range.start <= pages.start && pages.end <= range.end);
-        // Loaders reserve the bundle's own memory and the tree's (U-Boot does), so reservations are no obstacle: they are not
-        // given away, and nothing else of them is mapped.
-        let clear = |pages: &Range<Pa>| taken.iter().all(|other| pages.end <= other.start || other.end <= pages.start);
-        let usable = |pages: &Range<Pa>| inside(pages) && clear(pages);
-        // In large blocks if there is nothing else in them.
-        let [blocks, pages] = [BLOCK_2M, PAGE_SIZE].map(|unit| memory::grow(initrd, unit));
-        let alone = |pages: &Range<Pa>| {
-            reserved(host).iter().all(|other| {
-                pages.end <= other.start
-                    || other.end <= pages.start
-                    || (initrd.start <= other.start && other.end <= initrd.end)
-            })
-        };
-        let Some(pages) = Some(blocks).filter(|blocks| usable(blocks) && alone(blocks)).or(Some(pages).filter(usable))
-        else {
+        let Some(pages) = memory::bundle_pages(initrd, &ram, &taken, &reserved(host)) else {
             stop(format_args!(
                 "/chosen: linux,initrd-start and -end say {}..{}, which is not RAM, or lies on keel's image or the device tree: \
                  load the bundle elsewhere",
