@@ -159,7 +159,7 @@ fn run_vcpu(entry: &Entry, position: usize, contended: bool, deadline: Option<u6
                 continue;
             }
             Leave::Wait(until) => {
-                // Nobody else wants this CPU: wait in the guest's place, with its state where it is.
+                // Off this CPU first: what becomes pending from then on is found when the queue is looked at.
                 drop(resident);
                 set_waiting(&entry.vcpu, until);
                 return;
