@@ -38,6 +38,12 @@ pub fn start() -> Option<u64> {
     Some(first | HPME)
 }
 
+/// MDCR_EL2 bits for guests when keel keeps no counters: HPMN = all of them, as 0 is CONSTRAINED UNPREDICTABLE without
+/// FEAT_HPMN0 (Arm ARM, MDCR_EL2.HPMN).
+pub fn all_counters() -> u64 {
+    if features::has_pmu() { (read_sysreg!("pmcr_el0") >> 11) & 0x1f } else { 0 }
+}
+
 fn read(nth: u64) -> u32 {
     let mdcr = read_sysreg!("mdcr_el2");
     if mdcr & HPME == 0 {

@@ -4,6 +4,7 @@ use crate::{
     arch::{
         cpu,
         gic::{self, Redistributor},
+        pmu,
     },
     hypercall::smccc::{Mitigation, Vulnerability},
 };
@@ -109,9 +110,12 @@ pub fn set_monitor_bits(bits: u64) {
     MDCR.store(bits, Ordering::Relaxed);
 }
 
-/// Those bits.
+/// Those bits; where keel keeps no counters, what this CPU has instead.
 pub fn monitor_bits() -> u64 {
-    MDCR.load(Ordering::Relaxed)
+    match MDCR.load(Ordering::Relaxed) {
+        0 => pmu::all_counters(),
+        bits => bits,
+    }
 }
 
 /// How the machine stands with the vulnerabilities that SMCCC's workarounds are about: Spectre v2, v4, BHB, as

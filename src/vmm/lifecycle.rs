@@ -56,6 +56,9 @@ pub struct Host {
     pub entry: u64,
 }
 
+/// Restarts of a VM that come with statistics.
+const STATS_REPORTS: u64 = 8;
+
 static HOST: Once<Host> = Once::new();
 static GUESTS: Mutex<Vec<Arc<Guest>>> = Mutex::new(Vec::new());
 static ALIVE: AtomicUsize = AtomicUsize::new(0);
@@ -343,7 +346,8 @@ pub fn parked(guest: Arc<Guest>, reason: Stop) {
         return;
     }
     let stats = HOST.get().is_some_and(|host| host.stats);
-    if stats {
+    // A guest that restarts in a loop must not fill the log with statistics either.
+    if stats && (reason == Stop::Off || guest.restarts.load(Ordering::Relaxed) < STATS_REPORTS) {
         guest.report_stats();
     }
     let name = guest.config.name;

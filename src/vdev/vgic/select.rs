@@ -154,7 +154,7 @@ impl Vgic {
 
     /// Not all found a list register: chooses with more care, and asks for the exits by which the others get their turn.
     #[cold]
-    #[allow(clippy::too_many_arguments)]
+    #[expect(clippy::too_many_arguments, reason = "all of it is what the one caller already holds")]
     pub(super) fn overflow(
         &self,
         vcpu: usize,
