@@ -2,7 +2,7 @@
 // left behind. Every optional register is touched only where its ID field says it exists.
 //
 //   in: EL2, MMU off. out: registers below. Clobbers x0-x3. No stack, no memory.
-//   Leaves VBAR_EL2 and SP alone.
+//   Leaves VBAR_EL2, SP and all of EL1's registers alone.
 
     .section .text.boot, "ax"
     .global el2_setup
@@ -113,8 +113,5 @@ el2_setup:
     msr     s3_4_c3_c1_2, xzr           // HFGRTR2_EL2
     msr     s3_4_c3_c1_3, xzr           // HFGWTR2_EL2
     msr     s3_4_c3_c1_7, xzr           // HFGITR2_EL2
-1:
-    mov_q   x0, {sctlr_el1_reset}
-    msr     sctlr_el1, x0
-    isb
+1:  isb
     ret

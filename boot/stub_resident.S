@@ -36,6 +36,7 @@ stub_enter:
     ic      iallu
     dsb     nsh
     isb
+    adr_l   x21, hyp_stub_vectors
     b       stub_drop
 
 // stub_secondary_entry: firmware starts or wakes a CPU here. in: x0 = physical address of its EntryBlock, not cached.
@@ -49,6 +50,7 @@ stub_secondary_entry:
     msr     sctlr_el2, x1
     isb
     ldp     x19, x20, [x0, #{block_entry}]  // entry + 1, context
+    ldr     x21, [x0, #{block_vectors}]
     dsb     sy
     str     xzr, [x0, #{block_entry}]   // free for the next CPU_ON
     dsb     sy
@@ -59,12 +61,14 @@ stub_secondary_entry:
     dsb     nsh
     isb
 
-// stub_drop: EL2 as the boot protocol wants it, then the payload at EL1h. in: x19 = where, x20 = its x0.
+// stub_drop: EL2 as the boot protocol wants it, then the payload at EL1h. in: x19 = where, x20 = its x0, x21 = the vectors
+// that stay.
 stub_drop:
-    adr_l   x0, hyp_stub_vectors
-    msr     vbar_el2, x0
+    msr     vbar_el2, x21
     bl      el2_setup
     bl      el2_untrap
+    mov_q   x0, {sctlr_el1_reset}
+    msr     sctlr_el1, x0
     mrs     x0, hcr_el2
     orr     x0, x0, #(1 << 19)          // TSC: PSCI is relayed
     msr     hcr_el2, x0

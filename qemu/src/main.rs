@@ -126,6 +126,9 @@ struct GuestArgs {
     /// Its RAM [default: 512M]
     #[arg(long, value_name = "SIZE", help_heading = "One machine")]
     memory: Option<MemorySize>,
+    /// It owns the board: real addresses, devices and interrupts, and every CPU
+    #[arg(long, help_heading = "One machine")]
+    root: bool,
 }
 
 /// The board QEMU models.
@@ -275,6 +278,7 @@ impl GuestArgs {
             ("--append", self.append.is_some()),
             ("--cpus", self.cpus.is_some()),
             ("--memory", self.memory.is_some()),
+            ("--root", self.root),
         ];
         let given: Vec<_> = given.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect();
         let vm = self.kernel.map(|kernel| {
@@ -284,6 +288,7 @@ impl GuestArgs {
             vm.bootargs = self.append.unwrap_or_default();
             vm.cpus = self.cpus.unwrap_or(vm.cpus);
             vm.memory = self.memory.unwrap_or(vm.memory);
+            vm.root = self.root;
             vm
         });
         run::guests(self.list, vm, &given)

@@ -6,6 +6,9 @@
 /// What keel prints last, once all machines have ended; the number of those that crashed follows.
 pub const ENDED: &str = "keel: all VMs ended, powering off (crashed: ";
 
+/// What keel says when the machine's owner sends it away: from then on the owner has the last word.
+const LEFT: &str = "takes EL2 back; the hyp stub stays";
+
 /// How a panic report starts.
 pub const PANIC: &str = "keel: panic:";
 
@@ -26,7 +29,7 @@ pub enum Verdict {
     Panicked,
     /// QEMU ended without keel's last line.
     Silent,
-    /// The stub's payload powered the board off, or QEMU ended: nothing more is known.
+    /// The machine's owner, over the stub, powered the board off, or QEMU ended: nothing more is known.
     PoweredOff,
     /// The user quit QEMU from the terminal.
     Quit,
@@ -65,6 +68,7 @@ pub struct Scanner {
     line: Vec<u8>,
     crashed: Option<u32>,
     panicked: bool,
+    left: bool,
     quit: bool,
 }
 
@@ -86,6 +90,7 @@ impl Scanner {
             self.crashed = rest.split_once(')').and_then(|(count, _)| count.parse().ok()).or(self.crashed);
         }
         self.panicked |= line.contains(PANIC);
+        self.left |= line.contains(LEFT);
         self.quit |= line.contains(QUIT);
         self.line.clear();
     }
@@ -103,6 +108,7 @@ impl Scanner {
             Some(0) => Verdict::Well,
             Some(count) => Verdict::Crashed(count),
             None if self.quit && interactive => Verdict::Quit,
+            None if self.left => Verdict::PoweredOff,
             None => Verdict::Silent,
         }
     }
@@ -133,6 +139,9 @@ mod tests {
             Verdict::Panicked
         });
         assert_eq!(verdict("", false), Verdict::Silent);
+        assert_eq!(verdict("keel: VM root: owns the machine and takes EL2 back; the hyp stub stays\r\n", false), {
+            Verdict::PoweredOff
+        });
         assert_eq!(verdict("QEMU: Terminated\r\n", true), Verdict::Quit);
         assert_eq!(verdict("QEMU: Terminated\r\n", false), Verdict::Silent);
     }

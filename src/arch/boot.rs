@@ -17,7 +17,6 @@ core::arch::global_asm!(
 core::arch::global_asm!(
     include_str!("../../boot/el2_setup.S"),
     hcr_el2_host = const hcr::HCR_EL2_HOST,
-    sctlr_el1_reset = const hcr::SCTLR_EL1_RESET,
 );
 
 /// What a secondary CPU needs before it can run Rust: read with the MMU off, so it must be clean to the point of

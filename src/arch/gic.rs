@@ -8,8 +8,6 @@ use super::{
     sysreg::{dsb_sy, isb, read_sysreg, write_sysreg},
 };
 
-/// SGI that makes a CPU leave its guest and look at its vCPUs.
-pub const SGI_KICK: u32 = 0;
 /// The interrupt that says that nothing is pending (GIC architecture 2.2.1).
 pub const SPURIOUS: u32 = 1020;
 
@@ -23,6 +21,7 @@ const GICD_IROUTER: u64 = 0x6000;
 const GICR_TYPER: u64 = 0x0008;
 const GICR_WAKER: u64 = 0x0014;
 const GICR_SGI_FRAME: u64 = 0x1_0000;
+const ISPENDR: u64 = 0x0200;
 const ISACTIVER: u64 = 0x0300;
 const ICACTIVER: u64 = 0x0380;
 const ICPENDR: u64 = 0x0280;
@@ -36,7 +35,7 @@ const WAKER_CHILDREN_ASLEEP: u32 = 1 << 2;
 /// Priority of everything keel enables: one for all, so nothing preempts.
 const PRIORITY: u32 = 0xa0a0_a0a0;
 
-/// A register frame of the GIC, mapped as a device.
+/// A register frame of the GIC, or several in a row, mapped as a device.
 #[derive(Clone, Copy, Debug)]
 struct Frame(Pa);
 
@@ -63,6 +62,49 @@ impl Frame {
     }
 }
 
+macro_rules! sized_access {
+    ($frame:expr, $length:expr) => {
+        /// Reads 1 << `log2` bytes (0 to 3) at `offset`, a multiple of that; what lies outside the frame reads as 0.
+        pub fn read(&self, offset: u64, log2: u32) -> u64 {
+            let at = $frame(self).0.0 + offset;
+            if offset >= $length || !offset.is_multiple_of(1 << log2) {
+                return 0;
+            }
+            // SAFETY: see `Frame::read`; aligned, and inside the frames that the device has.
+            unsafe {
+                match log2 {
+                    0 => (at as *const u8).read_volatile().into(),
+                    1 => (at as *const u16).read_volatile().into(),
+                    2 => (at as *const u32).read_volatile().into(),
+                    _ => (at as *const u64).read_volatile(),
+                }
+            }
+        }
+
+        /// Writes 1 << `log2` bytes at `offset`; nothing outside the frame.
+        pub fn write(&self, offset: u64, log2: u32, value: u64) {
+            let at = $frame(self).0.0 + offset;
+            if offset >= $length || !offset.is_multiple_of(1 << log2) {
+                return;
+            }
+            // SAFETY: as in `read`. What is written decides about interrupts, which concern no memory.
+            unsafe {
+                match log2 {
+                    0 => (at as *mut u8).write_volatile(value as u8),
+                    1 => (at as *mut u16).write_volatile(value as u16),
+                    2 => (at as *mut u32).write_volatile(value as u32),
+                    _ => (at as *mut u64).write_volatile(value),
+                }
+            }
+        }
+    };
+}
+
+/// Bytes of the distributor's registers.
+pub const DISTRIBUTOR_LENGTH: u64 = 0x1_0000;
+/// Bytes of a redistributor's registers that GICv3 has: its two frames.
+pub const REDISTRIBUTOR_LENGTH: u64 = 0x2_0000;
+
 /// Why the interrupt controller cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GicError {
@@ -88,6 +130,13 @@ impl Distributor {
     /// A GICv3 distributor must be there, mapped as a device and driven by nothing else.
     pub unsafe fn new(base: Pa) -> Self {
         Self(Frame(base))
+    }
+
+    sized_access!(|this: &Self| this.0, DISTRIBUTOR_LENGTH);
+
+    /// Its address.
+    pub fn base(&self) -> Pa {
+        self.0.0
     }
 
     fn wait(&self) -> Result<(), GicError> {
@@ -180,6 +229,43 @@ impl Redistributor {
         Ok(())
     }
 
+    sized_access!(|this: &Self| this.0, REDISTRIBUTOR_LENGTH);
+
+    /// The address of its first frame.
+    pub fn base(&self) -> Pa {
+        self.0.0
+    }
+
+    /// Makes a PPI pending, from any CPU: how keel calls another CPU. An SGI would do too, but all of those belong to the
+    /// VM that owns the machine.
+    pub fn pend(&self, intid: u32) {
+        if intid < 32 {
+            // What the other CPU is to find must be visible before it looks (GIC architecture: DSB before the access).
+            super::sysreg::dsb_ish();
+            self.0.write(GICR_SGI_FRAME + ISPENDR, 1 << intid);
+        }
+    }
+
+    /// Takes the PPIs in the mask `kept` out of use: disabled, neither pending nor active.
+    pub fn release(&self, kept: u32) {
+        for register in [GICD_ICENABLER, ICPENDR, ICACTIVER] {
+            self.0.write(GICR_SGI_FRAME + register, kept);
+        }
+        dsb_sy();
+    }
+
+    /// Takes the PPIs in the mask `kept` into use, and leaves all others as they are.
+    pub fn adopt(&self, kept: u32) {
+        self.release(kept);
+        let group = self.0.read(GICR_SGI_FRAME + GICD_IGROUPR);
+        self.0.write(GICR_SGI_FRAME + GICD_IGROUPR, group | kept);
+        for intid in (0..32).filter(|intid| kept >> intid & 1 != 0) {
+            self.write(GICR_SGI_FRAME + GICD_IPRIORITYR + intid, 0, u64::from(PRIORITY & 0xff));
+        }
+        self.0.write(GICR_SGI_FRAME + GICD_ISENABLER, kept);
+        dsb_sy();
+    }
+
     /// Sets or clears the active state of an SGI or PPI of this CPU.
     pub fn set_active(&self, intid: u32, active: bool) {
         if intid < 32 {
@@ -230,19 +316,98 @@ pub fn deactivate(intid: u32) {
     write_sysreg!("S3_0_C12_C11_1", u64::from(intid)); // ICC_DIR_EL1
 }
 
-/// Sends [`SGI_KICK`] to the CPU with this affinity.
-pub fn kick(mpidr: u64) {
-    let aff = |shift: u32| (mpidr >> shift) & 0xff;
-    let value = aff(32) << 48
-        | ((aff(0) >> 4) << 44)
-        | aff(16) << 32
-        | u64::from(SGI_KICK) << 24
-        | aff(8) << 16
-        | 1 << (aff(0) & 0xf);
-    // What the other CPU is to find must be visible before it looks (GIC architecture, ordering of SGIs: DSB first).
+/// Sends SGIs as the value of ICC_SGI1R_EL1 says.
+pub fn send_sgi(value: u64) {
     super::sysreg::dsb_ish();
     write_sysreg!("S3_0_C12_C11_5", value); // ICC_SGI1R_EL1
     isb();
+}
+
+/// The physical CPU interface as the kernel that owns the machine uses it: ICC_*_EL1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuInterface {
+    /// ICC_PMR_EL1.
+    pub pmr: u64,
+    /// ICC_BPR0_EL1 and ICC_BPR1_EL1.
+    pub bpr: [u64; 2],
+    /// ICC_CTLR_EL1: CBPR and EOImode.
+    pub ctlr: u64,
+    /// ICC_IGRPEN0_EL1 and ICC_IGRPEN1_EL1.
+    pub igrpen: [u64; 2],
+    /// ICC_AP1R0–3_EL1.
+    pub ap1r: [u32; 4],
+}
+
+/// ICC_CTLR_EL1.EOImode and CBPR.
+const ICC_CTLR_WRITABLE: u64 = 0b11;
+
+impl CpuInterface {
+    /// How many registers of active priorities there are (ICC_CTLR_EL1.PRIbits).
+    fn active_priorities() -> usize {
+        match read_sysreg!("S3_0_C12_C12_4") >> 8 & 7 {
+            0..=4 => 1,
+            5 => 2,
+            _ => 4,
+        }
+    }
+
+    /// Reads it. ICC_IGRPEN0_EL1 may belong to firmware, and is taken as 0.
+    pub fn get() -> Self {
+        let mut ap1r = [0; 4];
+        let count = Self::active_priorities();
+        ap1r[0] = read_sysreg!("S3_0_C12_C9_0") as u32;
+        if count > 1 {
+            ap1r[1] = read_sysreg!("S3_0_C12_C9_1") as u32;
+        }
+        if count > 2 {
+            ap1r[2] = read_sysreg!("S3_0_C12_C9_2") as u32;
+            ap1r[3] = read_sysreg!("S3_0_C12_C9_3") as u32;
+        }
+        Self {
+            pmr: read_sysreg!("S3_0_C4_C6_0"),
+            bpr: [read_sysreg!("S3_0_C12_C8_3"), read_sysreg!("S3_0_C12_C12_3")],
+            ctlr: read_sysreg!("S3_0_C12_C12_4") & ICC_CTLR_WRITABLE,
+            igrpen: [0, read_sysreg!("S3_0_C12_C12_7") & 1],
+            ap1r,
+        }
+    }
+
+    /// Gives it to the kernel at EL1, with this state. The virtual one is off afterwards, and the kernel may use the
+    /// system registers as it likes (ICC_SRE_EL2.Enable).
+    pub fn hand_over(&self) {
+        write_sysreg!("S3_4_C12_C11_0", 0); // ICH_HCR_EL2
+        write_sysreg!("S3_4_C12_C9_5", 0xf); // ICC_SRE_EL2: Enable, DIB, DFB, SRE
+        isb();
+        write_sysreg!("S3_0_C12_C12_4", self.ctlr & ICC_CTLR_WRITABLE);
+        write_sysreg!("S3_0_C12_C12_3", self.bpr[1]);
+        write_sysreg!("S3_0_C12_C8_3", self.bpr[0]);
+        let count = Self::active_priorities();
+        write_sysreg!("S3_0_C12_C9_0", u64::from(self.ap1r[0]));
+        if count > 1 {
+            write_sysreg!("S3_0_C12_C9_1", u64::from(self.ap1r[1]));
+        }
+        if count > 2 {
+            write_sysreg!("S3_0_C12_C9_2", u64::from(self.ap1r[2]));
+            write_sysreg!("S3_0_C12_C9_3", u64::from(self.ap1r[3]));
+        }
+        write_sysreg!("S3_0_C4_C6_0", self.pmr);
+        write_sysreg!("S3_0_C12_C12_7", self.igrpen[1]);
+        isb();
+    }
+
+    /// Empties the active priorities: EL2 is about to use the interface, and drops the priority of all it acknowledges.
+    pub fn clear_active_priorities() {
+        let count = Self::active_priorities();
+        write_sysreg!("S3_0_C12_C9_0", 0);
+        if count > 1 {
+            write_sysreg!("S3_0_C12_C9_1", 0);
+        }
+        if count > 2 {
+            write_sysreg!("S3_0_C12_C9_2", 0);
+            write_sysreg!("S3_0_C12_C9_3", 0);
+        }
+        isb();
+    }
 }
 
 /// ICH_HCR_EL2.En.

@@ -18,6 +18,9 @@ const HCR_PAUTH: u64 = HCR_EL2::API::SET.value | HCR_EL2::APK::SET.value;
 /// HCR_EL2 while an EL1 kernel owns the machine without stage 2 (hyp-stub ABI).
 pub const HCR_EL2_HOST: u64 = HCR_EL2::RW::EL1IsAarch64.value | HCR_PAUTH | HCR_EL2::ATA::SET.value;
 
+/// HCR_EL2 over a stub that relays the kernel's PSCI calls: its SMCs trap.
+pub const HCR_EL2_OWNER: u64 = HCR_EL2_HOST | HCR_EL2::TSC::EnableTrapEl1SmcToEl2.value;
+
 /// HCR_EL2 of a kernel that was moved to EL2 (hyp-stub ABI, FINALISE_EL2).
 pub const HCR_EL2_VHE: u64 = HCR_EL2::RW::EL1IsAarch64.value | HCR_EL2::TGE::SET.value | HCR_EL2::E2H::SET.value;
 
@@ -47,6 +50,8 @@ pub const HCR_GUEST: u64 = HCR_EL2::VM::Enable.value
 /// HCR_EL2 for a guest, given the CPU's ID_AA64MMFR1_EL1, ID_AA64PFR0_EL1 and whether it has pointer authentication.
 ///
 /// Adds what traps where it exists: LORegions (TLOR), RAS error records (TERR), external aborts (TEA).
+///
+/// [`owner_hcr`] turns this into the owner's.
 pub const fn guest_hcr(mmfr1: u64, pfr0: u64, pauth: bool) -> u64 {
     let mut hcr = HCR_GUEST;
     if (mmfr1 >> 16) & 0xf != 0 {
@@ -59,6 +64,12 @@ pub const fn guest_hcr(mmfr1: u64, pfr0: u64, pauth: bool) -> u64 {
         hcr |= HCR_PAUTH;
     }
     hcr
+}
+
+/// HCR_EL2 for the VM that owns the machine, from a guest's: SErrors are taken where they would be without keel (AMO), and
+/// its view of the cacheability of its memory is not overridden (FWB selects only how stage 2 says so).
+pub const fn owner_hcr(guest: u64) -> u64 {
+    guest & !(HCR_EL2::AMO::SET.value | HCR_EL2::TEA::SET.value)
 }
 
 /// SCTLR_EL2 with MMU, caches and alignment checks off: the RES1 bits.

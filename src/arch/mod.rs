@@ -14,6 +14,8 @@ pub mod cache;
 #[cfg(target_os = "none")]
 pub mod cpu;
 #[cfg(target_os = "none")]
+pub mod depart;
+#[cfg(target_os = "none")]
 pub mod features;
 #[cfg(target_os = "none")]
 pub mod gic;

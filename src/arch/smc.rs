@@ -13,6 +13,10 @@ pub enum Conduit {
 
 /// PSCI 0.2 CPU_ON, SMC64.
 const CPU_ON_64: u32 = 0xc400_0003;
+/// PSCI 0.2 CPU_OFF.
+const CPU_OFF: u32 = 0x8400_0002;
+/// PSCI 0.2 AFFINITY_INFO, SMC64.
+const AFFINITY_INFO_64: u32 = 0xc400_0004;
 /// PSCI 0.2 SYSTEM_OFF.
 const SYSTEM_OFF: u32 = 0x8400_0008;
 /// PSCI 0.2 SYSTEM_RESET.
@@ -37,6 +41,16 @@ pub fn cpu_on(mpidr: u64, entry: Pa, context: Pa) -> Result<(), i64> {
 /// The firmware's PSCI version, major in bits 31:16, minor in 15:0.
 pub fn psci_version() -> u32 {
     call(PSCI_VERSION, [0; 3]) as u32
+}
+
+/// Turns this CPU off. Returns only if firmware does not do it, with PSCI's error number.
+pub fn cpu_off() -> i64 {
+    call(CPU_OFF, [0; 3])
+}
+
+/// Whether firmware says that the CPU with this affinity is off.
+pub fn is_off(mpidr: u64) -> bool {
+    call(AFFINITY_INFO_64, [mpidr, 0, 0]) == 1
 }
 
 /// Powers the board off. Returns only if firmware does not do it.

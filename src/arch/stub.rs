@@ -30,7 +30,9 @@ core::arch::global_asm!(
     cpu_mpidr = const offset_of!(StubCpu, mpidr),
     cpu_stack = const offset_of!(StubCpu, stack),
     cpu_size = const size_of::<StubCpu>(),
+    sctlr_el1_reset = const hcr::SCTLR_EL1_RESET,
     block_entry = const offset_of!(EntryBlock, entry),
+    block_vectors = const offset_of!(EntryBlock, vectors),
     frame_size = const size_of::<SmcFrame>(),
 );
 
@@ -52,6 +54,8 @@ pub struct EntryBlock {
     entry: AtomicU64,
     /// The payload's x0.
     context: AtomicU64,
+    /// The vectors that are installed under it.
+    vectors: AtomicU64,
 }
 
 impl EntryBlock {
@@ -60,9 +64,11 @@ impl EntryBlock {
         self.entry.load(Ordering::Relaxed) != 0
     }
 
-    /// Fills it: the CPU that firmware starts with it goes to `entry`, 4-byte aligned, with `context` in x0.
-    pub fn fill(&self, entry: u64, context: u64) {
+    /// Fills it: the CPU that firmware starts with it goes to `entry`, 4-byte aligned, with `context` in x0 and EL2's
+    /// vectors at `vectors`.
+    pub fn fill(&self, entry: u64, context: u64, vectors: Pa) {
         self.context.store(context, Ordering::Relaxed);
+        self.vectors.store(vectors.0, Ordering::Relaxed);
         self.entry.store(entry | 1, Ordering::Relaxed);
         super::sysreg::dsb_sy();
     }
@@ -134,6 +140,13 @@ impl Resident {
             row.mpidr.store(u64::MAX, Ordering::Relaxed);
         }
         self.start.iter().flatten().for_each(EntryBlock::clear);
+    }
+
+    /// Says what is known of the firmware: the words of [`psci`](Self::psci), in order.
+    pub fn set_psci(&self, words: impl Iterator<Item = u32>) {
+        for (word, value) in self.psci.iter().zip(words) {
+            word.store(value.into(), Ordering::Relaxed);
+        }
     }
 
     /// The index of the CPU with this affinity.

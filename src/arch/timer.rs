@@ -42,3 +42,8 @@ pub fn virtual_output() -> bool {
 pub fn physical_output() -> bool {
     output(CNTP_CTL_EL0.get())
 }
+
+/// The output of the EL2 physical timer.
+pub fn hypervisor_output() -> bool {
+    output(CNTHP_CTL_EL2.get())
+}

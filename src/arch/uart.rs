@@ -7,7 +7,15 @@ use arm_pl011_uart::{Interrupts, PL011Registers, Uart, UniqueMmioPointer};
 use core::ptr::NonNull;
 
 /// The console's UART.
-pub struct Console(Uart<'static>);
+pub struct Console {
+    uart: Uart<'static>,
+    /// It took nothing for so long that it seems to be off; what is written is lost until it has room again.
+    stuck: bool,
+}
+
+/// How often a UART that has no room is asked again: seconds, at any line speed that people use. Whoever owns the machine
+/// may switch it off, and must not stop keel with that.
+const PATIENCE: u32 = 10_000_000;
 
 impl Console {
     /// The PL011 at `base`, as firmware left it (line speed, FIFOs).
@@ -18,15 +26,23 @@ impl Console {
     pub unsafe fn pl011(base: Pa) -> Option<Self> {
         let registers = NonNull::new(base.0 as *mut PL011Registers)?;
         // SAFETY: the caller vouches for the device; it is ours for good.
-        Some(Self(Uart::new(unsafe { UniqueMmioPointer::new(registers) })))
+        let uart = Uart::new(unsafe { UniqueMmioPointer::new(registers) });
+        Some(Self { uart, stuck: false })
     }
 
     /// Sends one byte, waiting for room.
     pub fn write(&mut self, byte: u8) {
-        while self.0.is_tx_fifo_full() {
+        let mut patience = if self.stuck { 1 } else { PATIENCE };
+        while self.uart.is_tx_fifo_full() {
+            patience -= 1;
+            self.stuck = patience == 0;
+            if self.stuck {
+                return;
+            }
             core::hint::spin_loop();
         }
-        self.0.write_word(byte);
+        self.stuck = false;
+        self.uart.write_word(byte);
     }
 
     /// Sends `bytes`, waiting for room.
@@ -36,23 +52,26 @@ impl Console {
 
     /// A received byte, if there is one. Line errors are dropped with their byte.
     pub fn read(&mut self) -> Option<u8> {
-        self.0.read_word().ok().flatten()
+        self.uart.read_word().ok().flatten()
     }
 
     /// Whether everything written has left the UART.
     pub fn flush(&mut self) {
-        while self.0.is_busy() {
+        for _ in 0..PATIENCE {
+            if self.stuck || !self.uart.is_busy() {
+                return;
+            }
             core::hint::spin_loop();
         }
     }
 
     /// Lets received bytes interrupt.
     pub fn enable_receive_interrupt(&mut self) {
-        self.0.set_interrupt_masks(Interrupts::RXI | Interrupts::RTI);
+        self.uart.set_interrupt_masks(Interrupts::RXI | Interrupts::RTI);
     }
 
     /// Acknowledges the receive interrupts.
     pub fn clear_receive_interrupt(&mut self) {
-        self.0.clear_interrupts(Interrupts::RXI | Interrupts::RTI);
+        self.uart.clear_interrupts(Interrupts::RXI | Interrupts::RTI);
     }
 }

@@ -14,6 +14,7 @@
 pub mod psci;
 pub mod relay;
 pub mod smccc;
+pub mod stub;
 pub mod table;
 
 use psci::{CpuOnResult, SystemEvent, VcpuPower};

@@ -84,6 +84,8 @@ pub enum CpuOnResult {
     Started,
     /// The vCPU was on already.
     AlreadyOn,
+    /// The machine's firmware, which starts this one, answered with this error.
+    Refused(i64),
 }
 
 /// What a guest asked for its whole VM.
@@ -121,6 +123,7 @@ pub(super) fn cpu_on(host: &impl HypercallHost, call: &Call<'_>) -> Outcome {
         .flatten();
     Outcome::code(match found.map(|index| host.cpu_on(index, entry, context)) {
         Some(CpuOnResult::Started) => SUCCESS,
+        Some(CpuOnResult::Refused(error)) => error,
         Some(CpuOnResult::AlreadyOn) if host.psci_version() > Version::V0_1 => ALREADY_ON,
         // 0.1 has no code of its own for it.
         Some(CpuOnResult::AlreadyOn) | None => INVALID_PARAMETERS,

@@ -34,6 +34,25 @@ pub fn subtract(whole: &[Range<Pa>], holes: &[Range<Pa>], unit: u64) -> Vec<Rang
     left
 }
 
+/// `ranges` in order, and none of them over another.
+pub fn joined(mut ranges: Vec<Range<Pa>>) -> Vec<Range<Pa>> {
+    ranges.sort_unstable_by_key(|range| range.start);
+    let mut joined: Vec<Range<Pa>> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => joined.push(range),
+        }
+    }
+    joined
+}
+
+/// What is in both lists, each of which is sorted and has no overlaps; grown to pages.
+pub fn common(a: &[Range<Pa>], b: &[Range<Pa>]) -> Vec<Range<Pa>> {
+    let pairs = a.iter().flat_map(|a| b.iter().map(move |b| a.start.max(b.start)..a.end.min(b.end)));
+    joined(pairs.filter(|both| both.start < both.end).map(|both| grow(&both, PAGE_SIZE)).collect())
+}
+
 /// The pages to map for the bundle at `initrd`: whole large blocks if nothing else is in them, else just its own pages.
 /// `None` if those are not RAM or touch what is `taken`.
 ///
@@ -76,6 +95,15 @@ mod tests {
         assert_eq!(subtract(&ranges(&[(0x1001, 0x3fff)]), &[], PAGE_SIZE), ranges(&[(0x2000, 0x3000)]));
         assert_eq!(subtract(&ranges(&[(0x1001, 0x1fff)]), &[], PAGE_SIZE), ranges(&[]));
         assert_eq!(subtract(&ranges(&[(0x1000, 0x3000)]), &ranges(&[(0, u64::MAX)]), PAGE_SIZE), ranges(&[]));
+    }
+
+    #[test]
+    fn lists_are_joined_and_intersected() {
+        let list = ranges(&[(0x5000, 0x6000), (0x1000, 0x3000), (0x2000, 0x4000), (0x6000, 0x7000)]);
+        let joined = super::joined(list);
+        assert_eq!(joined, ranges(&[(0x1000, 0x4000), (0x5000, 0x7000)]));
+        assert_eq!(common(&joined, &ranges(&[(0, 0x1000), (0x3800, 0x5010)])), ranges(&[(0x3000, 0x4000), (0x5000, 0x6000)]));
+        assert_eq!(common(&joined, &[]), ranges(&[]));
     }
 
     #[test]

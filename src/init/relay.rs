@@ -20,14 +20,6 @@ use core::sync::atomic::Ordering;
 /// PSCI 1.0, the version that knows INVALID_ADDRESS.
 const V1_0: u32 = 0x1_0000;
 
-/// Stores what is known of the firmware.
-pub fn set_psci(resident: &Resident, psci: &OwnerPsci) {
-    let words = core::iter::once(psci.version).chain(psci.legacy);
-    for (word, value) in resident.psci.iter().zip(words) {
-        word.store(value.into(), Ordering::Relaxed);
-    }
-}
-
 fn psci(resident: &Resident) -> OwnerPsci {
     let [version, legacy @ ..] = resident.psci.each_ref().map(|word| word.load(Ordering::Relaxed) as u32);
     OwnerPsci { version, legacy }
@@ -52,7 +44,7 @@ fn cpu_on(resident: &Resident, psci: &OwnerPsci, [function, target, entry, conte
     if block.is_pending() {
         return ALREADY_ON;
     }
-    block.fill(entry, context);
+    block.fill(entry, context, stub::page());
     let answer = firmware([function, target, stub::entry_address().0, block.address().0]);
     if answer != SUCCESS {
         block.clear();
@@ -71,7 +63,7 @@ fn suspend(resident: &Resident, psci: &OwnerPsci, mut arguments: [u64; 4], at: u
     if !entry.is_multiple_of(4) {
         return if psci.version >= V1_0 { INVALID_ADDRESS } else { INVALID_PARAMETERS };
     }
-    block.fill(*entry, *context);
+    block.fill(*entry, *context, stub::page());
     (*entry, *context) = (stub::entry_address().0, block.address().0);
     // Comes back only if the CPU kept its state: a standby state, or a refusal.
     let answer = firmware(arguments);

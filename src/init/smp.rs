@@ -45,12 +45,12 @@ impl Interrupts {
         // SAFETY: the tree says that a GICv3 distributor is there; it is mapped as a device, and keel is its only driver.
         let distributor = unsafe { Distributor::new(gic.distributor.base) };
         distributor.start()?;
+        physical::set_distributor(distributor);
         let private = [
             interrupts.virtual_timer,
             interrupts.physical_timer,
             interrupts.hypervisor_timer,
             interrupts.maintenance,
-            arch::gic::SGI_KICK,
         ];
         Ok(Self {
             distributor,
@@ -68,7 +68,6 @@ impl Interrupts {
         arch::gic::start_cpu_interface()?;
         arch::state::prepare_cpu();
         timer::set_deadline(None);
-        physical::register(index, cpu::mpidr());
         physical::set_redistributor(index, redistributor);
         Ok(())
     }

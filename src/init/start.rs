@@ -6,9 +6,10 @@
 use super::{
     host_info::{self, Gic, HostInfo, Span, Uart},
     log as keel_log, memory, panic, smp,
+    stub::owner_psci,
 };
 use crate::{
-    arch::{cpu, image, sysreg, timer, uart},
+    arch::{cpu, image, mmu, sysreg, timer, uart},
     kvm::physical::{self, HostInterrupts},
     mm::{
         Pa,
@@ -17,7 +18,7 @@ use crate::{
     },
     vcpu::switch,
     vdev::{idregs::HostIdRegisters, platform::Cache},
-    vmm::{self, bundle::Bundle},
+    vmm::{self, bundle::Bundle, root::HostMachine},
 };
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -152,7 +153,7 @@ pub(super) fn begin(tree: u64, logger: &'static keel_log::Logger, install_vector
 
 /// The boot CPU enters `keel`. `tree` = physical address of the device tree; `entry` = the counter at the first instruction.
 pub fn primary(tree: u64, entry: u64) -> ! {
-    let Begun { pages, host, .. } = begin(tree, &keel_log::KEEL, switch::install_vectors);
+    let Begun { tree, pages, host } = begin(tree, &keel_log::KEEL, switch::install_vectors);
     check_cpu();
     // CPU 0 is the boot CPU, whatever the tree's order: indices are positions in the tree.
     let Some(boot) = host.cpus.iter().position(|cpu| cpu.mpidr == crate::arch::cpu::mpidr()) else {
@@ -163,7 +164,7 @@ pub fn primary(tree: u64, entry: u64) -> ! {
     };
     cpu::set_index(boot);
 
-    let bundle = give_memory(&host, pages);
+    let bundle = give_memory(&host, pages.clone());
     let (gic, interrupts) = start_interrupts(&host);
     let stats = if host.options.stats { smp::start_counters() } else { false };
     if host.options.stats && !stats {
@@ -178,7 +179,11 @@ pub fn primary(tree: u64, entry: u64) -> ! {
     let cpus = smp::start_others(&host, &gic, boot, &mut id_registers);
     info!("{} of {} CPUs up, {} MiB free", cpus.len(), host.cpus.len(), frame::free_bytes() >> 20);
 
+    let bundle = Bundle::parse(bundle);
+    let has_root = bundle.as_ref().is_ok_and(|bundle| bundle.vms.iter().flatten().any(|vm| vm.root));
     let console_interrupt = host.console.as_ref().ok().and_then(|console| console.interrupt.map(|line| line.intid));
+    // What is typed is for the machine's owner, if there is one.
+    let console_interrupt = console_interrupt.filter(|_| !has_root);
     if let Some(intid) = console_interrupt {
         gic.enable_spi(intid, cpu::mpidr());
         vmm::console::enable_input();
@@ -192,8 +197,9 @@ pub fn primary(tree: u64, entry: u64) -> ! {
         l1: cpu::l1_caches().map(|caches| caches.map(|[line, sets, size]| Cache { line, sets, size })),
         stats: host.options.stats,
         entry,
+        machine: has_root.then(|| host_machine(&host, tree, &pages)),
     };
-    match Bundle::parse(bundle) {
+    match bundle {
         Ok(bundle) => vmm::lifecycle::start(launch, &bundle),
         Err(problem) => {
             error!("the bundle in the initrd slot: {problem}");
@@ -281,6 +287,28 @@ fn give_memory(host: &HostInfo, tree: Range<Pa>) -> &'static [u8] {
             info!("no bundle in the initrd slot: running the one linked into keel");
             bundle
         }
+    }
+}
+
+/// The machine, for a VM that owns it.
+fn host_machine(host: &HostInfo, tree: &'static [u8], pages: &Range<Pa>) -> HostMachine {
+    let ram: Vec<_> = host.memory.iter().map(span_range).collect();
+    let mut hidden = ram.clone();
+    if let Gic::V3(gic) = &host.gic {
+        hidden.push(span_range(&gic.distributor));
+        hidden.extend(gic.redistributors.iter().chain(&gic.its).map(span_range));
+    }
+    let own = [Some(image::whole()), Some(pages.clone()), host.initrd.as_ref().map(span_range)];
+    HostMachine {
+        tree,
+        devices: memory::subtract(&[Pa(0)..Pa(1 << mmu::pa_bits())], &hidden, PAGE_SIZE),
+        reserved: memory::subtract(
+            &memory::common(&ram, &memory::joined(reserved(host))),
+            &own.into_iter().flatten().collect::<Vec<_>>(),
+            PAGE_SIZE,
+        ),
+        mpidrs: host.cpus.iter().map(|cpu| cpu.mpidr).collect(),
+        psci: owner_psci(host),
     }
 }
 

@@ -14,7 +14,7 @@
 
 use super::{
     host_info::{Conduit, HostInfo, PsciVersion, Start, resting_place},
-    log as keel_log, memory, relay,
+    log as keel_log, memory,
     start::{Begun, begin, check_cpu, reserved, span_range, stop, tree_bytes},
 };
 use crate::{
@@ -163,6 +163,17 @@ fn give_memory(
     (heap, initrd)
 }
 
+/// The PSCI that the machine's owner finds in its tree.
+pub(super) fn owner_psci(host: &HostInfo) -> OwnerPsci {
+    match &host.psci {
+        Some(psci) if psci.conduit == Conduit::Smc => match psci.version {
+            PsciVersion::V0_1 { ids } => OwnerPsci { version: 1, legacy: ids },
+            PsciVersion::V0_2 | PsciVersion::V1_0 => OwnerPsci { version: smc::psci_version(), legacy: [0; 4] },
+        },
+        _ => OwnerPsci::default(),
+    }
+}
+
 /// Fills in what the relay needs to know.
 fn start_relay(host: &HostInfo) {
     let resident = stub::resident();
@@ -170,14 +181,8 @@ fn start_relay(host: &HostInfo) {
     if let Some(cpu) = host.cpus.get(stub::MAX_CPUS) {
         warn!("{}: and all after it cannot be started: the stub has stacks for {} CPUs", cpu.path, stub::MAX_CPUS);
     }
-    let psci = match &host.psci {
-        Some(psci) if psci.conduit == Conduit::Smc => match psci.version {
-            PsciVersion::V0_1 { ids } => OwnerPsci { version: 1, legacy: ids },
-            PsciVersion::V0_2 | PsciVersion::V1_0 => OwnerPsci { version: smc::psci_version(), legacy: [0; 4] },
-        },
-        _ => OwnerPsci::default(),
-    };
-    relay::set_psci(resident, &psci);
+    let psci = owner_psci(host);
+    resident.set_psci(core::iter::once(psci.version).chain(psci.legacy));
     match &host.psci {
         Some(found) if found.conduit == Conduit::Smc => {
             info!(
@@ -258,6 +263,7 @@ fn run(
         taken: &taken,
         kept: plain(&kept),
         vectors: stub::page().0,
+        is_vm: false,
     };
     let mut memory =
         HostRam { ram: ram.to_vec(), taken: taken.iter().map(|(range, _)| Pa(range.start)..Pa(range.end)).collect() };

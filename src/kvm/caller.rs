@@ -1,6 +1,7 @@
 //! What hypercalls may ask of the VM they come from.
 
 use super::{Machine, physical, run::caller_is_big_endian, vcpu::Start};
+use crate::arch::{cpu::MPIDR_AFFINITY, smc};
 use crate::hypercall::{
     HypercallHost,
     psci::{self, CpuOnResult, VcpuPower},
@@ -24,7 +25,8 @@ impl HypercallHost for Caller<'_> {
     fn vcpu_power(&self, index: usize) -> VcpuPower {
         self.machine.vcpus.get(index).map_or(VcpuPower { mpidr: u64::MAX, on: false }, |vcpu| VcpuPower {
             mpidr: vcpu.mpidr(),
-            on: vcpu.is_on(),
+            // Of a CPU that was given back only firmware knows.
+            on: vcpu.is_on() || vcpu.is_retired() && !smc::is_off(vcpu.mpidr() & MPIDR_AFFINITY),
         })
     }
 
@@ -33,6 +35,11 @@ impl HypercallHost for Caller<'_> {
         if vcpu.power_on(Start { entry, context, big_endian: caller_is_big_endian() }) {
             physical::call_attention(vcpu.cpu());
             CpuOnResult::Started
+        } else if let Some(owner) = self.machine.owner.as_ref().filter(|_| vcpu.is_retired()) {
+            match owner.start(vcpu.mpidr(), entry, context) {
+                Ok(()) => CpuOnResult::Started,
+                Err(error) => CpuOnResult::Refused(error),
+            }
         } else {
             CpuOnResult::AlreadyOn
         }

@@ -39,7 +39,7 @@ impl VgicHost for Outside<'_> {
 }
 
 /// Asks `vcpu`'s CPU to fold its list registers and waits; `meanwhile` answers requests of the same kind.
-fn wait_for_sync(vcpu: &Vcpu, meanwhile: impl Fn()) {
+pub(super) fn wait_for_sync(vcpu: &Vcpu, meanwhile: impl Fn()) {
     if vcpu.cpu() == cpu::index() || !vcpu.resident.load(Ordering::SeqCst) {
         return;
     }

@@ -2,10 +2,12 @@
 
 use super::{
     Errno,
+    interface::Hardware,
     interrupts::Outside,
+    owner::{Owner, Owning},
     physical::{self, MAX_CPUS},
     uapi::vgic,
-    vcpu::Vcpu,
+    vcpu::{Inner, Vcpu},
 };
 use crate::{
     arch::{cpu, features, hcr, timer},
@@ -14,9 +16,11 @@ use crate::{
     vdev::{
         idregs::GuestIdRegisters,
         mmio::{AccessSize, Bus, Region},
+        owner_gic::{Accessor, Frame, OwnerCpu},
         pl011::{self, Pl011},
         pl031::{self, Pl031},
-        vgic::{Vgic, VgicConfig, VgicCpu, VgicHost},
+        platform::VIRT,
+        vgic::{Vgic, VgicConfig, VgicHost},
     },
 };
 use alloc::{collections::VecDeque, string::String, sync::Arc, vec::Vec};
@@ -67,6 +71,8 @@ pub enum Device {
 pub(super) enum Target {
     Distributor,
     Redistributors,
+    /// A frame of the machine's GIC, for the VM that owns it.
+    Owned(Frame),
     Uart,
     Rtc,
 }
@@ -78,6 +84,7 @@ pub(super) struct MachineSetup {
     pub spis: usize,
     pub distributor: Ipa,
     pub redistributors: Ipa,
+    pub owner: Option<Owner>,
     pub initialised: bool,
     pub devices: Vec<Device>,
     pub psci: psci::Version,
@@ -134,6 +141,10 @@ pub struct Machine {
     /// Its vCPUs, by index.
     pub vcpus: Vec<Arc<Vcpu>>,
     pub(super) vgic: Vgic,
+    /// What takes the vGIC's place in the VM that owns the machine.
+    pub(super) owner: Option<Owner>,
+    /// The EL1 timers' interrupts, virtual and physical, as the guest knows them.
+    pub(super) timers: [u32; 2],
     pub(super) bus: Bus<Target>,
     uart: Option<(u32, Mutex<SerialPort>)>,
     rtc: Option<(u32, Mutex<Pl031>)>,
@@ -150,33 +161,29 @@ pub struct Machine {
     frequency: u64,
 }
 
-/// The timers' interrupts of a guest (design of the `virt` platform).
-pub(super) mod guest_interrupt {
-    use crate::vdev::platform::VIRT;
-    /// EL1 virtual timer.
-    pub const VIRTUAL_TIMER: u32 = VIRT.timers.virt;
-    /// EL1 physical timer.
-    pub const PHYSICAL_TIMER: u32 = VIRT.timers.physical;
-}
-
 impl Machine {
     pub(super) fn new(setup: MachineSetup) -> Result<Self, Errno> {
         if !setup.initialised {
             return Err(Errno::EBUSY);
         }
         let mut regions = Vec::new();
-        regions.push(Region {
-            name: "intc",
-            start: setup.distributor,
-            length: vgic::DIST_SIZE,
-            device: Target::Distributor,
-        });
-        regions.push(Region {
-            name: "redistributors",
-            start: setup.redistributors,
-            length: vgic::REDIST_SIZE * setup.vcpus.len() as u64,
-            device: Target::Redistributors,
-        });
+        if let Some(owner) = &setup.owner {
+            let region = |(frame, start, length)| Region { name: "gic", start, length, device: Target::Owned(frame) };
+            regions.extend(owner.frames().map(region));
+        } else {
+            regions.push(Region {
+                name: "intc",
+                start: setup.distributor,
+                length: vgic::DIST_SIZE,
+                device: Target::Distributor,
+            });
+            regions.push(Region {
+                name: "redistributors",
+                start: setup.redistributors,
+                length: vgic::REDIST_SIZE * setup.vcpus.len() as u64,
+                device: Target::Redistributors,
+            });
+        }
         let (mut uart, mut rtc) = (None, None);
         for device in &setup.devices {
             match *device {
@@ -193,10 +200,14 @@ impl Machine {
         }
         let mpidrs: Vec<u64> = setup.vcpus.iter().map(|vcpu| vcpu.mpidr()).collect();
         let vgic = Vgic::new(&VgicConfig { mpidrs: &mpidrs, spis: setup.spis }).map_err(|_| Errno::EINVAL)?;
+        let mut timers = [VIRT.timers.virt, VIRT.timers.physical];
         if let Some(host) = physical::interrupts() {
+            let physical = [host.virtual_timer, host.physical_timer];
+            if setup.owner.is_some() {
+                timers = physical;
+            }
             for index in 0..setup.vcpus.len() {
-                vgic.map_hw(index, guest_interrupt::VIRTUAL_TIMER, Some(host.virtual_timer));
-                vgic.map_hw(index, guest_interrupt::PHYSICAL_TIMER, Some(host.physical_timer));
+                timers.into_iter().zip(physical).for_each(|(guest, host)| vgic.map_hw(index, guest, Some(host)));
             }
         }
         let psci_version = match setup.psci {
@@ -212,10 +223,15 @@ impl Machine {
         if features::has_fwb() {
             hcr |= hcr::HCR_FWB;
         }
+        if setup.owner.is_some() {
+            hcr = hcr::owner_hcr(hcr);
+        }
         Ok(Self {
             name: setup.name,
             vcpus: setup.vcpus,
             vgic,
+            owner: setup.owner,
+            timers,
             bus: Bus::new(&regions).map_err(|_| Errno::EINVAL)?,
             uart,
             rtc,
@@ -260,6 +276,9 @@ impl Machine {
     /// Devices as after reset; no vCPU may be resident.
     pub fn reset(&self) {
         self.vgic.reset();
+        if let Some(owner) = &self.owner {
+            owner.reset();
+        }
         if let Some((_, uart)) = &self.uart {
             *uart.lock() = SerialPort::new();
         }
@@ -273,13 +292,65 @@ impl Machine {
     }
 
     /// Whether `vcpu`, which no CPU holds, has an interrupt to take.
-    pub fn has_pending_interrupt(&self, vcpu: usize, cpu: &VgicCpu) -> bool {
-        self.vgic.pending(vcpu, cpu)
+    pub(super) fn has_pending_interrupt(&self, vcpu: usize, inner: &Inner) -> bool {
+        match &self.owner {
+            Some(owner) => owner.gic.pending(&inner.owner),
+            None => self.vgic.pending(vcpu, &inner.vgic),
+        }
     }
 
     /// Sets the level of a timer of `vcpu`, which no CPU holds.
     pub(super) fn set_timer_level(&self, vcpu: usize, intid: u32, level: bool) {
         self.vgic.set_hw_level(vcpu, intid, level);
+    }
+
+    /// Whether this VM owns the machine.
+    pub fn is_owner(&self) -> bool {
+        self.owner.is_some()
+    }
+
+    /// Whether this VM owns the machine and keel is leaving.
+    pub fn is_leaving(&self) -> bool {
+        self.owner.as_ref().is_some_and(Owner::is_leaving)
+    }
+
+    /// Turns this CPU off, whose vCPU of this VM is off. Comes back only if firmware does not do it.
+    pub fn turn_off(&self, vcpu: &Vcpu) {
+        if let Some(owner) = &self.owner {
+            owner.turn_off(vcpu.index());
+        }
+    }
+
+    /// An interrupt of the machine that is no VM's timer arrived on this CPU, where the owner's vCPU is not resident; it is
+    /// acknowledged, and still active. `false` if it is not the owner's.
+    pub fn take_interrupt(&self, intid: u32) -> bool {
+        let Some(owner) = &self.owner else { return false };
+        let Some(vcpu) = self.vcpus.iter().find(|vcpu| vcpu.cpu() == cpu::index()) else { return false };
+        owner.gic.queue(vcpu.index(), intid, &mut vcpu.parked().owner, owner);
+        true
+    }
+
+    /// What the owner's vCPU does to a frame of the machine's GIC.
+    #[inline(never)]
+    pub(super) fn access_owned(
+        &self,
+        frame: Frame,
+        offset: u64,
+        size: AccessSize,
+        value: Option<u64>,
+        vcpu: &Vcpu,
+        cpu: &mut OwnerCpu,
+    ) -> u64 {
+        let Some(owner) = &self.owner else { return 0 };
+        let host = Owning { machine: self, vcpu };
+        let mut by = Accessor { vcpu: vcpu.index(), cpu, vif: &mut Hardware, gic: owner, host: &host };
+        match value {
+            Some(value) => {
+                owner.gic.write(frame, offset, size, value, &mut by);
+                0
+            }
+            None => owner.gic.read(frame, offset, size, &mut by),
+        }
     }
 
     /// Notes that vCPU `index` runs on this CPU; whether another of the VM did so last.
@@ -331,6 +402,8 @@ impl Machine {
                 let (vcpu, offset) = redistributor(offset);
                 self.vgic.redist_read(vcpu, offset, size, host)
             }
+            // Goes another way: `access_owned`.
+            Target::Owned(_) => 0,
             Target::Uart => self.with_uart(host, |uart, _| uart.read(offset, size)),
             Target::Rtc => self.with_rtc(host, |rtc, now| rtc.read(offset, size, now)),
         }
@@ -345,6 +418,7 @@ impl Machine {
                 let (vcpu, offset) = redistributor(offset);
                 self.vgic.redist_write(vcpu, offset, size, value, host);
             }
+            Target::Owned(_) => {}
             Target::Uart => {
                 self.with_uart(host, |uart, serial| {
                     uart.write(offset, size, value, &mut |byte| (serial.transmit)(serial.vm, byte));

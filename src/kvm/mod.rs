@@ -16,6 +16,8 @@ mod interrupts;
 #[cfg(target_os = "none")]
 pub mod machine;
 #[cfg(target_os = "none")]
+pub mod owner;
+#[cfg(target_os = "none")]
 pub mod physical;
 #[cfg(target_os = "none")]
 pub mod run;

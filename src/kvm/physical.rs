@@ -3,7 +3,7 @@
 use crate::{
     arch::{
         cpu,
-        gic::{self, Redistributor},
+        gic::{Distributor, Redistributor},
         pmu,
     },
     hypercall::smccc::{Mitigation, Vulnerability},
@@ -15,26 +15,29 @@ use spin::Once;
 pub const MAX_CPUS: usize = 64;
 
 struct PhysicalCpu {
-    mpidr: AtomicU64,
     attention: AtomicBool,
+    /// keel has left it.
+    left: AtomicBool,
 }
 
 static CPUS: [PhysicalCpu; MAX_CPUS] =
-    [const { PhysicalCpu { mpidr: AtomicU64::new(0), attention: AtomicBool::new(false) } }; MAX_CPUS];
+    [const { PhysicalCpu { attention: AtomicBool::new(false), left: AtomicBool::new(false) } }; MAX_CPUS];
 
-/// Says which affinity CPU `index` has. Called once for each before it is kicked.
-pub fn register(index: usize, mpidr: u64) {
-    if let Some(cpu) = CPUS.get(index) {
-        cpu.mpidr.store(mpidr, Ordering::Release);
+/// Makes a CPU leave its guest, or its sleep: the interrupt of keel's own timer is made pending there.
+pub fn kick(index: usize) {
+    if index != cpu::index()
+        && let Some(redistributor) = redistributor_of(index)
+        && let Some(host) = INTERRUPTS.get()
+        && !CPUS.get(index).is_some_and(|cpu| cpu.left.load(Ordering::Relaxed))
+    {
+        redistributor.pend(host.hypervisor_timer);
     }
 }
 
-/// Makes a CPU leave its guest, or its sleep.
-pub fn kick(index: usize) {
-    if index != cpu::index()
-        && let Some(cpu) = CPUS.get(index)
-    {
-        gic::kick(cpu.mpidr.load(Ordering::Acquire));
+/// keel leaves this CPU: nobody is to kick it any more.
+pub(super) fn leave() {
+    if let Some(cpu) = CPUS.get(cpu::index()) {
+        cpu.left.store(true, Ordering::SeqCst);
     }
 }
 
@@ -78,6 +81,7 @@ pub struct HostInterrupts {
 }
 
 static INTERRUPTS: Once<HostInterrupts> = Once::new();
+static DISTRIBUTOR: Once<Distributor> = Once::new();
 static REDISTRIBUTORS: [Once<Redistributor>; MAX_CPUS] = [const { Once::new() }; MAX_CPUS];
 /// MDCR_EL2 bits that keep keel's event counters (0 without).
 static MDCR: AtomicU64 = AtomicU64::new(0);
@@ -93,6 +97,16 @@ pub fn interrupts() -> Option<&'static HostInterrupts> {
     INTERRUPTS.get()
 }
 
+/// Says which distributor the machine has.
+pub fn set_distributor(distributor: Distributor) {
+    DISTRIBUTOR.call_once(|| distributor);
+}
+
+/// The machine's distributor.
+pub fn distributor() -> Option<Distributor> {
+    DISTRIBUTOR.get().copied()
+}
+
 /// Says which redistributor belongs to CPU `index`.
 pub fn set_redistributor(index: usize, redistributor: Redistributor) {
     if let Some(slot) = REDISTRIBUTORS.get(index) {
@@ -102,7 +116,12 @@ pub fn set_redistributor(index: usize, redistributor: Redistributor) {
 
 /// This CPU's redistributor.
 pub fn redistributor() -> Option<&'static Redistributor> {
-    REDISTRIBUTORS.get(cpu::index())?.get()
+    redistributor_of(cpu::index())
+}
+
+/// The redistributor of CPU `index`.
+pub fn redistributor_of(index: usize) -> Option<&'static Redistributor> {
+    REDISTRIBUTORS.get(index)?.get()
 }
 
 /// Says which MDCR_EL2 bits guests run with, beside those that hide the PMU.

@@ -8,7 +8,8 @@ use super::{
     caller::Caller,
     interface::Hardware,
     interrupts::{Exiting, Outside},
-    machine::{Machine, Stop, guest_interrupt, stop_of},
+    machine::{Machine, Stop, Target, stop_of},
+    owner::Onward,
     physical,
     vcpu::{ExitKind, Inner, Vcpu, request},
 };
@@ -19,7 +20,10 @@ use crate::{
         sysreg::read_sysreg,
         timer,
     },
-    hypercall::{self, Call, Conduit, Outcome, Results},
+    hypercall::{
+        self, Call, Conduit, Outcome, Results,
+        stub::{self, HVC_STUB_ERR, StubCall},
+    },
     vcpu::{
         Exit, GuestFault,
         exit::{self, DataAbort, INSTRUCTION_BYTES, SystemAccess, Wait},
@@ -28,6 +32,7 @@ use crate::{
     vdev::{
         mmio::AccessSize,
         sysreg::{Action, MachineRegister, SysRegId},
+        vgic::SgiRegister,
     },
 };
 use core::{
@@ -53,6 +58,8 @@ pub enum Leave {
     Off,
     /// The VM is to stop.
     Stop(Stop),
+    /// The VM that owns the machine wants keel to leave this CPU: [`Resident::depart`] or [`Resident::refuse`].
+    Depart(Onward),
     /// The guest did something that keel cannot answer.
     Crash(Crash),
 }
@@ -102,7 +109,10 @@ impl<'a> Resident<'a> {
         if machine.note_running(vcpu.index()) {
             crate::arch::tlb::flush_local_vmid();
         }
-        machine.vgic.load(vcpu.index(), &mut inner.vgic, &mut Hardware);
+        match &machine.owner {
+            None => machine.vgic.load(vcpu.index(), &mut inner.vgic, &mut Hardware),
+            Some(owner) => owner.gic.load(vcpu.index(), &mut inner.owner, &mut Hardware, owner),
+        }
         vcpu.resident.store(true, Ordering::SeqCst);
         Self { vcpu, machine, hcr: machine.hcr, inner: guard, attention: physical::attention() }
     }
@@ -123,7 +133,7 @@ impl<'a> Resident<'a> {
             if self.attention.load(Ordering::Relaxed) {
                 return Leave::Attention;
             }
-            if self.machine.vgic.dirty(index) {
+            if self.machine.vgic.dirty(index) && self.machine.owner.is_none() {
                 self.machine.vgic.flush(index, &mut self.inner.vgic, &mut Hardware, &Outside(self.machine));
             }
             let leave = match switch::enter(&mut self.inner.context) {
@@ -198,6 +208,12 @@ impl<'a> Resident<'a> {
     #[inline(always)]
     fn call(&mut self, conduit: Conduit, immediate: u16) -> Option<Leave> {
         let registers = self.inner.context.gpr.first_chunk::<18>()?;
+        if stub::is_stub_number(registers[0])
+            && let Some(leave) = self.stub_call(conduit)
+        {
+            return leave;
+        }
+        let registers = self.inner.context.gpr.first_chunk::<18>()?;
         let call = Call { conduit, immediate, aarch32: false, registers };
         let outcome = hypercall::dispatch(&Caller { machine: self.machine }, &call);
         match outcome.results() {
@@ -209,6 +225,36 @@ impl<'a> Resident<'a> {
             Outcome::Suspend(_) => Some(Leave::Wait(None)),
             Outcome::CpuOff => Some(Leave::Off),
             Outcome::System(event) => Some(Leave::Stop(stop_of(event))),
+        }
+    }
+
+    /// A call that is none of SMCCC's. `None`: not from the VM that owns the machine, or not by HVC.
+    #[cold]
+    #[inline(never)]
+    fn stub_call(&mut self, conduit: Conduit) -> Option<Option<Leave>> {
+        if !self.machine.is_owner() || conduit != Conduit::Hvc {
+            return None;
+        }
+        Some(match stub::decode(self.inner.context.gpr.first_chunk::<18>()?) {
+            StubCall::SoftRestart { entry, arguments } => Some(Leave::Depart(Onward::Payload { entry, arguments })),
+            StubCall::ResetVectors => Some(Leave::Depart(Onward::Caller)),
+            StubCall::Refused => {
+                self.refuse();
+                None
+            }
+        })
+    }
+
+    /// Answers a call of the stub's with HVC_STUB_ERR.
+    pub fn refuse(&mut self) {
+        self.inner.context.set_register(0, HVC_STUB_ERR);
+    }
+
+    /// keel leaves this CPU, whose owner asked for it.
+    pub fn depart(mut self, onward: Onward) {
+        let machine = self.machine;
+        if let Some(owner) = &machine.owner {
+            owner.depart(machine, self.vcpu, &mut self.inner, onward);
         }
     }
 
@@ -224,6 +270,14 @@ impl<'a> Resident<'a> {
         let inner = &mut *self.inner;
         let size = AccessSize::from_log2(abort.size().into());
         let (target, offset) = self.machine.bus.find(abort.ipa(), size)?;
+        if let Target::Owned(frame) = target {
+            let value = abort.is_write().then(|| inner.context.register(abort.register()) & size.mask());
+            let value = self.machine.access_owned(frame, offset, size, value, self.vcpu, &mut inner.owner);
+            if !abort.is_write() {
+                inner.context.finish_load(abort.load(), value);
+            }
+            return Some(());
+        }
         let host = Exiting { machine: self.machine, vcpu: self.vcpu, vgic: RefCell::new(&mut inner.vgic) };
         if abort.is_write() {
             let value = inner.context.register(abort.register()) & size.mask();
@@ -242,6 +296,13 @@ impl<'a> Resident<'a> {
         match SysRegId::from_iss(access.iss).action(access.write) {
             Action::Sgi(register) => {
                 let value = inner.context.register(access.register);
+                if self.machine.is_owner() {
+                    // Its SGIs are the machine's; those of group 0 are not its.
+                    if register == SgiRegister::Sgi1r {
+                        gic::send_sgi(value);
+                    }
+                    return Ok(());
+                }
                 let host = Exiting { machine: self.machine, vcpu: self.vcpu, vgic: RefCell::new(&mut inner.vgic) };
                 self.machine.vgic.send_sgi(self.vcpu.index(), register, value, &host);
             }
@@ -259,6 +320,10 @@ impl<'a> Resident<'a> {
             Action::WriteIgnore => {}
             Action::Deactivate => {
                 let intid = inner.context.register(access.register) as u32 & 0xff_ffff;
+                if let Some(owner) = &self.machine.owner {
+                    owner.gic.deactivate(self.vcpu.index(), intid, &mut inner.owner, &mut Hardware, owner);
+                    return Ok(());
+                }
                 self.machine.vgic.deactivate(
                     self.vcpu.index(),
                     intid,
@@ -291,28 +356,33 @@ impl<'a> Resident<'a> {
         gic::drop_priority(intid);
         let host = physical::interrupts()?;
         let index = self.vcpu.index();
+        if intid == host.hypervisor_timer {
+            return self.tick(intid);
+        }
+        if let Some(owner) = &self.machine.owner {
+            self.inner.exits[ExitKind::Host as usize] += 1;
+            if intid == host.maintenance {
+                // Its level falls with what is loaded here; until then it must stay active.
+                owner.gic.maintenance(index, &mut self.inner.owner, &mut Hardware, owner);
+                gic::deactivate(intid);
+            } else {
+                owner.gic.take(index, intid, &mut self.inner.owner, &mut Hardware, owner);
+            }
+            return None;
+        }
         // A guest's timer stays active until the guest ends it.
         if intid == host.virtual_timer {
             self.count(ExitKind::Timer);
-            self.machine.vgic.inject_hw(index, guest_interrupt::VIRTUAL_TIMER, &mut self.inner.vgic, &mut Hardware);
+            self.machine.vgic.inject_hw(index, self.machine.timers[0], &mut self.inner.vgic, &mut Hardware);
         } else if intid == host.physical_timer {
             self.count(ExitKind::Timer);
-            self.machine.vgic.inject_hw(index, guest_interrupt::PHYSICAL_TIMER, &mut self.inner.vgic, &mut Hardware);
-        } else if intid == gic::SGI_KICK {
-            gic::deactivate(intid);
-            self.count(ExitKind::Kick);
-            self.serve_requests();
+            self.machine.vgic.inject_hw(index, self.machine.timers[1], &mut self.inner.vgic, &mut Hardware);
         } else if intid == host.maintenance {
             self.count(ExitKind::Maintenance);
             self.machine.vgic.maintenance(index);
             // Its level falls with the flush, which comes before the next entry; until then it must stay active.
             self.machine.vgic.flush(index, &mut self.inner.vgic, &mut Hardware, &Outside(self.machine));
             gic::deactivate(intid);
-        } else if intid == host.hypervisor_timer {
-            self.count(ExitKind::Host);
-            timer::set_deadline(None);
-            gic::deactivate(intid);
-            return Some(Leave::Timer);
         } else {
             self.count(ExitKind::Host);
             return Some(Leave::Interrupt(intid));
@@ -320,8 +390,25 @@ impl<'a> Resident<'a> {
         None
     }
 
+    /// keel's own interrupt: its timer, another CPU's call, or both.
+    #[inline(always)]
+    fn tick(&mut self, intid: u32) -> Option<Leave> {
+        let is_due = timer::hypervisor_output();
+        if is_due {
+            timer::set_deadline(None);
+        }
+        gic::deactivate(intid);
+        self.count(if is_due { ExitKind::Host } else { ExitKind::Kick });
+        self.serve_requests();
+        is_due.then_some(Leave::Timer)
+    }
+
     fn serve_requests(&mut self) {
         if self.vcpu.requests.load(Ordering::SeqCst) & request::SYNC != 0 {
+            if let Some(owner) = &self.machine.owner {
+                owner.gic.settle(self.vcpu.index(), &mut self.inner.owner, &mut Hardware, owner);
+                return self.vcpu.answer_sync();
+            }
             self.machine.vgic.sync(self.vcpu.index(), &mut self.inner.vgic, &mut Hardware, &Outside(self.machine));
             self.vcpu.requests.fetch_and(!request::SYNC, Ordering::SeqCst);
         }
@@ -347,7 +434,13 @@ impl Drop for Resident<'_> {
     /// Takes the vCPU off this CPU.
     fn drop(&mut self) {
         let inner = &mut *self.inner;
-        self.machine.vgic.unload(self.vcpu.index(), &mut inner.vgic, &mut Hardware, &Outside(self.machine));
+        match &self.machine.owner {
+            None => {
+                self.machine.vgic.unload(self.vcpu.index(), &mut inner.vgic, &mut Hardware, &Outside(self.machine));
+            }
+            // Before the timers stop: which of their interrupts are active is still to be seen.
+            Some(owner) => owner.gic.unload(self.vcpu.index(), &mut inner.owner, &mut Hardware, owner),
+        }
         inner.state.save();
         // The list registers are folded back: whoever waits for that may go on.
         self.vcpu.requests.fetch_and(!request::SYNC, Ordering::SeqCst);
@@ -375,10 +468,10 @@ pub fn deadlines(inner: &Inner, machine: &Machine) -> [(u32, Option<u64>); 2] {
     let due = |control: u64, at: u64| (control & 3 == 1).then_some(at);
     [
         (
-            guest_interrupt::VIRTUAL_TIMER,
+            machine.timers[0],
             due(timers.virtual_control, timers.virtual_compare.saturating_add(machine.counter_offset)),
         ),
-        (guest_interrupt::PHYSICAL_TIMER, due(timers.physical_control, timers.physical_compare)),
+        (machine.timers[1], due(timers.physical_control, timers.physical_compare)),
     ]
 }
 
@@ -387,14 +480,19 @@ pub fn deadlines(inner: &Inner, machine: &Machine) -> [(u32, Option<u64>); 2] {
 pub fn is_runnable(machine: &Machine, vcpu: &Vcpu, now: u64) -> (bool, Option<u64>) {
     let inner = vcpu.parked();
     let mut next: Option<u64> = None;
+    let mut is_due = false;
     for (intid, deadline) in deadlines(&inner, machine) {
         match deadline {
-            Some(at) if at <= now => machine.set_timer_level(vcpu.index(), intid, true),
+            Some(at) if at <= now => {
+                machine.set_timer_level(vcpu.index(), intid, true);
+                is_due = true;
+            }
             Some(at) => next = Some(next.map_or(at, |next| next.min(at))),
             None => {}
         }
     }
-    (machine.has_pending_interrupt(vcpu.index(), &inner.vgic), next)
+    // The owner's timers are hardware's: whether they may interrupt is found out when it runs.
+    (machine.has_pending_interrupt(vcpu.index(), &inner) || is_due && machine.is_owner(), next)
 }
 
 /// SCTLR_EL1.EE of the guest that this CPU holds.

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     arch::state::GuestState,
     vcpu::{VcpuContext, context::PSTATE_RESET},
-    vdev::{platform::VIRT, vgic::VgicCpu},
+    vdev::{owner_gic::OwnerCpu, vgic::VgicCpu},
 };
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use spin::{Mutex, MutexGuard};
@@ -58,6 +58,8 @@ impl ExitKind {
 const POWER_OFF: u8 = 0;
 const POWER_STARTING: u8 = 1;
 const POWER_ON: u8 = 2;
+/// Off, and its CPU is firmware's: keel is leaving.
+const POWER_RETIRED: u8 = 3;
 
 /// How a vCPU starts.
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +81,8 @@ pub struct Inner {
     pub state: GuestState,
     /// List registers and the virtual CPU interface.
     pub vgic: VgicCpu,
+    /// Interrupts on their way to it, if its VM owns the machine.
+    pub owner: OwnerCpu,
     /// Exits so far.
     pub exits: ExitCounts,
     initialised: bool,
@@ -88,6 +92,7 @@ pub struct Inner {
 #[derive(Debug)]
 pub struct Vcpu {
     index: usize,
+    affinity: u64,
     cpu: AtomicUsize,
     power: AtomicU8,
     start: Mutex<Option<Start>>,
@@ -99,9 +104,11 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
-    pub(super) fn new(index: usize) -> Self {
+    /// The vCPU with this index and affinity (MPIDR_EL1's layout).
+    pub(super) fn new(index: usize, affinity: u64) -> Self {
         Self {
             index,
+            affinity,
             cpu: AtomicUsize::new(0),
             power: AtomicU8::new(POWER_OFF),
             start: Mutex::new(None),
@@ -112,6 +119,7 @@ impl Vcpu {
                 context: VcpuContext::reset(),
                 state: GuestState::reset(),
                 vgic: VgicCpu::new(),
+                owner: OwnerCpu::new(),
                 exits: [0; ExitKind::NAMES.len()],
                 initialised: false,
             }),
@@ -125,7 +133,7 @@ impl Vcpu {
 
     /// MPIDR_EL1 as the guest reads it: RES1 bit 31 and the affinity.
     pub fn mpidr(&self) -> u64 {
-        1 << 31 | VIRT.affinity(self.index)
+        1 << 31 | self.affinity
     }
 
     /// The CPU of the machine it runs on.
@@ -220,7 +228,22 @@ impl Vcpu {
 
     /// Whether it is on, or starting.
     pub fn is_on(&self) -> bool {
-        self.power.load(Ordering::SeqCst) != POWER_OFF
+        !matches!(self.power.load(Ordering::SeqCst), POWER_OFF | POWER_RETIRED)
+    }
+
+    /// Gives its CPU up, if it is off.
+    pub fn retire(&self) -> bool {
+        self.power.compare_exchange(POWER_OFF, POWER_RETIRED, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// Whether its CPU was given up.
+    pub fn is_retired(&self) -> bool {
+        self.power.load(Ordering::SeqCst) == POWER_RETIRED
+    }
+
+    /// Answers a request to fold interrupts back, of which this CPU holds none.
+    pub(super) fn answer_sync(&self) {
+        self.requests.fetch_and(!request::SYNC, Ordering::SeqCst);
     }
 
     /// Whether it can run.
@@ -270,6 +293,7 @@ impl Inner {
         self.context = VcpuContext { psci_version, pstate: PSTATE_RESET, ..VcpuContext::reset() };
         self.state = GuestState::reset();
         self.vgic = VgicCpu::new();
+        self.owner = OwnerCpu::new();
         if let Some(start) = start {
             self.context.pc = start.entry;
             self.context.gpr[0] = start.context;

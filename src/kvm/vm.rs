@@ -4,6 +4,7 @@ use super::{
     Errno,
     machine::{Device, Machine, MachineSetup, Serial},
     uapi::{DEVICE_ARM_VGIC_V3, vgic},
+    owner::Owner,
     vcpu::Vcpu,
 };
 use crate::{
@@ -17,10 +18,12 @@ use crate::{
     },
     vdev::{
         idregs::GuestIdRegisters,
+        platform::VIRT,
         vgic::{DEFAULT_SPIS, MAX_SPIS},
     },
 };
 use alloc::{string::String, sync::Arc, vec::Vec};
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 use spin::{Mutex, Once};
 
@@ -54,6 +57,7 @@ impl Drop for Vmid {
 struct Slot {
     ipa: Ipa,
     memory: Block,
+    kind: Memory,
 }
 
 /// TLB maintenance for a VM that is not loaded on this CPU: all guests' translations go.
@@ -86,6 +90,8 @@ struct Setup {
     features: Option<u32>,
     psci: Option<psci::Version>,
     devices: Vec<Device>,
+    /// The VM owns the machine.
+    owner: Option<Owner>,
 }
 
 /// A virtual machine.
@@ -149,7 +155,7 @@ impl Vm {
             stage2: Mutex::new(stage2),
             slots: Mutex::default(),
             vcpus: Mutex::default(),
-            setup: Mutex::new(Setup { vgic: VgicSetup::default(), features: None, psci: None, devices: Vec::new() }),
+            setup: Mutex::new(Setup { vgic: VgicSetup::default(), features: None, psci: None, devices: Vec::new(), owner: None }),
             machine: Once::new(),
             counter_offset: AtomicU64::new(0),
         })
@@ -166,6 +172,19 @@ impl Vm {
     ///
     /// `EINVAL` if not page aligned; `EEXIST` if it overlaps another slot; `EFAULT` beyond the IPA space; `ENOMEM`.
     pub fn set_user_memory_region(&self, ipa: Ipa, memory: Block) -> Result<(), Errno> {
+        self.set_memory(ipa, memory, Memory::Normal)
+    }
+
+    /// Gives the VM that owns the machine memory, at its own address.
+    ///
+    /// # Errors
+    ///
+    /// As [`set_user_memory_region`](Self::set_user_memory_region).
+    pub fn set_owned_memory(&self, memory: Block) -> Result<(), Errno> {
+        self.set_memory(Ipa(memory.range().start.0), memory, Memory::Owned)
+    }
+
+    fn set_memory(&self, ipa: Ipa, memory: Block, kind: Memory) -> Result<(), Errno> {
         let range = memory.range();
         let size = range.end.0 - range.start.0;
         let end = ipa.checked_add(size).ok_or(Errno::EINVAL)?;
@@ -176,9 +195,14 @@ impl Vm {
         if end.0 > 1 << stage2.ipa_bits() {
             return Err(Errno::EFAULT);
         }
-        stage2.map(ipa, range.start, size, Memory::Normal, &AllGuests)?;
-        self.slots.lock().push(Slot { ipa, memory });
+        stage2.map(ipa, range.start, size, kind, &AllGuests)?;
+        self.slots.lock().push(Slot { ipa, memory, kind });
         Ok(())
+    }
+
+    /// Its memory, as guest addresses, in no order.
+    pub fn memory_ranges(&self) -> Vec<Range<u64>> {
+        self.slots.lock().iter().map(|slot| slot.ipa.0..slot.ipa.0 + slot.size()).collect()
     }
 
     /// Copies into the VM's memory; `false` if some of it is not memory (what comes before may have been written).
@@ -210,7 +234,7 @@ impl Vm {
     /// Makes what was written to the VM's memory visible to a guest that starts with its caches off.
     pub fn publish_memory(&self) {
         for slot in self.slots.lock().iter() {
-            slot.memory.publish();
+            slot.memory.publish(slot.kind == Memory::Owned);
         }
     }
 
@@ -221,6 +245,15 @@ impl Vm {
     /// `EINVAL` for an id beyond 511; `EBUSY` once the vGIC is initialised; `EEXIST` if there is one with this id;
     /// `EINVAL` if ids leave a gap (keel's vCPU ids are indices).
     pub fn create_vcpu(&self, id: usize) -> Result<Arc<Vcpu>, Errno> {
+        self.create_vcpu_of(id, VIRT.affinity(id))
+    }
+
+    /// As [`create_vcpu`](Self::create_vcpu), with an affinity (MPIDR_EL1's layout) of the caller's choice.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn create_vcpu_of(&self, id: usize, affinity: u64) -> Result<Arc<Vcpu>, Errno> {
         if id >= 512 {
             return Err(Errno::EINVAL);
         }
@@ -236,7 +269,7 @@ impl Vm {
         }
         // The virtual counter starts near zero when the last vCPU is created, for all of them alike.
         self.counter_offset.store(crate::arch::timer::now(), Ordering::Relaxed);
-        let vcpu = Arc::new(Vcpu::new(id));
+        let vcpu = Arc::new(Vcpu::new(id, affinity));
         vcpus.push(vcpu.clone());
         Ok(vcpu)
     }
@@ -354,6 +387,43 @@ impl Vm {
         Ok(())
     }
 
+    /// Makes this the VM that owns the machine, before it has run; its vCPUs have the machine's affinities.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` once a vCPU has run, `EEXIST` if it is already.
+    pub fn set_owner(&self, owner: Owner) -> Result<(), Errno> {
+        if self.machine.is_completed() {
+            return Err(Errno::EBUSY);
+        }
+        // It sees the machine's time.
+        self.counter_offset.store(0, Ordering::Relaxed);
+        let mut setup = self.setup.lock();
+        if setup.owner.is_some() {
+            return Err(Errno::EEXIST);
+        }
+        setup.owner = Some(owner);
+        Ok(())
+    }
+
+    /// Maps addresses of the machine for the VM that owns it, page aligned, where they are.
+    ///
+    /// # Errors
+    ///
+    /// As [`set_user_memory_region`](Self::set_user_memory_region).
+    pub fn map_machine(&self, range: Range<Pa>, memory: Memory) -> Result<(), Errno> {
+        if range.start < range.end {
+            let (ipa, size) = (Ipa(range.start.0), range.end.0 - range.start.0);
+            self.stage2.lock().map(ipa, range.start, size, memory, &AllGuests)?;
+        }
+        Ok(())
+    }
+
+    /// log2 of its IPA space in bytes.
+    pub fn ipa_bits(&self) -> u32 {
+        self.stage2.lock().ipa_bits()
+    }
+
     /// What exits work on, made at the first run.
     ///
     /// # Errors
@@ -366,16 +436,20 @@ impl Vm {
 
     fn freeze(&self) -> Result<Machine, Errno> {
         let psci = self.psci_version();
-        let setup = self.setup.lock();
+        let mut setup = self.setup.lock();
+        let owner = setup.owner.take();
         let vgic = &setup.vgic;
+        let needed = |address: Option<Ipa>| if owner.is_some() { Ok(Ipa(0)) } else { address.ok_or(Errno::ENXIO) };
+        let (distributor, redistributors) = (needed(vgic.distributor)?, needed(vgic.redistributors)?);
         let stage2 = self.stage2.lock();
         Machine::new(MachineSetup {
             name: self.name.clone(),
             vcpus: self.vcpus.lock().clone(),
             spis: vgic.interrupts.map_or(DEFAULT_SPIS, |interrupts| (interrupts as usize - 32).min(MAX_SPIS)),
-            distributor: vgic.distributor.ok_or(Errno::ENXIO)?,
-            redistributors: vgic.redistributors.ok_or(Errno::ENXIO)?,
-            initialised: vgic.initialised,
+            distributor,
+            redistributors,
+            initialised: vgic.initialised || owner.is_some(),
+            owner,
             devices: setup.devices.clone(),
             psci,
             id_registers: self.id_registers.clone(),

@@ -105,9 +105,10 @@ impl Block {
     }
 
     /// Makes what was written visible to a guest that runs with its caches off, and to its instruction fetches.
-    /// With FEAT_S2FWB stage 2 makes every guest access cacheable, and only the instruction side is left.
-    pub fn publish(&self) {
-        if !features::has_fwb() {
+    /// With FEAT_S2FWB stage 2 makes every guest access cacheable, and only the instruction side is left; unless the guest
+    /// `decides` itself what is cacheable.
+    pub fn publish(&self, decides: bool) {
+        if decides || !features::has_fwb() {
             cache::clean_invalidate(self.range());
         }
         cache::invalidate_instructions();

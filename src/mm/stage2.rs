@@ -41,6 +41,10 @@ pub enum Memory {
     NormalReadOnly,
     /// A device given to the guest: Device-nGnRE, never executable.
     Device,
+    /// Memory of the VM that owns the machine: of the type and cacheability that its own stage 1 says.
+    Owned,
+    /// Devices of the VM that owns the machine: as its own stage 1 says, never executable.
+    OwnedDevice,
 }
 
 /// Why a mapping could not be made.
@@ -68,6 +72,9 @@ const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
 const MEMATTR_NORMAL: u64 = 0b1111 << 2;
 /// MemAttr with FEAT_S2FWB: always Normal write-back, whatever stage 1 says. (Arm ARM D8.6.6)
 const MEMATTR_NORMAL_FWB: u64 = 0b0110 << 2;
+/// MemAttr with FEAT_S2FWB: what stage 1 says. Without it, Normal write-back says the same, as the weaker type wins. (Arm
+/// ARM D8.6.5, D8.6.6)
+const MEMATTR_STAGE1_FWB: u64 = 0b0111 << 2;
 /// MemAttr: Device-nGnRE, with or without FEAT_S2FWB.
 const MEMATTR_DEVICE: u64 = 0b0001 << 2;
 
@@ -125,9 +132,12 @@ impl<T: Tables> Stage2<T> {
 
     fn leaf_bits(&self, memory: Memory) -> u64 {
         let normal = if self.fwb { MEMATTR_NORMAL_FWB } else { MEMATTR_NORMAL };
+        let stage1 = if self.fwb { MEMATTR_STAGE1_FWB } else { MEMATTR_NORMAL };
         VALID
             | ACCESSED
             | match memory {
+                Memory::Owned => stage1 | INNER_SHAREABLE | S2AP_READ_WRITE,
+                Memory::OwnedDevice => stage1 | INNER_SHAREABLE | S2AP_READ_WRITE | XN,
                 Memory::Normal => normal | INNER_SHAREABLE | S2AP_READ_WRITE,
                 Memory::NormalReadOnly => normal | INNER_SHAREABLE | S2AP_READ,
                 Memory::Device => MEMATTR_DEVICE | S2AP_READ_WRITE | XN,

@@ -4,6 +4,7 @@
 pub mod console;
 pub mod idregs;
 pub mod mmio;
+pub mod owner_gic;
 pub mod pl011;
 pub mod pl031;
 pub mod platform;

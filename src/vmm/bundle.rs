@@ -83,9 +83,16 @@ struct Reader<'t, 'a> {
 impl<'a> Reader<'_, 'a> {
     fn vm(&mut self, node: Node<'_, 'a>) -> Result<VmConfig<'a>, ConfigError> {
         no_unknown(node, &config::KEEL_PROPERTIES)?;
-        for property in [config::KEEL_DIRECT_MAP, config::KEEL_PASSTHROUGH, config::KEEL_ROOT] {
-            if node.property(property).is_some() {
-                return Err(ConfigError::NotAvailable { node: node.path(), property: property.into() });
+        let root = flag(node, config::KEEL_ROOT)?;
+        for property in [config::KEEL_DIRECT_MAP, config::KEEL_PASSTHROUGH] {
+            if node.property(property).is_some() && !root {
+                let property = format!("{property} without {}", config::KEEL_ROOT);
+                return Err(ConfigError::NotAvailable { node: node.path(), property });
+            }
+        }
+        for property in [config::KEEL_CPUS, config::KEEL_CPU_AFFINITY] {
+            if let Some(value) = node.property(property).filter(|_| root) {
+                return Err(bad(node, property, value, format!("nothing: with {} it has every CPU", config::KEEL_ROOT)));
             }
         }
         let cpus = cpus(node)?;
@@ -94,6 +101,7 @@ impl<'a> Reader<'_, 'a> {
             description: node.string(config::DESCRIPTION).unwrap_or_default(),
             memory: memory(node)?,
             cpus: cpus as usize,
+            root,
             affinity: affinity(node, cpus)?,
             features: features(node)?,
             on_crash: on_crash(node)?,
@@ -280,12 +288,18 @@ fn on_crash(node: Node) -> Result<OnCrash, ConfigError> {
 }
 
 fn autostart(node: Node) -> Result<bool, ConfigError> {
-    match node.property(config::KEEL_AUTOSTART) {
-        None | Some([]) => Ok(true),
+    Ok(node.property(config::KEEL_AUTOSTART).is_none() || flag(node, config::KEEL_AUTOSTART)?)
+}
+
+/// Whether a property is there and does not say no.
+fn flag(node: Node, name: &str) -> Result<bool, ConfigError> {
+    match node.property(name) {
+        None => Ok(false),
+        Some([]) => Ok(true),
         Some(value) => match number(value) {
             Some(0) => Ok(false),
             Some(1) => Ok(true),
-            _ => Err(bad(node, config::KEEL_AUTOSTART, value, "0, 1 or no value")),
+            _ => Err(bad(node, name, value, "0, 1 or no value")),
         },
     }
 }

@@ -35,11 +35,11 @@ pub const KEEL_MEMORY: &str = "keel,memory";
 pub const KEEL_CPUS: &str = "keel,cpus";
 /// Host CPU each vCPU stays on, list of u32, one per vCPU (position in the host's `/cpus`); anywhere when absent.
 pub const KEEL_CPU_AFFINITY: &str = "keel,cpu-affinity";
-/// Guest addresses are machine addresses, flag. Not available yet.
+/// Guest addresses are machine addresses, flag. Implied by [`KEEL_ROOT`], and not available without it yet.
 pub const KEEL_DIRECT_MAP: &str = "keel,direct-map";
 /// Host devices given to the VM, list of paths in the host's tree. Not available yet.
 pub const KEEL_PASSTHROUGH: &str = "keel,passthrough";
-/// The VM may create VMs, flag. Not available yet.
+/// The VM owns the machine: its addresses, devices and interrupts, and all CPUs, flag. One VM may have it.
 pub const KEEL_ROOT: &str = "keel,root";
 /// Optional features of the vCPUs, list of strings out of [`FEATURES`].
 pub const KEEL_FEATURES: &str = "keel,features";
@@ -143,8 +143,10 @@ pub struct VmConfig<'a> {
     pub bootargs: Option<&'a str>,
     /// RAM in bytes, a multiple of 2 MiB.
     pub memory: u64,
-    /// Number of vCPUs, at least 1.
+    /// Number of vCPUs, at least 1; without meaning for a root, which has every CPU.
     pub cpus: usize,
+    /// Whether it owns the machine.
+    pub root: bool,
     /// Host CPU of each vCPU, as many as `cpus`; empty: anywhere.
     pub affinity: Vec<u32>,
     /// Optional features.

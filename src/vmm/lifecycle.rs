@@ -7,6 +7,7 @@ use super::{
     console, entropy,
     error::OutsideRam,
     load::{self, GuestMemory},
+    root::{self, HostMachine},
     scheduler,
 };
 use crate::{
@@ -14,6 +15,8 @@ use crate::{
     kvm::{
         Errno, Machine, Vcpu, Vm,
         machine::{Device, Serial, Stop},
+        owner::OwnerError,
+        physical,
         run::Crash,
         uapi::{DEVICE_ARM_VGIC_V3, TARGET_GENERIC_V8, VcpuInit, feature, reg, vgic},
         vcpu::ExitKind,
@@ -54,6 +57,8 @@ pub struct Host {
     pub stats: bool,
     /// The counter at keel's first instruction.
     pub entry: u64,
+    /// The machine itself, if a VM is to own it.
+    pub machine: Option<HostMachine>,
 }
 
 /// Restarts of a VM that come with statistics.
@@ -77,6 +82,8 @@ pub struct Guest {
     /// vCPUs that have not been taken out of their queues.
     queued: AtomicUsize,
     entered: AtomicBool,
+    /// It owns the machine, and has begun to send keel away.
+    departing: AtomicBool,
     /// How often it was started again.
     restarts: AtomicU64,
     counts: Mutex<Counts>,
@@ -92,8 +99,11 @@ struct Counts {
 
 /// Why a VM could not be started.
 #[derive(Debug)]
-enum StartError {
+pub(super) enum StartError {
     Config(super::error::ConfigError),
+    SecondRoot,
+    Owner(OwnerError),
+    Stub,
     Memory { wanted: u64, free: u64 },
     Cpu { wanted: u32, cpus: usize },
     Api(&'static str, Errno),
@@ -103,6 +113,13 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Config(error) => error.fmt(f),
+            Self::SecondRoot => write!(f, "another VM owns the machine: only one can have keel,root"),
+            Self::Owner(OwnerError::NoGic(cpu)) => write!(f, "keel,root: CPU {cpu} has no interrupt controller"),
+            Self::Owner(OwnerError::SharedInterrupt(intid)) => write!(
+                f,
+                "keel,root: interrupt {intid}, which keel or the timers need, is no PPI: this machine cannot be given to a VM"
+            ),
+            Self::Stub => write!(f, "keel,root: the stub's memory cannot be mapped"),
             Self::Memory { wanted, free } => write!(
                 f,
                 "keel,memory asks for {} MiB, but only {} MiB are free in blocks of 2 MiB or more: ask for less, or give \
@@ -166,6 +183,14 @@ fn make(host: &Host, number: usize, config: &VmConfig<'static>) -> Result<Guest,
     let ids = GuestIdRegisters::new(&host.id_registers, &features);
     let vm = Vm::create(0, config.name, ids, Serial { vm: number, transmit: console::transmit })
         .map_err(api("KVM_CREATE_VM"))?;
+    if config.root {
+        let machine = host.machine.as_ref().ok_or(StartError::SecondRoot)?;
+        if GUESTS.lock().iter().any(|guest| guest.machine.is_owner()) {
+            return Err(StartError::SecondRoot);
+        }
+        root::make(&vm, machine, config.memory, &host.cpus)?;
+        return finish(number, config, vm, host.cpus.len());
+    }
     give_memory(&vm, config.memory)?;
     vm.create_device(DEVICE_ARM_VGIC_V3).map_err(api("KVM_CREATE_DEVICE"))?;
     let mut queued = Vec::new();
@@ -193,8 +218,13 @@ fn make(host: &Host, number: usize, config: &VmConfig<'static>) -> Result<Guest,
             vm.add_device(Device::Pl031 { base: VIRT.rtc.region.base, intid: VIRT.rtc.intid, epoch: host.epoch })
         })
         .map_err(api("adding a device"))?;
-    initialise_vcpus(&vm, config.cpus)?;
-    let machine = vm.machine().map_err(api("KVM_RUN"))?;
+    finish(number, config, vm, config.cpus)
+}
+
+/// The VM has all it is made of.
+fn finish(number: usize, config: &VmConfig<'static>, vm: Vm, cpus: usize) -> Result<Guest, StartError> {
+    initialise_vcpus(&vm, cpus)?;
+    let machine = vm.machine().map_err(|errno| StartError::Api("KVM_RUN", errno))?;
     Ok(Guest {
         number,
         config: config.clone(),
@@ -202,6 +232,7 @@ fn make(host: &Host, number: usize, config: &VmConfig<'static>) -> Result<Guest,
         machine,
         queued: AtomicUsize::new(0),
         entered: AtomicBool::new(false),
+        departing: AtomicBool::new(false),
         restarts: AtomicU64::new(0),
         counts: Mutex::default(),
     })
@@ -222,9 +253,15 @@ impl Guest {
     /// Copies the images and sets the first vCPU up; the VM's memory is clear.
     fn load(&self) -> Result<(), StartError> {
         let start = timer::now();
-        let machine = GuestMachine { l1: HOST.get().and_then(|host| host.l1), ..VIRT };
-        let loaded = load::load(&self.config, &mut Memory(&self.vm), &machine, &mut |bytes| entropy::fill(bytes))
-            .map_err(StartError::Config)?;
+        let host = HOST.get();
+        let loaded = match host.and_then(|host| host.machine.as_ref()).filter(|_| self.config.root) {
+            Some(machine) => root::load(&self.vm, &self.config, machine, &mut |bytes| entropy::fill(bytes)),
+            None => {
+                let machine = GuestMachine { l1: host.and_then(|host| host.l1), ..VIRT };
+                load::load(&self.config, &mut Memory(&self.vm), &machine, &mut |bytes| entropy::fill(bytes))
+            }
+        };
+        let loaded = loaded.map_err(StartError::Config)?;
         self.vm.publish_memory();
         LOADING.fetch_add(timer::now().saturating_sub(start), Ordering::Relaxed);
         debug!(
@@ -239,7 +276,7 @@ impl Guest {
 
     /// Puts the vCPUs into their queues.
     fn enqueue(self: &Arc<Self>) {
-        self.queued.store(self.config.cpus, Ordering::SeqCst);
+        self.queued.store(self.machine.vcpus.len(), Ordering::SeqCst);
         for vcpu in &self.machine.vcpus {
             scheduler::add(self, vcpu);
         }
@@ -360,6 +397,12 @@ pub fn parked(guest: Arc<Guest>, reason: Stop) {
             if guest.is_notable_restart() {
                 info!("VM {name}: reset");
             }
+            if guest.machine.is_owner() && ALIVE.load(Ordering::SeqCst) == 1 {
+                // Nobody else is there: its devices start again too.
+                console::flush();
+                smc::system_reset();
+                error!("the firmware's SYSTEM_RESET came back: starting VM {name} from its images");
+            }
             true
         }
         Stop::Crash => match guest.config.on_crash {
@@ -397,7 +440,7 @@ pub fn parked(guest: Arc<Guest>, reason: Stop) {
 fn restart(guest: &Arc<Guest>) -> Result<(), StartError> {
     guest.vm.clear_memory();
     guest.machine.reset();
-    initialise_vcpus(&guest.vm, guest.config.cpus)?;
+    initialise_vcpus(&guest.vm, guest.machine.vcpus.len())?;
     guest.load()?;
     guest.entered.store(false, Ordering::Relaxed);
     guest.enqueue();
@@ -436,8 +479,27 @@ pub fn report_crash(guest: &Guest, vcpu: &Vcpu, crash: &Crash) {
     );
 }
 
-/// An interrupt of the machine that is not a guest's.
-pub fn host_interrupt(intid: u32) {
+/// Whether keel may leave the CPU of this VM, which owns the machine and asks for it: no other VM may be there.
+pub fn may_depart(guest: &Guest) -> bool {
+    let alone = ALIVE.load(Ordering::SeqCst) == 1;
+    if alone && !guest.departing.swap(true, Ordering::SeqCst) {
+        info!("VM {}: owns the machine and takes EL2 back; the hyp stub stays", guest.config.name);
+        console::flush();
+    }
+    alone
+}
+
+/// An interrupt of the machine that is not the running guest's. `true` if it has to stay active, because it is on its way to
+/// the VM that owns the machine.
+pub fn host_interrupt(intid: u32) -> bool {
+    if HOST.get().is_some_and(|host| host.machine.is_some()) {
+        let owner = GUESTS.lock().iter().find(|guest| guest.machine.is_owner()).cloned();
+        return owner.is_some_and(|owner| {
+            let taken = owner.machine.take_interrupt(intid);
+            physical::call_attention(cpu::index());
+            taken
+        });
+    }
     if HOST.get().and_then(|host| host.console_interrupt) == Some(intid) {
         console::receive(|input| {
             // Taken out of the list before the VM's own lock is: no two locks at once.
@@ -448,6 +510,7 @@ pub fn host_interrupt(intid: u32) {
             }
         });
     }
+    false
 }
 
 /// Something that should have run cannot: the machine's end is not a good one.

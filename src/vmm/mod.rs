@@ -21,6 +21,8 @@ pub mod entropy;
 #[cfg(target_os = "none")]
 pub mod lifecycle;
 #[cfg(target_os = "none")]
+pub mod root;
+#[cfg(target_os = "none")]
 pub mod scheduler;
 
 #[cfg(test)]

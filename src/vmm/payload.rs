@@ -46,6 +46,8 @@ pub struct Machine<'h> {
     pub kept: Range<u64>,
     /// Address of the hyp-stub vectors.
     pub vectors: u64,
+    /// The owner is a VM under keel: `ram` is what it has, and what keel does not offer it is left out of the tree.
+    pub is_vm: bool,
 }
 
 /// The configuration to start: the one that the FIT's `default` names, else the first. Its place in `bundle.vms`.
@@ -110,7 +112,11 @@ pub fn load(
         }
     }
     let tree = match &vm.fdt {
-        None => owner_tree(machine.tree, None, vm, machine, ramdisk.clone(), entropy),
+        None if !machine.is_vm => owner_tree(machine.tree, None, vm, machine, ramdisk.clone(), entropy),
+        None => {
+            let reg = reg(cells(machine.tree.root()), machine.ram).unwrap_or_default();
+            owner_tree(machine.tree, Some(&reg), vm, machine, ramdisk.clone(), entropy)
+        }
         Some(image) => {
             let contents = image.contents(TREE_MAX, EXPECTED_TREE)?;
             let own = Tree::parse(&contents).map_err(|error| image.bad(format!("{error}"), EXPECTED_TREE))?;
@@ -157,6 +163,23 @@ fn reg(cells: [u32; 2], ranges: &[Range<u64>]) -> Option<Vec<u8>> {
     Some(value)
 }
 
+/// What a VM that owns the machine is not offered yet: the ITS, since its interrupts are no list register's, and the PMU.
+const NOT_OFFERED: [&str; 3] = ["arm,gic-v3-its", "arm,armv8-pmuv3", "arm,gic-v2m-frame"];
+
+/// Copies a node without those below it, or itself, that are not offered.
+fn copy_offered(tree: &mut TreeWriter, node: Node) {
+    let is_pmu = |name: &str| name.ends_with("-pmu");
+    if node.strings("compatible").any(|name| NOT_OFFERED.contains(&name) || is_pmu(name)) {
+        return;
+    }
+    tree.begin(node.name());
+    tree.copy_properties(node, &[]);
+    for child in node.children() {
+        copy_offered(tree, child);
+    }
+    tree.end();
+}
+
 /// `own` with this payload's `/chosen` and the stub in `/reserved-memory`; with `ram`, a `reg`, in place of its memory.
 fn owner_tree(
     own: &Tree,
@@ -173,7 +196,12 @@ fn owner_tree(
     let is_memory = |node: &Node| node.base_name() == "memory" || node.string("device_type") == Some("memory");
     let (reserved, old) = (root.child("reserved-memory"), root.child("chosen"));
     for node in root.children().filter(|node| Some(*node) != reserved && Some(*node) != old) {
-        if ram.is_none() || !is_memory(&node) {
+        if ram.is_some() && is_memory(&node) {
+            continue;
+        }
+        if machine.is_vm {
+            copy_offered(&mut tree, node);
+        } else {
             tree.copy(node);
         }
     }
@@ -306,6 +334,7 @@ mod tests {
             taken: &TAKEN,
             kept: KEPT,
             vectors: KEPT.start + 0x1000,
+            is_vm: false,
         };
         let mut memory = Ram(vec![0xee; (END - BASE) as usize]);
         load(vm, &mut memory, &machine, &mut |bytes| bytes.fill(0x5a)).map(|loaded| (loaded, memory))

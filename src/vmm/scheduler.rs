@@ -124,12 +124,25 @@ fn park() {
     }
 }
 
-/// Runs vCPUs on this CPU for ever.
+/// Turns this CPU off if keel is leaving and the owner's vCPU of this CPU is off.
+fn retire() {
+    let Some(queue) = QUEUES.get(cpu::index()) else { return };
+    let leaving = |entry: &&Entry| entry.guest.machine.is_leaving();
+    let entry = queue.lock().iter().find(leaving).cloned();
+    if let Some(entry) = entry
+        && (entry.vcpu.retire() || entry.vcpu.is_retired())
+    {
+        entry.guest.machine.turn_off(&entry.vcpu);
+    }
+}
+
+/// Runs vCPUs on this CPU until the machine's owner takes it back.
 pub fn run() -> ! {
     let mut turn = 0;
     loop {
         physical::take_attention();
         park();
+        retire();
         let found = look(turn, None);
         match found.chosen {
             Some((position, entry)) => {
@@ -154,8 +167,9 @@ fn run_vcpu(entry: &Entry, position: usize, contended: bool, deadline: Option<u6
         match resident.run() {
             Leave::Attention | Leave::Timer => {}
             Leave::Interrupt(intid) => {
-                lifecycle::host_interrupt(intid);
-                gic::deactivate(intid);
+                if !lifecycle::host_interrupt(intid) {
+                    gic::deactivate(intid);
+                }
                 continue;
             }
             Leave::Wait(until) => {
@@ -179,6 +193,14 @@ fn run_vcpu(entry: &Entry, position: usize, contended: bool, deadline: Option<u6
                 drop(resident);
                 machine.stop(reason);
                 return;
+            }
+            Leave::Depart(onward) => {
+                if lifecycle::may_depart(&entry.guest) {
+                    resident.depart(onward);
+                    return;
+                }
+                resident.refuse();
+                continue;
             }
             Leave::Crash(crash) => {
                 drop(resident);
@@ -217,12 +239,15 @@ fn idle(deadline: Option<u64>) {
             return;
         }
         gic::drop_priority(intid);
-        let is_timer = physical::interrupts().is_some_and(|host| host.hypervisor_timer == intid);
-        if is_timer {
+        let host = physical::interrupts();
+        let stays = if host.is_some_and(|host| host.hypervisor_timer == intid) {
             timer::set_deadline(None);
-        } else if intid >= 32 {
-            lifecycle::host_interrupt(intid);
+            false
+        } else {
+            host.is_some_and(|host| host.maintenance != intid) && lifecycle::host_interrupt(intid)
+        };
+        if !stays {
+            gic::deactivate(intid);
         }
-        gic::deactivate(intid);
     }
 }

@@ -248,5 +248,6 @@ pub(crate) fn vm(kernel: Image<'_>, memory: u64) -> VmConfig<'_> {
         features: Vec::new(),
         on_crash: OnCrash::Stop,
         autostart: true,
+        root: false,
     }
 }

@@ -38,6 +38,8 @@ pub struct GicV3 {
     pub stride: Option<u64>,
     /// The maintenance interrupt, a PPI.
     pub maintenance: Interrupt,
+    /// Registers of its interrupt translation services.
+    pub its: Vec<Span>,
 }
 
 /// A GICv2.
@@ -116,7 +118,10 @@ pub(super) fn parse(tree: &Tree, devices: &Devices) -> Result<Gic, HostError> {
         let expected = format!("GICD and as many GICR regions as #redistributor-regions says, {regions}");
         return Err(HostError::bad(node, "reg", found, expected, CORRECT_THE_TREE));
     };
-    Ok(Gic::V3(GicV3 { path, phandle, distributor, redistributors: redistributors.to_vec(), stride, maintenance }))
+    let is_its = |child: &Node| child.strings("compatible").any(|name| name == "arm,gic-v3-its");
+    let its = node.children().filter(is_its).filter_map(|child| super::bus::registers(child).ok()).flatten().collect();
+    let redistributors = redistributors.to_vec();
+    Ok(Gic::V3(GicV3 { path, phandle, distributor, redistributors, stride, maintenance, its }))
 }
 
 /// The GIC's own interrupt.

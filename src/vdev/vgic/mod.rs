@@ -27,9 +27,9 @@
 
 mod bank;
 #[cfg(test)]
-mod fake;
+pub(super) mod fake;
 mod flush;
-mod lr;
+pub(super) mod lr;
 #[cfg(test)]
 mod model;
 mod registers;

@@ -1,0 +1,575 @@
+//! The interrupt controller of the VM that owns the machine: the machine's own GICv3, behind a virtual CPU interface.
+//!
+//! The owner's distributor and redistributors are the physical ones: its accesses are checked and carried out there
+//! (`registers`), so that at any moment hardware holds the truth and the owner can be taken off keel, or put under it, one
+//! CPU at a time. Its CPU interface is virtual: EL2 acknowledges each physical interrupt, drops its priority and hands it
+//! on in a list register. SPIs and PPIs stay active in hardware until the owner ends them (HW = 1 in the list register);
+//! SGIs are deactivated at once, since a list register cannot do it for them (IHI 0069 §12.4.4, ICH_LR.HW).
+//!
+//! What software holds beyond the list registers is small: interrupts that found no free one, and active ones that had to
+//! make room. Everything that was acknowledged but not yet taken by the owner can be *settled*: made pending in hardware
+//! again, as if EL2 had never seen it. That happens before any register is accessed that would show the difference, and
+//! when the owner leaves keel.
+//!
+//! keel keeps two private interrupts of each CPU for itself ([`OwnerGicConfig::kept`]), which the owner cannot see. The EL1
+//! timers' interrupts are the owner's only while it is on the CPU: other VMs use the same ones.
+
+mod registers;
+
+pub use registers::Accessor;
+
+use super::mmio::AccessSize;
+use super::vgic::{Control, MAX_LIST_REGISTERS, VgicHost, VirtualInterface, lr};
+use alloc::boxed::Box;
+use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+/// SGIs, PPIs and SPIs: INTIDs below this. Extended ranges and LPIs are not offered.
+pub const INTERRUPTS: u32 = 1020;
+const SGIS: u32 = 16;
+const PRIVATE: u32 = 32;
+const WORDS: usize = 16;
+
+/// A set of INTIDs below 1024.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IntidSet([u64; WORDS]);
+
+impl IntidSet {
+    /// Nothing.
+    pub const EMPTY: Self = Self([0; WORDS]);
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|&word| word == 0)
+    }
+
+    /// Whether `intid` is in it.
+    pub fn contains(&self, intid: u32) -> bool {
+        self.0.get(intid as usize / 64).is_some_and(|word| word >> (intid % 64) & 1 != 0)
+    }
+
+    /// Adds `intid`; one of 1024 or more is not kept.
+    pub fn insert(&mut self, intid: u32) {
+        if let Some(word) = self.0.get_mut(intid as usize / 64) {
+            *word |= 1 << (intid % 64);
+        }
+    }
+
+    /// Takes `intid` out.
+    pub fn remove(&mut self, intid: u32) {
+        if let Some(word) = self.0.get_mut(intid as usize / 64) {
+            *word &= !(1 << (intid % 64));
+        }
+    }
+
+    /// All of it, in order.
+    pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+        self.0.iter().enumerate().flat_map(|(n, &word)| {
+            (0..64).filter(move |bit| word >> bit & 1 != 0).map(move |bit| n as u32 * 64 + bit)
+        })
+    }
+}
+
+/// A frame of the machine's GIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// GICD.
+    Distributor,
+    /// The two frames of a CPU's redistributor, by the index of the owner's vCPU that has this CPU.
+    Redistributor(usize),
+}
+
+/// The machine's GIC, as far as the owner's accesses and its list registers need it.
+pub trait PhysicalGic {
+    /// Reads a register; `offset` is aligned to `size` and inside the frame.
+    fn read(&self, frame: Frame, offset: u64, size: AccessSize) -> u64;
+    /// Writes a register.
+    fn write(&self, frame: Frame, offset: u64, size: AccessSize, value: u64);
+    /// Deactivates an interrupt that this CPU acknowledged (ICC_DIR_EL1).
+    fn deactivate(&self, intid: u32);
+}
+
+/// What the owner's GIC is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct OwnerGicConfig {
+    /// vCPUs, one for each CPU that keel has.
+    pub vcpus: usize,
+    /// Private interrupts that are keel's, a bit for each INTID.
+    pub kept: u32,
+    /// Private interrupts of the EL1 timers, a bit for each INTID.
+    pub timers: u32,
+    /// Whether GICD_CTLR lets interrupts through as the owner left it.
+    pub enabled: bool,
+}
+
+/// The state of the owner's CPU interface, as the virtual one holds it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InterfaceState {
+    /// ICH_VMCR_EL2.
+    pub vmcr: u64,
+    /// ICH_AP0R0–3_EL2.
+    pub ap0r: [u32; 4],
+    /// ICH_AP1R0–3_EL2.
+    pub ap1r: [u32; 4],
+}
+
+/// What belongs to one vCPU of the owner and only its own CPU touches.
+#[derive(Clone, Debug, Default)]
+pub struct OwnerCpu {
+    /// While the vCPU has no CPU: its list registers.
+    list: [u64; MAX_LIST_REGISTERS],
+    /// While the vCPU has no CPU: its CPU interface.
+    interface: InterfaceState,
+    /// Acknowledged for the owner, in no list register.
+    queued: IntidSet,
+    /// Active for the owner, in no list register.
+    spilled: IntidSet,
+    control: Control,
+    /// While the vCPU has no CPU: GICR_ISENABLER0 of the timers.
+    timers_enabled: u32,
+    /// While the vCPU has no CPU: timers whose interrupt is active.
+    timers_active: u32,
+}
+
+impl OwnerCpu {
+    /// A CPU interface after reset.
+    pub fn new() -> Self {
+        let interface = InterfaceState { vmcr: lr::VMCR_FIQEN, ..InterfaceState::default() };
+        Self { interface, ..Self::default() }
+    }
+}
+
+/// What other CPUs may ask of a vCPU.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Shared {
+    /// It may hold interrupts that are to be settled.
+    holds: AtomicBool,
+    /// GICR_WAKER.ProcessorSleep as the owner wrote it.
+    sleeps: AtomicBool,
+}
+
+/// The owner's GIC. Methods that take an [`OwnerCpu`] are called on the CPU of that vCPU.
+#[derive(Debug)]
+pub struct OwnerGic {
+    config: OwnerGicConfig,
+    enabled: AtomicBool,
+    cpus: Box<[Shared]>,
+}
+
+/// The list register that holds `intid`, and its value.
+fn find(intid: u32, vif: &impl VirtualInterface) -> Option<(usize, u64)> {
+    let lrs = (0..vif.list_registers()).map(|n| (n, vif.read_lr(n)));
+    lrs.into_iter().find(|&(_, value)| value & (lr::PENDING | lr::ACTIVE) != 0 && value as u32 == intid)
+}
+
+fn priority_of(value: u64) -> u64 {
+    value >> lr::PRIORITY_SHIFT & 0xff
+}
+
+impl OwnerGic {
+    /// The GIC of an owner whose vCPUs are all off.
+    pub fn new(config: OwnerGicConfig) -> Self {
+        let cpu = |_| Shared { holds: AtomicBool::new(false), sleeps: AtomicBool::new(false) };
+        Self { config, enabled: AtomicBool::new(config.enabled), cpus: (0..config.vcpus).map(cpu).collect() }
+    }
+
+    /// Whether GICD_CTLR lets interrupts through, as the owner wrote it.
+    pub fn is_enabled(&self) -> bool {
+        self.enabled.load(SeqCst)
+    }
+
+    /// The owner starts again: GICD_CTLR, GICR_WAKER as after reset.
+    pub fn reset(&self) {
+        self.enabled.store(false, SeqCst);
+        for cpu in &self.cpus {
+            cpu.sleeps.store(false, SeqCst);
+            cpu.holds.store(false, SeqCst);
+        }
+    }
+
+    fn set_holds(&self, vcpu: usize, holds: bool) {
+        if let Some(cpu) = self.cpus.get(vcpu) {
+            cpu.holds.store(holds, SeqCst);
+        }
+    }
+
+    /// GICD_IPRIORITYR or GICR_IPRIORITYR of `intid`.
+    fn priority(vcpu: usize, intid: u32, gic: &impl PhysicalGic) -> u64 {
+        let (frame, offset) = registers::place(vcpu, intid, registers::PRIORITY, 8);
+        gic.read(frame, offset, AccessSize::Byte) & 0xff
+    }
+
+    /// EL2 acknowledged `intid` on the CPU of the resident `vcpu` and dropped its priority: it is the owner's.
+    #[inline]
+    pub fn take(
+        &self,
+        vcpu: usize,
+        intid: u32,
+        cpu: &mut OwnerCpu,
+        vif: &mut impl VirtualInterface,
+        gic: &impl PhysicalGic,
+    ) {
+        self.queue(vcpu, intid, cpu, gic);
+        self.refill(vcpu, cpu, vif, gic);
+    }
+
+    /// As [`take`](Self::take), while `vcpu` is not resident.
+    pub fn queue(&self, vcpu: usize, intid: u32, cpu: &mut OwnerCpu, gic: &impl PhysicalGic) {
+        if intid >= INTERRUPTS {
+            return;
+        }
+        if intid < SGIS {
+            gic.deactivate(intid);
+        }
+        cpu.queued.insert(intid);
+        self.set_holds(vcpu, true);
+    }
+
+    /// Whether `vcpu`, which is not resident, has an interrupt that would wake it.
+    pub fn pending(&self, cpu: &OwnerCpu) -> bool {
+        let on_list = cpu.list.iter().any(|value| value & (lr::PENDING | lr::ACTIVE) == lr::PENDING);
+        self.is_enabled() && (on_list || !cpu.queued.is_empty())
+    }
+
+    /// Loads what waits into the list registers of the resident `vcpu`, as far as there is room.
+    pub fn refill(
+        &self,
+        vcpu: usize,
+        cpu: &mut OwnerCpu,
+        vif: &mut impl VirtualInterface,
+        gic: &impl PhysicalGic,
+    ) {
+        let enabled = self.is_enabled();
+        while enabled && let Some((intid, priority)) = Self::first(vcpu, &cpu.queued, gic) {
+            let value = lr::PENDING
+                | lr::GROUP1
+                | priority << lr::PRIORITY_SHIFT
+                | if intid < SGIS { 0 } else { lr::HW | u64::from(intid) << lr::PINTID_SHIFT }
+                | u64::from(intid);
+            cpu.spilled.remove(intid);
+            let (slot, value) = match find(intid, vif) {
+                // An SGI that comes again while it is handled is pending and active. Others cannot, unless the owner
+                // deactivated them at the distributor: then the old one is over.
+                Some((slot, old)) if intid < SGIS => (slot, value | old & lr::ACTIVE),
+                Some((slot, _)) => (slot, value),
+                None => match Self::make_room(priority, cpu, vif) {
+                    Some(slot) => (slot, value),
+                    None => break,
+                },
+            };
+            vif.write_lr(slot, value);
+            cpu.queued.remove(intid);
+        }
+        while !cpu.spilled.is_empty()
+            && let Some(slot) = Self::free(vif)
+            && let Some((intid, priority)) = Self::first(vcpu, &cpu.spilled, gic)
+        {
+            vif.write_lr(slot, Self::active(intid, priority));
+            cpu.spilled.remove(intid);
+        }
+        let mut control = Control::empty();
+        if enabled && !cpu.queued.is_empty() {
+            control |= Control::NO_PENDING;
+        }
+        if !cpu.spilled.is_empty() {
+            control |= Control::ENTRY_NOT_PRESENT | Control::TRAP_DEACTIVATE;
+        }
+        if cpu.control != control {
+            cpu.control = control;
+            vif.set_control(control);
+        }
+    }
+
+    fn active(intid: u32, priority: u64) -> u64 {
+        lr::ACTIVE
+            | lr::GROUP1
+            | priority << lr::PRIORITY_SHIFT
+            | if intid < SGIS { 0 } else { lr::HW | u64::from(intid) << lr::PINTID_SHIFT }
+            | u64::from(intid)
+    }
+
+    /// The one of the highest priority, and that priority; of several the lowest INTID.
+    fn first(vcpu: usize, set: &IntidSet, gic: &impl PhysicalGic) -> Option<(u32, u64)> {
+        let with_priority = set.iter().map(|intid| (intid, Self::priority(vcpu, intid, gic)));
+        with_priority.min_by_key(|&(intid, priority)| (priority, intid))
+    }
+
+    fn free(vif: &impl VirtualInterface) -> Option<usize> {
+        (0..vif.list_registers()).find(|&n| vif.read_lr(n) & (lr::PENDING | lr::ACTIVE) == 0)
+    }
+
+    /// A list register for an interrupt of this priority: a free one; that of one that waits with a lower priority, which
+    /// goes back to the queue; or, when all hold active ones, that of the lowest priority. So either something is pending
+    /// in a list register afterwards, or nothing waits.
+    fn make_room(priority: u64, cpu: &mut OwnerCpu, vif: &mut impl VirtualInterface) -> Option<usize> {
+        const STATE: u64 = lr::PENDING | lr::ACTIVE;
+        if let Some(slot) = Self::free(vif) {
+            return Some(slot);
+        }
+        let lowest = |state: u64| {
+            let of_state = (0..vif.list_registers()).filter(|&n| vif.read_lr(n) & STATE == state);
+            of_state.max_by_key(|&n| priority_of(vif.read_lr(n))).map(|n| (n, vif.read_lr(n)))
+        };
+        if let Some((slot, value)) = lowest(lr::PENDING) {
+            let lower = priority_of(value) > priority;
+            if lower {
+                cpu.queued.insert(value as u32);
+            }
+            return lower.then_some(slot);
+        }
+        let (slot, value) = lowest(lr::ACTIVE)?;
+        cpu.spilled.insert(value as u32);
+        Some(slot)
+    }
+
+    /// A maintenance interrupt was taken on the CPU of `vcpu`.
+    pub fn maintenance(
+        &self,
+        vcpu: usize,
+        cpu: &mut OwnerCpu,
+        vif: &mut impl VirtualInterface,
+        gic: &impl PhysicalGic,
+    ) {
+        self.end_spilled(vcpu, cpu, vif, gic);
+        self.refill(vcpu, cpu, vif, gic);
+    }
+
+    /// The owner ended interrupts that were in no list register: the active ones of the highest priorities (EOImode 0).
+    fn end_spilled(&self, vcpu: usize, cpu: &mut OwnerCpu, vif: &mut impl VirtualInterface, gic: &impl PhysicalGic) {
+        let count = vif.eoi_count();
+        if count == 0 {
+            return;
+        }
+        vif.clear_eoi_count();
+        for _ in 0..count {
+            let Some((intid, _)) = Self::first(vcpu, &cpu.spilled, gic) else { return };
+            cpu.spilled.remove(intid);
+            if intid >= SGIS {
+                gic.deactivate(intid);
+            }
+        }
+    }
+
+    /// The owner's write of `intid` to ICC_DIR_EL1, trapped because of [`Control::TRAP_DEACTIVATE`].
+    pub fn deactivate(
+        &self,
+        vcpu: usize,
+        intid: u32,
+        cpu: &mut OwnerCpu,
+        vif: &mut impl VirtualInterface,
+        gic: &impl PhysicalGic,
+    ) {
+        if vif.vmcr() & lr::VMCR_EOIM == 0 {
+            return;
+        }
+        let known = if cpu.spilled.contains(intid) {
+            cpu.spilled.remove(intid);
+            true
+        } else if let Some((slot, value)) = find(intid, vif).filter(|(_, value)| value & lr::ACTIVE != 0) {
+            vif.write_lr(slot, if value & lr::PENDING != 0 { value & !lr::ACTIVE } else { 0 });
+            true
+        } else {
+            false
+        };
+        if known && intid >= SGIS {
+            gic.deactivate(intid);
+        }
+        self.refill(vcpu, cpu, vif, gic);
+    }
+
+    /// Makes everything that was acknowledged for the resident `vcpu`, and that it has not taken, pending in hardware again.
+    pub fn settle(
+        &self,
+        vcpu: usize,
+        cpu: &mut OwnerCpu,
+        vif: &mut impl VirtualInterface,
+        gic: &impl PhysicalGic,
+    ) {
+        for n in 0..vif.list_registers() {
+            let value = vif.read_lr(n);
+            if value & lr::PENDING != 0 {
+                vif.write_lr(n, if value & lr::ACTIVE != 0 { value & !lr::PENDING } else { 0 });
+                self.give_back(vcpu, value as u32, gic);
+            }
+        }
+        self.settle_queue(vcpu, cpu, gic);
+    }
+
+    fn settle_queue(&self, vcpu: usize, cpu: &mut OwnerCpu, gic: &impl PhysicalGic) {
+        let queued = core::mem::take(&mut cpu.queued);
+        queued.iter().for_each(|intid| self.give_back(vcpu, intid, gic));
+        self.set_holds(vcpu, false);
+    }
+
+    /// Pending again. An SPI or PPI is active since EL2 acknowledged it; its pending state was used up by that, unless its
+    /// line still asks. The timers have nothing but their lines.
+    fn give_back(&self, vcpu: usize, intid: u32, gic: &impl PhysicalGic) {
+        let bit = 1 << (intid % 32);
+        let set = |register| {
+            let (frame, offset) = registers::place(vcpu, intid, register, 1);
+            gic.write(frame, offset, AccessSize::Word, bit);
+        };
+        let is_timer = intid < PRIVATE && self.config.timers & 1 << intid != 0;
+        if !is_timer {
+            set(registers::SET_PENDING);
+        }
+        if intid >= SGIS {
+            set(registers::CLEAR_ACTIVE);
+        }
+    }
+
+    /// Puts the owner's `vcpu` on this CPU, whose list registers are empty.
+    pub fn load(
+        &self,
+        vcpu: usize,
+        cpu: &mut OwnerCpu,
+        vif: &mut impl VirtualInterface,
+        gic: &impl PhysicalGic,
+    ) {
+        self.switch_timers(vcpu, gic, cpu.timers_enabled, cpu.timers_active, true);
+        set_interface(&cpu.interface, vif);
+        for (n, value) in cpu.list.iter_mut().enumerate().take(vif.list_registers()) {
+            vif.write_lr(n, core::mem::take(value));
+        }
+        cpu.control = Control::empty();
+        vif.set_control(cpu.control);
+        self.refill(vcpu, cpu, vif, gic);
+    }
+
+    /// Takes the owner's `vcpu` off this CPU; its list registers end up empty, and the timers' interrupts as other VMs
+    /// need them: enabled, not active.
+    pub fn unload(
+        &self,
+        vcpu: usize,
+        cpu: &mut OwnerCpu,
+        vif: &mut impl VirtualInterface,
+        gic: &impl PhysicalGic,
+    ) {
+        self.end_spilled(vcpu, cpu, vif, gic);
+        cpu.timers_active = 0;
+        for (n, kept) in cpu.list.iter_mut().enumerate().take(vif.list_registers()) {
+            let value = vif.read_lr(n);
+            vif.write_lr(n, 0);
+            let intid = value as u32;
+            let is_timer = intid < PRIVATE && self.config.timers & 1 << intid != 0;
+            *kept = match value & (lr::PENDING | lr::ACTIVE) {
+                0 => 0,
+                // Its line says so again when the vCPU is back.
+                lr::PENDING if is_timer => 0,
+                _ => value,
+            };
+            if is_timer && value & lr::ACTIVE != 0 {
+                cpu.timers_active |= 1 << intid;
+            }
+        }
+        for intid in (SGIS..PRIVATE).filter(|intid| self.config.timers >> intid & 1 != 0) {
+            cpu.queued.remove(intid);
+            if cpu.spilled.contains(intid) {
+                cpu.timers_active |= 1 << intid;
+            }
+        }
+        cpu.interface = interface(vif);
+        cpu.control = Control::empty();
+        vif.set_control(cpu.control);
+        let (frame, offset) = registers::place(vcpu, 0, registers::SET_ENABLE, 1);
+        cpu.timers_enabled = gic.read(frame, offset, AccessSize::Word) as u32 & self.config.timers;
+        self.switch_timers(vcpu, gic, self.config.timers, 0, false);
+    }
+
+    /// Sets enable and active bits of the timers' interrupts of `vcpu`'s CPU. Their pending state is their lines'.
+    fn switch_timers(&self, vcpu: usize, gic: &impl PhysicalGic, enabled: u32, active: u32, disable_rest: bool) {
+        let set = |register, bits: u32| {
+            if bits != 0 {
+                let (frame, offset) = registers::place(vcpu, 0, register, 1);
+                gic.write(frame, offset, AccessSize::Word, bits.into());
+            }
+        };
+        set(registers::CLEAR_ACTIVE, self.config.timers & !active);
+        set(registers::SET_ACTIVE, active);
+        set(registers::SET_ENABLE, enabled);
+        if disable_rest {
+            set(registers::CLEAR_ENABLE, self.config.timers & !enabled);
+        }
+    }
+
+    /// `vcpu` comes under keel on this CPU, whose list registers are empty, running: its CPU interface was the physical one
+    /// until now. `active` are the interrupts that are active on this CPU.
+    pub fn arrive(
+        &self,
+        vcpu: usize,
+        cpu: &mut OwnerCpu,
+        state: &InterfaceState,
+        active: IntidSet,
+        vif: &mut impl VirtualInterface,
+        gic: &impl PhysicalGic,
+    ) {
+        *cpu = OwnerCpu::new();
+        set_interface(state, vif);
+        active.iter().filter(|&intid| intid < SGIS).for_each(|intid| gic.deactivate(intid));
+        cpu.spilled = active;
+        vif.set_control(Control::empty());
+        self.refill(vcpu, cpu, vif, gic);
+    }
+
+    /// `vcpu` leaves keel on this CPU: what it has not taken is pending in hardware again, and what it is handling is active
+    /// there. Returns its CPU interface, for the physical one. The list registers end up empty.
+    pub fn depart(
+        &self,
+        vcpu: usize,
+        cpu: &mut OwnerCpu,
+        vif: &mut impl VirtualInterface,
+        gic: &impl PhysicalGic,
+    ) -> InterfaceState {
+        self.end_spilled(vcpu, cpu, vif, gic);
+        self.settle(vcpu, cpu, vif, gic);
+        let mut active = core::mem::take(&mut cpu.spilled);
+        for n in 0..vif.list_registers() {
+            let value = vif.read_lr(n);
+            if value & lr::ACTIVE != 0 {
+                active.insert(value as u32);
+            }
+            vif.write_lr(n, 0);
+        }
+        // The others are active in hardware already.
+        let sgis = active.iter().filter(|&intid| intid < SGIS).fold(0_u64, |bits, intid| bits | 1 << intid);
+        if sgis != 0 {
+            let (frame, offset) = registers::place(vcpu, 0, registers::SET_ACTIVE, 1);
+            gic.write(frame, offset, AccessSize::Word, sgis);
+        }
+        vif.set_control(Control::empty());
+        interface(vif)
+    }
+
+    /// Settles what the owner's CPUs hold, before an access that would show it: of `vcpu` here, of others through `host`.
+    fn settle_all(
+        &self,
+        vcpu: usize,
+        cpu: &mut OwnerCpu,
+        vif: &mut impl VirtualInterface,
+        gic: &impl PhysicalGic,
+        host: &dyn VgicHost,
+    ) {
+        for (other, shared) in self.cpus.iter().enumerate() {
+            if other != vcpu && shared.holds.load(SeqCst) {
+                host.sync(other);
+            }
+        }
+        self.settle(vcpu, cpu, vif, gic);
+    }
+}
+
+fn interface(vif: &impl VirtualInterface) -> InterfaceState {
+    let mut state = InterfaceState { vmcr: vif.vmcr(), ..InterfaceState::default() };
+    for n in 0..vif.active_priority_registers().min(4) {
+        (state.ap0r[n], state.ap1r[n]) = (vif.ap0r(n), vif.ap1r(n));
+    }
+    state
+}
+
+fn set_interface(state: &InterfaceState, vif: &mut impl VirtualInterface) {
+    vif.set_vmcr(state.vmcr);
+    for n in 0..vif.active_priority_registers().min(4) {
+        vif.set_ap0r(n, state.ap0r[n]);
+        vif.set_ap1r(n, state.ap1r[n]);
+    }
+}
