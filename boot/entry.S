@@ -35,6 +35,7 @@ primary_entry:
     msr     spsel, #1
     mov     sp, x0
     bl      relocate
+    bl      save_data
     bl      clear_bss
     cmp     x21, #(2 << 2)
     b.ne    2f
@@ -69,6 +70,36 @@ relocate:
     str     x5, [x3, x0]
     b       1b
 2:  ret
+
+// save_data: keeps a copy of [_end_of_rodata, _end_of_file), the data as the loader brought it, for a start at another place.
+// Both ends are 16-byte aligned. Clobbers x0-x4.
+save_data:
+    adr_l   x0, _end_of_rodata
+    adr_l   x1, _end_of_file
+    adr_l   x2, _saved_data
+1:  cmp     x0, x1
+    b.hs    2f
+    ldp     x3, x4, [x0], #16
+    stp     x3, x4, [x2], #16
+    b       1b
+2:  ret
+
+// restart: the image that was copied to x0 starts there, as a boot loader would have started it. in: x1 = device tree.
+// The copy is clean in memory; EL2's map, if it is on, is the identity. Never returns.
+    .global restart
+restart:
+    mov_q   x2, {sctlr_el2_mmu_off}
+    msr     sctlr_el2, x2
+    isb
+    tlbi    alle2
+    ic      iallu
+    dsb     nsh
+    isb
+    mov     x3, x0
+    mov     x0, x1
+    mov     x1, xzr
+    mov     x2, xzr
+    br      x3
 
 // clear_bss: zeroes [_start_of_bss, _end_of_bss), both 16-byte aligned. Clobbers x0, x1.
 clear_bss:

@@ -140,7 +140,11 @@ fn configuration(vm: &VmSpec, images: &mut Images) -> Result<DeviceTreeNode, Bad
     if !vm.root {
         set(&mut node, config::KEEL_CPUS, vm.cpus);
     } else if vm.cpus != 1 {
-        return Err(bad_input!("machine `{}`: cpus = {}, but a root has every CPU of the board: remove it", vm.name, vm.cpus));
+        return Err(bad_input!(
+            "machine `{}`: cpus = {}, but a root has every CPU of the board: remove it",
+            vm.name,
+            vm.cpus
+        ));
     }
     if !vm.cpu_affinity.is_empty() {
         let cells: Vec<u8> = vm.cpu_affinity.iter().flat_map(|cpu| cpu.to_be_bytes()).collect();

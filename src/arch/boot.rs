@@ -109,6 +109,12 @@ pub mod image {
         symbol!(_start_of_image)..symbol!(_end_of_file)
     }
 
+    /// The copy of the data at the end of the [`file`], as the boot loader brought them.
+    pub fn saved_data() -> Range<Pa> {
+        let start = symbol!(_saved_data);
+        start..Pa(start.0 + (symbol!(_end_of_file).0 - symbol!(_end_of_rodata).0))
+    }
+
     /// The bundle linked into the image; empty when there is none.
     pub fn bundle() -> &'static [u8] {
         let (start, end) = (symbol!(_start_of_bundle), symbol!(_end_of_bundle));
@@ -118,25 +124,35 @@ pub mod image {
     }
 }
 
+unsafe extern "C" {
+    fn restart(entry: u64, tree: u64) -> !;
+}
+
 /// Starts this image again at `base`, with the device tree at `tree`, as a boot loader would have.
 ///
 /// # Safety
 ///
-/// Called before anything but the boot stack and what the relocation changes was written, with the MMU off, on the only
-/// CPU that runs. `base` must be 2 MiB aligned; memory as large as the image is there, and nobody needs what is in it.
+/// Called on the only CPU that runs, with the MMU off or that memory mapped writable. `base` must be 2 MiB aligned; memory
+/// as large as the image is there, apart from the image, and nobody needs what is in it.
 pub unsafe fn restart_at(base: Pa, tree: u64) -> ! {
-    let (whole, file) = (image::whole(), image::file());
+    let (whole, file, data) = (image::whole(), image::file(), image::saved_data());
     let end = Pa(base.0 + (whole.end.0 - whole.start.0));
     // Dirty lines of whoever had the memory before must not be written back over the image.
     cache::clean_invalidate(base..end);
-    // SAFETY: the caller vouches for the memory at `base`; the image itself is read only here. The start code relocates
-    // the copy: its entries hold addends, so that what the first relocation wrote does not matter.
+    // SAFETY: the caller vouches for the memory at `base`; the image itself is read only here. Its data are taken as they
+    // were before anything was written to them. The start code relocates the copy: its entries hold addends, so that what
+    // the first relocation wrote does not matter.
     unsafe {
-        core::ptr::copy(file.start.0 as *const u8, base.0 as *mut u8, (file.end.0 - file.start.0) as usize);
+        let size = (data.end.0 - data.start.0) as usize;
+        let constants = (file.end.0 - file.start.0) as usize - size;
+        core::ptr::copy_nonoverlapping(file.start.0 as *const u8, base.0 as *mut u8, constants);
+        core::ptr::copy_nonoverlapping(data.start.0 as *const u8, (base.0 as *mut u8).add(constants), size);
     }
+    cache::clean_invalidate(base..end);
     cache::invalidate_instructions();
-    // SAFETY: an image begins with its entry point (boot/entry.S), which takes the tree in x0 and never returns.
-    unsafe { core::arch::asm!("br {base}", base = in(reg) base.0, in("x0") tree, options(noreturn)) }
+    // SAFETY: an image begins with its entry point (boot/entry.S), which takes the tree in x0 and never returns; the copy
+    // is in memory, and nothing else of this one is used any more.
+    unsafe { restart(base.0, tree) }
 }
 
 /// Where firmware must start a secondary CPU, with its [`SecondaryBlock`] in x0.

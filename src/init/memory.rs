@@ -102,7 +102,10 @@ mod tests {
         let list = ranges(&[(0x5000, 0x6000), (0x1000, 0x3000), (0x2000, 0x4000), (0x6000, 0x7000)]);
         let joined = super::joined(list);
         assert_eq!(joined, ranges(&[(0x1000, 0x4000), (0x5000, 0x7000)]));
-        assert_eq!(common(&joined, &ranges(&[(0, 0x1000), (0x3800, 0x5010)])), ranges(&[(0x3000, 0x4000), (0x5000, 0x6000)]));
+        assert_eq!(
+            common(&joined, &ranges(&[(0, 0x1000), (0x3800, 0x5010)])),
+            ranges(&[(0x3000, 0x4000), (0x5000, 0x6000)])
+        );
         assert_eq!(common(&joined, &[]), ranges(&[]));
     }
 

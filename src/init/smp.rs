@@ -46,12 +46,8 @@ impl Interrupts {
         let distributor = unsafe { Distributor::new(gic.distributor.base) };
         distributor.start()?;
         physical::set_distributor(distributor);
-        let private = [
-            interrupts.virtual_timer,
-            interrupts.physical_timer,
-            interrupts.hypervisor_timer,
-            interrupts.maintenance,
-        ];
+        let private =
+            [interrupts.virtual_timer, interrupts.physical_timer, interrupts.hypervisor_timer, interrupts.maintenance];
         Ok(Self {
             distributor,
             regions: gic.redistributors.iter().map(|span| (span.base, span.size)).collect(),

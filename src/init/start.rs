@@ -6,15 +6,16 @@
 use super::{
     host_info::{self, Gic, HostInfo, Span, Uart},
     log as keel_log, memory, panic, smp,
-    stub::owner_psci,
+    stub::{better_place, owner_psci},
 };
 use crate::{
-    arch::{cpu, image, mmu, sysreg, timer, uart},
+    arch::{self, cpu, image, mmu, sysreg, timer, uart},
     kvm::physical::{self, HostInterrupts},
     mm::{
         Pa,
         addr::{BLOCK_2M, PAGE_SIZE},
-        el2, frame,
+        el2,
+        frame::{self, Block},
     },
     vcpu::switch,
     vdev::{idregs::HostIdRegisters, platform::Cache},
@@ -23,6 +24,7 @@ use crate::{
 use alloc::vec::Vec;
 use core::ops::Range;
 use log::{debug, error, info, warn};
+use spin::Mutex;
 
 /// The largest device tree that the boot protocol allows.
 const TREE_MAX: u64 = 2 << 20;
@@ -164,7 +166,14 @@ pub fn primary(tree: u64, entry: u64) -> ! {
     };
     cpu::set_index(boot);
 
-    let bundle = give_memory(&host, pages.clone());
+    let (bytes, bundle_pages) = map_bundle(&host, &pages);
+    let bundle = Bundle::parse(bytes);
+    let has_root = bundle.as_ref().is_ok_and(|bundle| bundle.vms.iter().flatten().any(|vm| vm.root));
+    if has_root {
+        make_room(tree);
+    }
+    let for_root = bundle.iter().flat_map(|bundle| bundle.vms.iter().flatten()).find(|vm| vm.root);
+    let set_aside = give_memory(&host, pages.clone(), bundle_pages, for_root.map_or(0, |vm| vm.memory));
     let (gic, interrupts) = start_interrupts(&host);
     let stats = if host.options.stats { smp::start_counters() } else { false };
     if host.options.stats && !stats {
@@ -179,8 +188,6 @@ pub fn primary(tree: u64, entry: u64) -> ! {
     let cpus = smp::start_others(&host, &gic, boot, &mut id_registers);
     info!("{} of {} CPUs up, {} MiB free", cpus.len(), host.cpus.len(), frame::free_bytes() >> 20);
 
-    let bundle = Bundle::parse(bundle);
-    let has_root = bundle.as_ref().is_ok_and(|bundle| bundle.vms.iter().flatten().any(|vm| vm.root));
     let console_interrupt = host.console.as_ref().ok().and_then(|console| console.interrupt.map(|line| line.intid));
     // What is typed is for the machine's owner, if there is one.
     let console_interrupt = console_interrupt.filter(|_| !has_root);
@@ -197,7 +204,7 @@ pub fn primary(tree: u64, entry: u64) -> ! {
         l1: cpu::l1_caches().map(|caches| caches.map(|[line, sets, size]| Cache { line, sets, size })),
         stats: host.options.stats,
         entry,
-        machine: has_root.then(|| host_machine(&host, tree, &pages)),
+        machine: has_root.then(|| host_machine(&host, tree, &pages, set_aside)),
     };
     match bundle {
         Ok(bundle) => vmm::lifecycle::start(launch, &bundle),
@@ -244,54 +251,78 @@ pub(super) fn span_range(span: &Span) -> Range<Pa> {
     span.base..span.end()
 }
 
-/// Maps the machine's memory and gives what is free to the allocator. Returns the bundle.
-fn give_memory(host: &HostInfo, tree: Range<Pa>) -> &'static [u8] {
-    let ram: Vec<_> = host.memory.iter().map(span_range).collect();
-    let initrd = host.initrd.as_ref().map(span_range);
-    let mut taken: Vec<_> = [image::whole(), tree].into_iter().collect();
-    if let Some(initrd) = &initrd {
-        let Some(pages) = memory::bundle_pages(initrd, &ram, &taken, &reserved(host)) else {
+/// The bundle, mapped; and its pages, if it is not linked into the image.
+fn map_bundle(host: &HostInfo, tree: &Range<Pa>) -> (&'static [u8], Option<Range<Pa>>) {
+    let Some(initrd) = host.initrd.as_ref().map(span_range) else {
+        let bundle = image::bundle();
+        if bundle.is_empty() {
             stop(format_args!(
-                "/chosen: linux,initrd-start and -end say {}..{}, which is not RAM, or lies on keel's image or the device tree: \
-                 load the bundle elsewhere",
-                initrd.start, initrd.end
+                "there is no bundle: hand one over in the initrd slot (QEMU: -initrd vms.itb), or link one into keel (KEEL_BUNDLE)"
             ));
-        };
-        if let Err(problem) = el2::map_read_only(pages.clone()) {
-            stop(format_args!("the bundle at {}..{} cannot be mapped", problem.0.start, problem.0.end));
         }
-        taken.push(pages);
+        info!("no bundle in the initrd slot: running the one linked into keel");
+        return (bundle, None);
+    };
+    let ram: Vec<_> = host.memory.iter().map(span_range).collect();
+    let taken = [image::whole(), tree.clone()];
+    let Some(pages) = memory::bundle_pages(&initrd, &ram, &taken, &reserved(host)) else {
+        stop(format_args!(
+            "/chosen: linux,initrd-start and -end say {}..{}, which is not RAM, or lies on keel's image or the device tree: \
+             load the bundle elsewhere",
+            initrd.start, initrd.end
+        ));
+    };
+    if let Err(problem) = el2::map_read_only(pages.clone()) {
+        stop(format_args!("the bundle at {}..{} cannot be mapped", problem.0.start, problem.0.end));
     }
+    debug!("bundle: {}..{}", initrd.start, initrd.end);
+    // SAFETY: mapped read only above, never given to the allocator, so constant for as long as keel runs.
+    let bytes =
+        unsafe { core::slice::from_raw_parts(initrd.start.0 as *const u8, (initrd.end.0 - initrd.start.0) as usize) };
+    (bytes, Some(pages))
+}
+
+/// A VM is to own the machine: keel gets out of its way, to where it would not expect to be loaded itself, if keel is not
+/// there yet. Comes back then.
+fn make_room(tree: &'static [u8]) {
+    let at = Pa(tree.as_ptr() as u64);
+    let Some(place) = better_place(tree, at) else { return };
+    let size = image::whole().end.0 - image::whole().start.0;
+    if el2::map_ram(place..Pa(place.0 + size)).is_ok() {
+        debug!("moving to {place}: a VM owns the machine, and the RAM it is loaded to");
+        vmm::console::flush();
+        // SAFETY: no other CPU runs yet; the place is RAM that nobody has, by the tree, mapped writable just now.
+        unsafe { arch::restart_at(place, at.0) }
+    }
+}
+
+/// Maps the machine's memory and gives what is free to the allocator, but for the lowest `set_aside` bytes, which are
+/// returned; fewer if there are not that many.
+fn give_memory(host: &HostInfo, tree: Range<Pa>, bundle: Option<Range<Pa>>, mut set_aside: u64) -> Vec<Block> {
+    let mut kept = Vec::new();
+    let ram: Vec<_> = host.memory.iter().map(span_range).collect();
+    let mut taken: Vec<_> = [Some(image::whole()), Some(tree), bundle].into_iter().flatten().collect();
     taken.extend(reserved(host));
     for range in memory::subtract(&ram, &taken, BLOCK_2M) {
         if el2::map_ram(range.clone()).is_err() {
             stop(format_args!("RAM at {}..{} is beyond the CPU's physical address space", range.start, range.end));
         }
         debug!("free: {}..{}", range.start, range.end);
+        let middle = Pa(range.end.0.min(range.start.0.saturating_add(set_aside)));
+        set_aside -= middle.0 - range.start.0;
         // SAFETY: RAM by the tree, mapped writable above, and clear of the image, the tree, the bundle and reservations.
-        unsafe { frame::donate(range) };
-    }
-    match initrd {
-        Some(range) => {
-            debug!("bundle: {}..{}", range.start, range.end);
-            // SAFETY: mapped read only above, never given to the allocator, so constant for as long as keel runs.
-            unsafe { core::slice::from_raw_parts(range.start.0 as *const u8, (range.end.0 - range.start.0) as usize) }
-        }
-        None => {
-            let bundle = image::bundle();
-            if bundle.is_empty() {
-                stop(format_args!(
-                    "there is no bundle: hand one over in the initrd slot (QEMU: -initrd vms.itb), or link one into keel (KEEL_BUNDLE)"
-                ));
+        unsafe {
+            if range.start < middle {
+                kept.push(Block::outside(range.start..middle));
             }
-            info!("no bundle in the initrd slot: running the one linked into keel");
-            bundle
+            frame::donate(middle..range.end);
         }
     }
+    kept
 }
 
 /// The machine, for a VM that owns it.
-fn host_machine(host: &HostInfo, tree: &'static [u8], pages: &Range<Pa>) -> HostMachine {
+fn host_machine(host: &HostInfo, tree: &'static [u8], pages: &Range<Pa>, set_aside: Vec<Block>) -> HostMachine {
     let ram: Vec<_> = host.memory.iter().map(span_range).collect();
     let mut hidden = ram.clone();
     if let Gic::V3(gic) = &host.gic {
@@ -307,6 +338,7 @@ fn host_machine(host: &HostInfo, tree: &'static [u8], pages: &Range<Pa>) -> Host
             &own.into_iter().flatten().collect::<Vec<_>>(),
             PAGE_SIZE,
         ),
+        ram: Mutex::new(set_aside),
         mpidrs: host.cpus.iter().map(|cpu| cpu.mpidr).collect(),
         psci: owner_psci(host),
     }

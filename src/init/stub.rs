@@ -95,18 +95,20 @@ pub fn primary(tree: u64) -> ! {
     run(vm, &host, blob, &ram, into, &[(pages, "the boot loader's tree"), (heap, "keel-stub's heap")], initrd)
 }
 
-/// Moves the image to where it is in nobody's way, if it is not there yet. MMU off, nothing written so far.
+/// Moves the image to where it is in nobody's way, if it is not there yet. MMU off.
 fn make_room(tree: u64) {
-    let whole = image::whole();
-    let place = tree_bytes(Pa(tree))
-        .and_then(|blob| resting_place(blob, Pa(tree), whole.start, whole.end.0 - whole.start.0))
-        .filter(|place| *place != whole.start);
-    if let Some(place) = place
-        && (place.0 >= whole.end.0 || place.0 + (whole.end.0 - whole.start.0) <= whole.start.0)
-    {
-        // SAFETY: the only CPU, MMU off, before anything was written; the tree says that the place is RAM that nobody has.
+    if let Some(place) = tree_bytes(Pa(tree)).and_then(|blob| better_place(blob, Pa(tree))) {
+        // SAFETY: the only CPU, MMU off; the tree says that the place is RAM that nobody has.
         unsafe { arch::restart_at(place, tree) }
     }
+}
+
+/// Where the image is less in the way of a kernel that owns the machine, if it is not there yet; apart from the image.
+pub(super) fn better_place(blob: &[u8], tree: Pa) -> Option<Pa> {
+    let whole = image::whole();
+    let size = whole.end.0 - whole.start.0;
+    resting_place(blob, tree, whole.start, size)
+        .filter(|place| place.0 >= whole.end.0 || place.0 + size <= whole.start.0)
 }
 
 /// Exceptions of EL2 itself have a stack for their report from here on.

@@ -74,7 +74,9 @@ impl PhysicalGic for Owner {
     fn read(&self, frame: Frame, offset: u64, size: AccessSize) -> u64 {
         match frame {
             Frame::Distributor => self.distributor.read(offset, size as u32),
-            Frame::Redistributor(vcpu) => self.redistributors.get(vcpu).map_or(0, |frame| frame.read(offset, size as u32)),
+            Frame::Redistributor(vcpu) => {
+                self.redistributors.get(vcpu).map_or(0, |frame| frame.read(offset, size as u32))
+            }
         }
     }
 

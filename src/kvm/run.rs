@@ -467,10 +467,7 @@ pub fn deadlines(inner: &Inner, machine: &Machine) -> [(u32, Option<u64>); 2] {
     // ENABLE and not IMASK: the timer will interrupt.
     let due = |control: u64, at: u64| (control & 3 == 1).then_some(at);
     [
-        (
-            machine.timers[0],
-            due(timers.virtual_control, timers.virtual_compare.saturating_add(machine.counter_offset)),
-        ),
+        (machine.timers[0], due(timers.virtual_control, timers.virtual_compare.saturating_add(machine.counter_offset))),
         (machine.timers[1], due(timers.physical_control, timers.physical_compare)),
     ]
 }

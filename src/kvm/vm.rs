@@ -3,8 +3,8 @@
 use super::{
     Errno,
     machine::{Device, Machine, MachineSetup, Serial},
-    uapi::{DEVICE_ARM_VGIC_V3, vgic},
     owner::Owner,
+    uapi::{DEVICE_ARM_VGIC_V3, vgic},
     vcpu::Vcpu,
 };
 use crate::{
@@ -155,7 +155,13 @@ impl Vm {
             stage2: Mutex::new(stage2),
             slots: Mutex::default(),
             vcpus: Mutex::default(),
-            setup: Mutex::new(Setup { vgic: VgicSetup::default(), features: None, psci: None, devices: Vec::new(), owner: None }),
+            setup: Mutex::new(Setup {
+                vgic: VgicSetup::default(),
+                features: None,
+                psci: None,
+                devices: Vec::new(),
+                owner: None,
+            }),
             machine: Once::new(),
             counter_offset: AtomicU64::new(0),
         })

@@ -75,11 +75,13 @@ pub fn free_bytes() -> u64 {
     (heap.stats_total_bytes() - heap.stats_alloc_actual()) as u64
 }
 
-/// A block of memory owned by whoever holds it: `2^order` bytes, naturally aligned. Given back, cleared, when dropped.
+/// A block of memory owned by whoever holds it: from the allocator `2^order` bytes, naturally aligned, given back when
+/// dropped; or memory that was never the allocator's. Cleared when it is made and when it is dropped.
 #[derive(Debug)]
 pub struct Block {
     start: Pa,
     size: u64,
+    from_heap: bool,
 }
 
 impl Block {
@@ -88,9 +90,20 @@ impl Block {
         assert!(size.is_power_of_two() && size >= PAGE_SIZE, "blocks are powers of two of at least a page");
         let layout = Layout::from_size_align(size as usize, size as usize).ok()?;
         let start = Pa(HEAP.0.lock().alloc(layout).ok()?.as_ptr() as u64);
-        let block = Self { start, size };
+        let block = Self { start, size, from_heap: true };
         block.clear();
         Some(block)
+    }
+
+    /// Memory that the allocator does not know, page aligned; cleared.
+    ///
+    /// # Safety
+    ///
+    /// The range must be RAM, mapped writable in EL2's map for good, and used by nothing else.
+    pub unsafe fn outside(range: Range<Pa>) -> Self {
+        let block = Self { start: range.start, size: range.end.0 - range.start.0, from_heap: false };
+        block.clear();
+        block
     }
 
     /// Where it is.
@@ -143,8 +156,9 @@ impl Block {
 impl Drop for Block {
     fn drop(&mut self) {
         self.clear();
-        if let (Some(pointer), Ok(layout)) =
-            (NonNull::new(self.start.0 as *mut u8), Layout::from_size_align(self.size as usize, self.size as usize))
+        if self.from_heap
+            && let (Some(pointer), Ok(layout)) =
+                (NonNull::new(self.start.0 as *mut u8), Layout::from_size_align(self.size as usize, self.size as usize))
         {
             // SAFETY: allocated in `new` with this layout.
             unsafe { HEAP.0.lock().dealloc(pointer, layout) };

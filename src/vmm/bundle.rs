@@ -92,7 +92,12 @@ impl<'a> Reader<'_, 'a> {
         }
         for property in [config::KEEL_CPUS, config::KEEL_CPU_AFFINITY] {
             if let Some(value) = node.property(property).filter(|_| root) {
-                return Err(bad(node, property, value, format!("nothing: with {} it has every CPU", config::KEEL_ROOT)));
+                return Err(bad(
+                    node,
+                    property,
+                    value,
+                    format!("nothing: with {} it has every CPU", config::KEEL_ROOT),
+                ));
             }
         }
         let cpus = cpus(node)?;

@@ -18,16 +18,11 @@ use crate::{
     arch::{cache, depart::Successor, image, stub},
     hypercall::relay::OwnerPsci,
     kvm::{Vm, owner::Owner},
-    mm::{
-        Ipa, Pa,
-        addr::{BLOCK_1G, BLOCK_2M, PAGE_SIZE},
-        el2,
-        frame::{self, Block},
-        stage2::Memory,
-    },
+    mm::{Ipa, Pa, addr::PAGE_SIZE, el2, frame::Block, stage2::Memory},
 };
 use alloc::{format, vec::Vec};
 use core::ops::Range;
+use spin::Mutex;
 
 /// The machine, for a VM that owns it.
 #[derive(Debug)]
@@ -38,6 +33,8 @@ pub struct HostMachine {
     pub devices: Vec<Range<Pa>>,
     /// Parts of RAM, page aligned, that the tree reserves for others than keel: firmware, frame buffers.
     pub reserved: Vec<Range<Pa>>,
+    /// The RAM that was set aside for it, from the lowest on, until it is made.
+    pub ram: Mutex<Vec<Block>>,
     /// Affinity of each CPU, in the tree's order.
     pub mpidrs: Vec<u64>,
     /// The firmware's PSCI.
@@ -46,7 +43,14 @@ pub struct HostMachine {
 
 /// What of a VM's setup is different if it owns the machine; done before its vCPUs run.
 pub(super) fn make(vm: &Vm, machine: &HostMachine, memory: u64, cpus: &[usize]) -> Result<(), StartError> {
-    give_memory(vm, memory)?;
+    let ram = core::mem::take(&mut *machine.ram.lock());
+    let found: u64 = ram.iter().map(|block| block.range().end.0 - block.range().start.0).sum();
+    if found < memory {
+        return Err(StartError::Memory { wanted: memory, free: found });
+    }
+    for block in ram {
+        vm.set_owned_memory(block).map_err(|errno| StartError::Api("KVM_SET_USER_MEMORY_REGION", errno))?;
+    }
     let map = |errno| StartError::Api("mapping the machine's devices", errno);
     let end = Pa(1 << vm.ipa_bits());
     for (ranges, kind) in [(&machine.devices, Memory::OwnedDevice), (&machine.reserved, Memory::Owned)] {
@@ -62,24 +66,6 @@ pub(super) fn make(vm: &Vm, machine: &HostMachine, memory: u64, cpus: &[usize]) 
     let owner = Owner::new(cpus, Successor::own()).map_err(StartError::Owner)?;
     vm.set_owner(owner).map_err(|errno| StartError::Api("giving the machine to the VM", errno))?;
     prepare_stub(machine)
-}
-
-/// The VM's RAM: the largest blocks there are, until it has enough.
-fn give_memory(vm: &Vm, size: u64) -> Result<(), StartError> {
-    let mut left = size;
-    let mut largest = BLOCK_1G;
-    while left > 0 {
-        let fits = (1 << left.ilog2()).min(largest);
-        match Block::new(fits) {
-            Some(block) => {
-                vm.set_owned_memory(block).map_err(|errno| StartError::Api("KVM_SET_USER_MEMORY_REGION", errno))?;
-                left -= fits;
-            }
-            None if fits > BLOCK_2M => largest = fits / 2,
-            None => return Err(StartError::Memory { wanted: size, free: frame::free_bytes() }),
-        }
-    }
-    Ok(())
 }
 
 /// The stub that is under the owner once keel has left: its state is written now, and is in memory, not in caches.
@@ -125,12 +111,27 @@ pub fn load(
         expected: "a sound one",
     })?;
     let ram = joined(vm.memory_ranges());
-    let into = ram.iter().max_by_key(|range| range.end - range.start).cloned().unwrap_or(0..0);
     let kept = stub::resident_range(machine.mpidrs.len());
     let kept = kept.start.align_down(PAGE_SIZE).0..kept.end.align_up(PAGE_SIZE).unwrap_or(kept.end).0;
-    let place =
-        payload::Machine { tree: &tree, ram: &ram, into, taken: &[], kept, vectors: stub::page().0, is_vm: true };
-    payload::load(config, &mut OwnedMemory(vm), &place, entropy)
+    // The first piece of RAM that everything fits into: programs are made for the lowest addresses.
+    let mut attempts = ram.iter().map(|into| {
+        let place = payload::Machine {
+            tree: &tree,
+            ram: &ram,
+            into: into.clone(),
+            taken: &[],
+            kept: kept.clone(),
+            vectors: stub::page().0,
+            is_vm: true,
+        };
+        payload::load(config, &mut OwnedMemory(vm), &place, entropy)
+    });
+    let first = attempts.next().unwrap_or(Err(ConfigError::NoRoom {
+        image: format!("/configurations/{}", config.name),
+        size: config.memory,
+        memory: 0,
+    }));
+    first.or_else(|error| attempts.find_map(Result::ok).ok_or(error))
 }
 
 /// Ranges in order, neighbours joined.

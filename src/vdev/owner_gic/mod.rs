@@ -63,9 +63,10 @@ impl IntidSet {
 
     /// All of it, in order.
     pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
-        self.0.iter().enumerate().flat_map(|(n, &word)| {
-            (0..64).filter(move |bit| word >> bit & 1 != 0).map(move |bit| n as u32 * 64 + bit)
-        })
+        self.0
+            .iter()
+            .enumerate()
+            .flat_map(|(n, &word)| (0..64).filter(move |bit| word >> bit & 1 != 0).map(move |bit| n as u32 * 64 + bit))
     }
 }
 
@@ -232,13 +233,7 @@ impl OwnerGic {
     }
 
     /// Loads what waits into the list registers of the resident `vcpu`, as far as there is room.
-    pub fn refill(
-        &self,
-        vcpu: usize,
-        cpu: &mut OwnerCpu,
-        vif: &mut impl VirtualInterface,
-        gic: &impl PhysicalGic,
-    ) {
+    pub fn refill(&self, vcpu: usize, cpu: &mut OwnerCpu, vif: &mut impl VirtualInterface, gic: &impl PhysicalGic) {
         let enabled = self.is_enabled();
         while enabled && let Some((intid, priority)) = Self::first(vcpu, &cpu.queued, gic) {
             let value = lr::PENDING
@@ -378,13 +373,7 @@ impl OwnerGic {
     }
 
     /// Makes everything that was acknowledged for the resident `vcpu`, and that it has not taken, pending in hardware again.
-    pub fn settle(
-        &self,
-        vcpu: usize,
-        cpu: &mut OwnerCpu,
-        vif: &mut impl VirtualInterface,
-        gic: &impl PhysicalGic,
-    ) {
+    pub fn settle(&self, vcpu: usize, cpu: &mut OwnerCpu, vif: &mut impl VirtualInterface, gic: &impl PhysicalGic) {
         for n in 0..vif.list_registers() {
             let value = vif.read_lr(n);
             if value & lr::PENDING != 0 {
@@ -419,13 +408,7 @@ impl OwnerGic {
     }
 
     /// Puts the owner's `vcpu` on this CPU, whose list registers are empty.
-    pub fn load(
-        &self,
-        vcpu: usize,
-        cpu: &mut OwnerCpu,
-        vif: &mut impl VirtualInterface,
-        gic: &impl PhysicalGic,
-    ) {
+    pub fn load(&self, vcpu: usize, cpu: &mut OwnerCpu, vif: &mut impl VirtualInterface, gic: &impl PhysicalGic) {
         self.switch_timers(vcpu, gic, cpu.timers_enabled, cpu.timers_active, true);
         set_interface(&cpu.interface, vif);
         for (n, value) in cpu.list.iter_mut().enumerate().take(vif.list_registers()) {
@@ -438,13 +421,7 @@ impl OwnerGic {
 
     /// Takes the owner's `vcpu` off this CPU; its list registers end up empty, and the timers' interrupts as other VMs
     /// need them: enabled, not active.
-    pub fn unload(
-        &self,
-        vcpu: usize,
-        cpu: &mut OwnerCpu,
-        vif: &mut impl VirtualInterface,
-        gic: &impl PhysicalGic,
-    ) {
+    pub fn unload(&self, vcpu: usize, cpu: &mut OwnerCpu, vif: &mut impl VirtualInterface, gic: &impl PhysicalGic) {
         self.end_spilled(vcpu, cpu, vif, gic);
         cpu.timers_active = 0;
         for (n, kept) in cpu.list.iter_mut().enumerate().take(vif.list_registers()) {

@@ -159,9 +159,9 @@ impl OwnerGic {
     fn hidden_bits(hidden: u32, offset: u64, bits: u32, size: AccessSize) -> u64 {
         // The first interrupt: only registers of private interrupts have hidden ones.
         let first = (offset & 0x7f) * 8 / u64::from(bits);
-        (0..size.bits() / bits).filter(|n| u64::from(hidden) >> (first + u64::from(*n)).min(63) & 1 != 0).fold(0, |mask, n| {
-            mask | (u64::MAX >> (64 - bits)) << (n * bits)
-        })
+        (0..size.bits() / bits)
+            .filter(|n| u64::from(hidden) >> (first + u64::from(*n)).min(63) & 1 != 0)
+            .fold(0, |mask, n| mask | (u64::MAX >> (64 - bits)) << (n * bits))
     }
 
     /// A load by the owner.
@@ -179,7 +179,9 @@ impl OwnerGic {
                 let enable = if self.is_enabled() { CONTROL_ENABLE } else { 0 };
                 by.gic.read(frame, offset, size) & CONTROL_FIXED | enable
             }
-            Access::ReadOnly { hidden } => by.gic.read(frame, offset, size) & !(if offset == GICR_TYPER_HIGH { hidden >> 32 } else { hidden }),
+            Access::ReadOnly { hidden } => {
+                by.gic.read(frame, offset, size) & !(if offset == GICR_TYPER_HIGH { hidden >> 32 } else { hidden })
+            }
             Access::Bits { shows } => {
                 if shows {
                     self.settle_all(by.vcpu, by.cpu, by.vif, by.gic, by.host);
