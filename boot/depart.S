@@ -1,7 +1,7 @@
 // keel_depart: keel leaves this CPU to the kernel that owns the machine (hyp-stub ABI: HVC_RESET_VECTORS, HVC_SOFT_RESTART).
 //
-// EL2's MMU and caches go off, then every EL2 register is as the boot protocol has it, the stub's vectors are back, and an
-// ERET goes where the departure says. EL1's registers are the kernel's and stay. This code is mapped at its own address.
+// EL2's MMU and caches go off, then every EL2 register is as the boot protocol has it, the stub's vectors are back, and the
+// CPU goes on at EL1, or at EL2 at the address in x4. EL1's registers are the kernel's and stay. This code is mapped at its own address.
 //
 //   in: x0 = Departure (src/arch/depart.rs), clean to the point of coherency. Never returns.
     .section .text.depart, "ax"
@@ -40,6 +40,8 @@ keel_depart:
     msr     elr_el2, x0
     msr     spsr_el2, x1
     isb
+    ldr     x0, [x19, #{enters}]
+    cmp     x0, #0                      // the loads leave the flags alone
     ldp     x0, x1, [x19, #16 * 0]
     ldp     x2, x3, [x19, #16 * 1]
     ldp     x4, x5, [x19, #16 * 2]
@@ -56,6 +58,8 @@ keel_depart:
     ldp     x28, x29, [x19, #16 * 14]
     ldr     x30, [x19, #16 * 15]
     ldp     x18, x19, [x19, #16 * 9]
+    b.ne    3f
     eret
     dsb     nsh                         // no speculation past the return
     isb
+3:  br      x4                          // a payload, at EL2; ELR_EL2 and SPSR_EL2 are the caller's, as the stub has it

@@ -12,6 +12,7 @@ core::arch::global_asm!(
     stack = const offset_of!(Departure, stack),
     vectors = const offset_of!(Departure, vectors),
     elr = const offset_of!(Departure, elr),
+    enters = const offset_of!(Departure, enters),
 );
 
 unsafe extern "C" {
@@ -28,14 +29,12 @@ struct Departure {
     vectors: u64,
     hcr: u64,
     stack: [u64; 2],
+    enters: u64,
 }
 
 const _: () = assert!(offset_of!(Departure, gpr) == 0);
 const _: () = assert!(offset_of!(Departure, spsr) == offset_of!(Departure, elr) + 8);
 const _: () = assert!(offset_of!(Departure, hcr) == offset_of!(Departure, vectors) + 8);
-
-/// SPSR_EL2 of a payload that is entered at EL2: D, A, I, F masked; EL2h.
-pub const SPSR_EL2H: u64 = 0x3c9;
 
 /// The stub that is under the kernel when keel has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,21 +52,26 @@ impl Successor {
     }
 }
 
-/// Leaves this CPU: the kernel goes on at `pc` with `gpr` and `pstate` (its mode at EL1, or [`SPSR_EL2H`]).
+/// Leaves this CPU: the kernel goes on at EL1 at `pc` with `gpr` and `pstate`; or, with an `entry`, a payload begins there
+/// at EL2h with `gpr`, x4 = `entry`, and finds the kernel's in ELR_EL2 and SPSR_EL2.
 ///
 /// The kernel owns the machine: from here on it may do with all memory what it likes, keel's included. It is trusted with
 /// that, by the configuration that made it the owner.
-pub fn depart(successor: Successor, gpr: &[u64; 31], pc: u64, pstate: u64) -> ! {
+pub fn depart(successor: Successor, gpr: &[u64; 31], pc: u64, pstate: u64, entry: Option<u64>) -> ! {
     // Whatever the stub will read or write past the caches: its own state was cleaned when it was made.
     let stub_stack = image::stack(cpu::index()).unwrap_or(Range { start: Pa(0), end: Pa(0) });
-    let departure = Departure {
+    let mut departure = Departure {
         gpr: *gpr,
         elr: pc,
         spsr: pstate,
         vectors: successor.vectors.0,
         hcr: if successor.relays { hcr::HCR_EL2_OWNER } else { hcr::HCR_EL2_HOST },
         stack: [stub_stack.start.0, stub_stack.end.0],
+        enters: entry.is_some().into(),
     };
+    if let Some(entry) = entry {
+        departure.gpr[4] = entry;
+    }
     let at = Pa(core::ptr::from_ref(&departure) as u64);
     cache::clean(at..Pa(at.0 + size_of::<Departure>() as u64));
     // SAFETY: never returns, so nothing of this CPU's Rust state is used afterwards; EL2's map is the identity, and the

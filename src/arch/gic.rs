@@ -32,8 +32,12 @@ const CTLR_ENABLE_GRP1: u32 = (1 << 1) | (1 << 0);
 const WAKER_PROCESSOR_SLEEP: u32 = 1 << 1;
 const WAKER_CHILDREN_ASLEEP: u32 = 1 << 2;
 
-/// Priority of everything keel enables: one for all, so nothing preempts.
+/// Priority of SPIs, until somebody sets another.
 const PRIORITY: u32 = 0xa0a0_a0a0;
+/// Priority of private interrupts that keel uses: above [`MASK_OTHERS`].
+const OWN_PRIORITY: u32 = 0x1010_1010;
+/// ICC_PMR_EL1 with which only interrupts of keel's own priority arrive.
+const MASK_OTHERS: u64 = 0x20;
 
 /// A register frame of the GIC, or several in a row, mapped as a device.
 #[derive(Clone, Copy, Debug)]
@@ -222,7 +226,7 @@ impl Redistributor {
         self.0.write(GICR_SGI_FRAME + ICPENDR, u32::MAX);
         self.0.write(GICR_SGI_FRAME + GICD_IGROUPR, u32::MAX);
         for word in 0..8 {
-            self.0.write(GICR_SGI_FRAME + GICD_IPRIORITYR + 4 * word, PRIORITY);
+            self.0.write(GICR_SGI_FRAME + GICD_IPRIORITYR + 4 * word, OWN_PRIORITY);
         }
         self.0.write(GICR_SGI_FRAME + GICD_ISENABLER, enable);
         dsb_sy();
@@ -260,7 +264,7 @@ impl Redistributor {
         let group = self.0.read(GICR_SGI_FRAME + GICD_IGROUPR);
         self.0.write(GICR_SGI_FRAME + GICD_IGROUPR, group | kept);
         for intid in (0..32).filter(|intid| kept >> intid & 1 != 0) {
-            self.write(GICR_SGI_FRAME + GICD_IPRIORITYR + intid, 0, u64::from(PRIORITY & 0xff));
+            self.write(GICR_SGI_FRAME + GICD_IPRIORITYR + intid, 0, u64::from(OWN_PRIORITY & 0xff));
         }
         self.0.write(GICR_SGI_FRAME + GICD_ISENABLER, kept);
         dsb_sy();
@@ -274,6 +278,15 @@ impl Redistributor {
             dsb_sy();
         }
     }
+}
+
+/// Priority of the interrupts that keel uses itself, and of the EL1 timers' while they are its guests'.
+pub const KEEL_PRIORITY: u8 = OWN_PRIORITY as u8;
+
+/// Lets all interrupts arrive on this CPU, or only those of [`KEEL_PRIORITY`].
+pub fn listen(to_all: bool) {
+    write_sysreg!("S3_0_C4_C6_0", if to_all { 0xff } else { MASK_OTHERS }); // ICC_PMR_EL1
+    isb();
 }
 
 /// Turns this CPU's physical interface on, and the virtual one with nothing pending.

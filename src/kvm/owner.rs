@@ -17,8 +17,7 @@ use crate::{
     mm::{Ipa, Pa},
     vdev::{
         mmio::AccessSize,
-        owner_gic::{Frame, InterfaceState, OwnerGic, OwnerGicConfig, PhysicalGic},
-        vgic::VgicHost,
+        owner_gic::{Frame, InterfaceState, IntidSet, OwnerGic, OwnerGicConfig, OwnerHost, PhysicalGic},
     },
 };
 use alloc::vec::Vec;
@@ -115,7 +114,8 @@ impl Owner {
         };
         let kept = mask([host.hypervisor_timer, host.maintenance])?;
         let timers = mask([host.virtual_timer, host.physical_timer])?;
-        let config = OwnerGicConfig { vcpus: cpus.len(), kept, timers, enabled: false };
+        let config =
+            OwnerGicConfig { vcpus: cpus.len(), kept, timers, timer_priority: gic::KEEL_PRIORITY, enabled: false };
         let gic = OwnerGic::new(config);
         Ok(Self { gic, distributor, redistributors, kept, timers, successor, state: AtomicU8::new(STAYING) })
     }
@@ -199,17 +199,18 @@ impl Owner {
         let state = self.gic.depart(vcpu.index(), &mut inner.owner, &mut Hardware, self);
         self.hand_over(vcpu.index(), interface_of(&state));
         physical::leave();
+        vcpu.leave();
         let context = &inner.context;
         let mut gpr = context.gpr;
         match onward {
             Onward::Caller => {
                 gpr[0] = 0;
-                depart::depart(self.successor, &gpr, context.pc, context.pstate)
+                depart::depart(self.successor, &gpr, context.pc, context.pstate, None)
             }
             Onward::Payload { entry, arguments } => {
                 gpr[..3].copy_from_slice(&arguments);
                 let successor = Successor { relays: false, ..self.successor };
-                depart::depart(successor, &gpr, entry, depart::SPSR_EL2H)
+                depart::depart(successor, &gpr, context.pc, context.pstate, Some(entry))
             }
         }
     }
@@ -260,13 +261,24 @@ pub(super) struct Owning<'a> {
     pub vcpu: &'a Vcpu,
 }
 
-impl VgicHost for Owning<'_> {
-    fn kick(&self, _: usize) {}
-
-    fn sync(&self, vcpu: usize) {
+impl OwnerHost for Owning<'_> {
+    fn settle(&self, vcpu: usize) {
         if let Some(other) = self.machine.vcpus.get(vcpu) {
             // Its own interrupts are settled before it asks others.
             super::interrupts::wait_for_sync(other, || self.vcpu.answer_sync());
         }
+    }
+
+    fn retract(&self, vcpu: usize, without: &IntidSet) {
+        let (Some(other), Some(owner)) = (self.machine.vcpus.get(vcpu), &self.machine.owner) else { return };
+        // Its CPU has the lock while it is resident, and for a moment at other times.
+        if let Some(mut inner) = other.try_parked() {
+            owner.gic.retract(vcpu, &mut inner.owner, without, owner);
+        }
+    }
+
+    fn held(&self, vcpu: usize) -> IntidSet {
+        let inner = self.machine.vcpus.get(vcpu).and_then(|other| other.try_parked());
+        inner.map_or(IntidSet::EMPTY, |inner| OwnerGic::held(&inner.owner))
     }
 }

@@ -3,7 +3,7 @@
 use crate::{
     arch::{
         cpu,
-        gic::{Distributor, Redistributor},
+        gic::{self, Distributor, Redistributor},
         pmu,
     },
     hypercall::smccc::{Mitigation, Vulnerability},
@@ -18,10 +18,23 @@ struct PhysicalCpu {
     attention: AtomicBool,
     /// keel has left it.
     left: AtomicBool,
+    /// Only keel's own interrupts arrive.
+    masks: AtomicBool,
 }
 
-static CPUS: [PhysicalCpu; MAX_CPUS] =
-    [const { PhysicalCpu { attention: AtomicBool::new(false), left: AtomicBool::new(false) } }; MAX_CPUS];
+static CPUS: [PhysicalCpu; MAX_CPUS] = [const {
+    PhysicalCpu { attention: AtomicBool::new(false), left: AtomicBool::new(false), masks: AtomicBool::new(false) }
+}; MAX_CPUS];
+
+/// Says whether all of the machine's interrupts are to arrive on this CPU, or only keel's own.
+pub fn listen(to_all: bool) {
+    if let Some(cpu) = CPUS.get(cpu::index())
+        && cpu.masks.load(Ordering::Relaxed) == to_all
+    {
+        cpu.masks.store(!to_all, Ordering::Relaxed);
+        gic::listen(to_all);
+    }
+}
 
 /// Makes a CPU leave its guest, or its sleep: the interrupt of keel's own timer is made pending there.
 pub fn kick(index: usize) {

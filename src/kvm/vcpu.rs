@@ -58,7 +58,7 @@ impl ExitKind {
 const POWER_OFF: u8 = 0;
 const POWER_STARTING: u8 = 1;
 const POWER_ON: u8 = 2;
-/// Off, and its CPU is firmware's: keel is leaving.
+/// keel has given its CPU up: it is off, and firmware's, or goes on without keel.
 const POWER_RETIRED: u8 = 3;
 
 /// How a vCPU starts.
@@ -236,6 +236,11 @@ impl Vcpu {
         self.power.compare_exchange(POWER_OFF, POWER_RETIRED, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
+    /// Gives its CPU up, on which it goes on without keel.
+    pub(super) fn leave(&self) {
+        self.power.store(POWER_RETIRED, Ordering::SeqCst);
+    }
+
     /// Whether its CPU was given up.
     pub fn is_retired(&self) -> bool {
         self.power.load(Ordering::SeqCst) == POWER_RETIRED
@@ -279,6 +284,11 @@ impl Vcpu {
             inner.reset(Some(start));
         }
         inner
+    }
+
+    /// The state, unless a CPU has it.
+    pub(super) fn try_parked(&self) -> Option<MutexGuard<'_, Inner>> {
+        self.inner.try_lock()
     }
 
     /// The state, while no CPU runs it.

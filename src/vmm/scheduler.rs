@@ -124,6 +124,13 @@ fn park() {
     }
 }
 
+/// While the vCPU that the machine's owner has on this CPU is off, its interrupts stay where they are: pending in hardware.
+fn listen() {
+    let off = |entry: &Entry| entry.guest.machine.is_owner() && !entry.vcpu.is_on();
+    let is_off = QUEUES.get(cpu::index()).is_some_and(|queue| queue.lock().iter().any(off));
+    physical::listen(!is_off);
+}
+
 /// Turns this CPU off if keel is leaving and the owner's vCPU of this CPU is off.
 fn retire() {
     let Some(queue) = QUEUES.get(cpu::index()) else { return };
@@ -143,6 +150,7 @@ pub fn run() -> ! {
         physical::take_attention();
         park();
         retire();
+        listen();
         let found = look(turn, None);
         match found.chosen {
             Some((position, entry)) => {

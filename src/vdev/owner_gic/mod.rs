@@ -19,7 +19,7 @@ mod registers;
 pub use registers::Accessor;
 
 use super::mmio::AccessSize;
-use super::vgic::{Control, MAX_LIST_REGISTERS, VgicHost, VirtualInterface, lr};
+use super::vgic::{Control, MAX_LIST_REGISTERS, VirtualInterface, lr};
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
@@ -40,6 +40,25 @@ impl IntidSet {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.iter().all(|&word| word == 0)
+    }
+
+    /// The 32 from `first` on, a multiple of 32, whose `bits` are set.
+    pub fn of_word(first: u32, bits: u64) -> Self {
+        let mut set = Self::EMPTY;
+        if let Some(word) = set.0.get_mut(first as usize / 64) {
+            *word = (bits & 0xffff_ffff) << (first % 64);
+        }
+        set
+    }
+
+    /// The 32 from `first`, a multiple of 32, as bits.
+    pub fn word(&self, first: u32) -> u64 {
+        self.0.get(first as usize / 64).map_or(0, |word| word >> (first % 64) & 0xffff_ffff)
+    }
+
+    /// Adds what is in `other`.
+    pub fn add(&mut self, other: &Self) {
+        self.0.iter_mut().zip(other.0).for_each(|(word, other)| *word |= other);
     }
 
     /// Whether `intid` is in it.
@@ -89,6 +108,16 @@ pub trait PhysicalGic {
     fn deactivate(&self, intid: u32);
 }
 
+/// What the owner's GIC needs of the VM around it.
+pub trait OwnerHost {
+    /// Makes another vCPU settle what it holds, if it is resident, and returns after that.
+    fn settle(&self, vcpu: usize);
+    /// What another vCPU holds that is not resident: its CPU acknowledges for it whatever comes.
+    fn held(&self, vcpu: usize) -> IntidSet;
+    /// Calls [`OwnerGic::retract`] for another vCPU, unless it is resident.
+    fn retract(&self, vcpu: usize, without: &IntidSet);
+}
+
 /// What the owner's GIC is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct OwnerGicConfig {
@@ -98,6 +127,8 @@ pub struct OwnerGicConfig {
     pub kept: u32,
     /// Private interrupts of the EL1 timers, a bit for each INTID.
     pub timers: u32,
+    /// The priority that those need while another VM uses them.
+    pub timer_priority: u8,
     /// Whether GICD_CTLR lets interrupts through as the owner left it.
     pub enabled: bool,
 }
@@ -129,6 +160,8 @@ pub struct OwnerCpu {
     timers_enabled: u32,
     /// While the vCPU has no CPU: timers whose interrupt is active.
     timers_active: u32,
+    /// While the vCPU has no CPU: the priorities of the timers' interrupts, those of PPIs 16 to 31.
+    timer_priorities: [u8; 16],
 }
 
 impl OwnerCpu {
@@ -384,6 +417,19 @@ impl OwnerGic {
         self.settle_queue(vcpu, cpu, gic);
     }
 
+    /// As [`settle`](Self::settle), of a `vcpu` that is not resident; what is in `without` is no longer pending at all.
+    pub fn retract(&self, vcpu: usize, cpu: &mut OwnerCpu, without: &IntidSet, gic: &impl PhysicalGic) {
+        let queued = cpu.queued;
+        for intid in without.iter().filter(|&intid| queued.contains(intid)) {
+            cpu.queued.remove(intid);
+            if intid >= SGIS {
+                let (frame, offset) = registers::place(vcpu, intid, registers::CLEAR_ACTIVE, 1);
+                gic.write(frame, offset, AccessSize::Word, 1 << (intid % 32));
+            }
+        }
+        self.settle_queue(vcpu, cpu, gic);
+    }
+
     fn settle_queue(&self, vcpu: usize, cpu: &mut OwnerCpu, gic: &impl PhysicalGic) {
         let queued = core::mem::take(&mut cpu.queued);
         queued.iter().for_each(|intid| self.give_back(vcpu, intid, gic));
@@ -410,6 +456,11 @@ impl OwnerGic {
     /// Puts the owner's `vcpu` on this CPU, whose list registers are empty.
     pub fn load(&self, vcpu: usize, cpu: &mut OwnerCpu, vif: &mut impl VirtualInterface, gic: &impl PhysicalGic) {
         self.switch_timers(vcpu, gic, cpu.timers_enabled, cpu.timers_active, true);
+        for (priority, at) in cpu.timer_priorities.iter().zip(self.timer_priorities(vcpu)) {
+            if let Some((frame, offset)) = at {
+                gic.write(frame, offset, AccessSize::Byte, u64::from(*priority));
+            }
+        }
         set_interface(&cpu.interface, vif);
         for (n, value) in cpu.list.iter_mut().enumerate().take(vif.list_registers()) {
             vif.write_lr(n, core::mem::take(value));
@@ -450,7 +501,20 @@ impl OwnerGic {
         vif.set_control(cpu.control);
         let (frame, offset) = registers::place(vcpu, 0, registers::SET_ENABLE, 1);
         cpu.timers_enabled = gic.read(frame, offset, AccessSize::Word) as u32 & self.config.timers;
+        for (priority, at) in cpu.timer_priorities.iter_mut().zip(self.timer_priorities(vcpu)) {
+            if let Some((frame, offset)) = at {
+                *priority = gic.read(frame, offset, AccessSize::Byte) as u8;
+                gic.write(frame, offset, AccessSize::Byte, self.config.timer_priority.into());
+            }
+        }
         self.switch_timers(vcpu, gic, self.config.timers, 0, false);
+    }
+
+    /// Where the priority of each PPI is, if it is a timer's.
+    fn timer_priorities(&self, vcpu: usize) -> impl Iterator<Item = Option<(Frame, u64)>> + use<> {
+        let timers = self.config.timers;
+        (SGIS..PRIVATE)
+            .map(move |intid| (timers >> intid & 1 != 0).then(|| registers::place(vcpu, intid, registers::PRIORITY, 8)))
     }
 
     /// Sets enable and active bits of the timers' interrupts of `vcpu`'s CPU. Their pending state is their lines'.
@@ -517,21 +581,53 @@ impl OwnerGic {
         interface(vif)
     }
 
-    /// Settles what the owner's CPUs hold, before an access that would show it: of `vcpu` here, of others through `host`.
+    /// Settles what resident vCPUs hold, before an access that would show it: `vcpu` here, others through `host`.
     fn settle_all(
         &self,
         vcpu: usize,
         cpu: &mut OwnerCpu,
         vif: &mut impl VirtualInterface,
         gic: &impl PhysicalGic,
-        host: &dyn VgicHost,
+        host: &dyn OwnerHost,
     ) {
-        for (other, shared) in self.cpus.iter().enumerate() {
-            if other != vcpu && shared.holds.load(SeqCst) {
-                host.sync(other);
+        self.settle(vcpu, cpu, vif, gic);
+        self.others(vcpu).for_each(|other| host.settle(other));
+    }
+
+    /// Other vCPUs that may hold something.
+    fn others(&self, vcpu: usize) -> impl Iterator<Item = usize> + '_ {
+        let holding = move |(other, shared): &(usize, &Shared)| *other != vcpu && shared.holds.load(SeqCst);
+        self.cpus.iter().enumerate().filter(holding).map(|(other, _)| other)
+    }
+
+    /// What vCPUs hold that are not resident: pending for the owner, active in hardware. It cannot be settled for a look,
+    /// because their CPUs would acknowledge it again at once.
+    fn held_by_others(&self, vcpu: usize, host: &dyn OwnerHost) -> IntidSet {
+        let mut held = IntidSet::EMPTY;
+        self.others(vcpu).for_each(|other| held.add(&host.held(other)));
+        held
+    }
+
+    /// SGIs that the owner is handling on this CPU: hardware does not know that they are active.
+    fn active_sgis(cpu: &OwnerCpu, vif: &impl VirtualInterface) -> u64 {
+        let lrs = (0..vif.list_registers()).map(|n| vif.read_lr(n));
+        let active = lrs.filter(|value| value & lr::ACTIVE != 0 && (*value as u32) < SGIS);
+        active.fold(cpu.spilled.word(0) & 0xffff, |bits, value| bits | 1 << (value as u32))
+    }
+
+    /// The owner deactivates SGIs of this CPU at its redistributor.
+    fn end_sgis(bits: u32, cpu: &mut OwnerCpu, vif: &mut impl VirtualInterface) {
+        for intid in (0..SGIS).filter(|intid| bits >> intid & 1 != 0) {
+            cpu.spilled.remove(intid);
+            if let Some((slot, value)) = find(intid, vif) {
+                vif.write_lr(slot, if value & lr::PENDING != 0 { value & !lr::ACTIVE } else { 0 });
             }
         }
-        self.settle(vcpu, cpu, vif, gic);
+    }
+
+    /// What `cpu`, whose vCPU is not resident, holds in its queue.
+    pub fn held(cpu: &OwnerCpu) -> IntidSet {
+        cpu.queued
     }
 }
 

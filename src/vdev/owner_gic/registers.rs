@@ -5,7 +5,7 @@
 //! from the owner: its own private interrupts, the group of every interrupt (a group 0 interrupt would be an FIQ that
 //! nobody acknowledges), LPIs, and GICD_CTLR, whose effect on the owner is emulated. IHI 0069 §12.8, §12.10, §12.11.
 
-use super::{AccessSize, Frame, OwnerCpu, OwnerGic, PRIVATE, PhysicalGic, VgicHost, VirtualInterface};
+use super::{AccessSize, Frame, IntidSet, OwnerCpu, OwnerGic, OwnerHost, PRIVATE, PhysicalGic, VirtualInterface};
 use core::{ops::Range, sync::atomic::Ordering::SeqCst};
 
 /// Offset of the second frame of a redistributor, with its SGIs and PPIs.
@@ -31,6 +31,19 @@ pub(super) fn place(vcpu: usize, intid: u32, register: u64, bits: u32) -> (Frame
     if intid < PRIVATE { (Frame::Redistributor(vcpu), SGI_FRAME + offset) } else { (Frame::Distributor, offset) }
 }
 
+/// What a bit of a register says of its interrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Set-enable.
+    Enabled,
+    /// Clear-enable.
+    Disabled,
+    /// Set- and clear-pending.
+    Pending,
+    /// Set- and clear-active.
+    Active,
+}
+
 /// What becomes of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Access {
@@ -41,11 +54,9 @@ enum Access {
         /// Bits that read as zero.
         hidden: u64,
     },
-    /// A bit an interrupt: goes through. If it `shows` pending or active state, everything is settled before.
-    Bits {
-        /// Whether an interrupt on its way to the owner makes a difference.
-        shows: bool,
-    },
+    /// A bit an interrupt: goes through. Where an interrupt on its way to the owner would make a difference, everything is
+    /// settled before.
+    Bits(State),
     /// A byte an interrupt: goes through.
     Priorities,
     /// Two bits an interrupt: goes through.
@@ -82,12 +93,12 @@ const DISTRIBUTOR: &[Row] = &[
     Row(0x0040..0x0044, HW, Access::Message),               // GICD_SETSPI_NSR
     Row(0x0048..0x004c, HW, Access::Message),               // GICD_CLRSPI_NSR
     Row(0x0084..0x0100, W, Access::ReadOnly { hidden: 0 }), // GICD_IGROUPR
-    Row(SET_ENABLE + 4..0x0180, W, Access::Bits { shows: false }),
-    Row(CLEAR_ENABLE + 4..0x0200, W, Access::Bits { shows: true }),
-    Row(SET_PENDING + 4..0x0280, W, Access::Bits { shows: true }),
-    Row(CLEAR_PENDING + 4..0x0300, W, Access::Bits { shows: true }),
-    Row(SET_ACTIVE + 4..0x0380, W, Access::Bits { shows: true }),
-    Row(CLEAR_ACTIVE + 4..0x0400, W, Access::Bits { shows: true }),
+    Row(SET_ENABLE + 4..0x0180, W, Access::Bits(State::Enabled)),
+    Row(CLEAR_ENABLE + 4..0x0200, W, Access::Bits(State::Disabled)),
+    Row(SET_PENDING + 4..0x0280, W, Access::Bits(State::Pending)),
+    Row(CLEAR_PENDING + 4..0x0300, W, Access::Bits(State::Pending)),
+    Row(SET_ACTIVE + 4..0x0380, W, Access::Bits(State::Active)),
+    Row(CLEAR_ACTIVE + 4..0x0400, W, Access::Bits(State::Active)),
     Row(PRIORITY + 32..0x07fc, BW, Access::Priorities),
     Row(CONFIGURATION + 8..0x0d00, W, Access::Configuration),
     Row(0x6100..0x7fe0, WD, Access::Routing),
@@ -101,12 +112,12 @@ const REDISTRIBUTOR: &[Row] = &[
     Row(0x0014..0x0018, W, Access::Waker),
     Row(0xffd0..0x1_0000, W, Access::ReadOnly { hidden: 0 }),
     Row(SGI_FRAME + 0x80..SGI_FRAME + 0x84, W, Access::ReadOnly { hidden: 0 }), // GICR_IGROUPR0
-    Row(SGI_FRAME + SET_ENABLE..SGI_FRAME + SET_ENABLE + 4, W, Access::Bits { shows: false }),
-    Row(SGI_FRAME + CLEAR_ENABLE..SGI_FRAME + CLEAR_ENABLE + 4, W, Access::Bits { shows: true }),
-    Row(SGI_FRAME + SET_PENDING..SGI_FRAME + SET_PENDING + 4, W, Access::Bits { shows: true }),
-    Row(SGI_FRAME + CLEAR_PENDING..SGI_FRAME + CLEAR_PENDING + 4, W, Access::Bits { shows: true }),
-    Row(SGI_FRAME + SET_ACTIVE..SGI_FRAME + SET_ACTIVE + 4, W, Access::Bits { shows: true }),
-    Row(SGI_FRAME + CLEAR_ACTIVE..SGI_FRAME + CLEAR_ACTIVE + 4, W, Access::Bits { shows: true }),
+    Row(SGI_FRAME + SET_ENABLE..SGI_FRAME + SET_ENABLE + 4, W, Access::Bits(State::Enabled)),
+    Row(SGI_FRAME + CLEAR_ENABLE..SGI_FRAME + CLEAR_ENABLE + 4, W, Access::Bits(State::Disabled)),
+    Row(SGI_FRAME + SET_PENDING..SGI_FRAME + SET_PENDING + 4, W, Access::Bits(State::Pending)),
+    Row(SGI_FRAME + CLEAR_PENDING..SGI_FRAME + CLEAR_PENDING + 4, W, Access::Bits(State::Pending)),
+    Row(SGI_FRAME + SET_ACTIVE..SGI_FRAME + SET_ACTIVE + 4, W, Access::Bits(State::Active)),
+    Row(SGI_FRAME + CLEAR_ACTIVE..SGI_FRAME + CLEAR_ACTIVE + 4, W, Access::Bits(State::Active)),
     Row(SGI_FRAME + PRIORITY..SGI_FRAME + PRIORITY + 32, BW, Access::Priorities),
     Row(SGI_FRAME + CONFIGURATION..SGI_FRAME + CONFIGURATION + 8, W, Access::Configuration),
 ];
@@ -131,7 +142,7 @@ pub struct Accessor<'a, V: VirtualInterface, G: PhysicalGic> {
     /// The machine's GIC.
     pub gic: &'a G,
     /// The VM around it.
-    pub host: &'a dyn VgicHost,
+    pub host: &'a dyn OwnerHost,
 }
 
 impl OwnerGic {
@@ -164,6 +175,10 @@ impl OwnerGic {
             .fold(0, |mask, n| mask | (u64::MAX >> (64 - bits)) << (n * bits))
     }
 
+    fn retract_others<V: VirtualInterface, G: PhysicalGic>(&self, by: &Accessor<'_, V, G>, without: &IntidSet) {
+        self.others(by.vcpu).for_each(|other| by.host.retract(other, without));
+    }
+
     /// A load by the owner.
     pub fn read<V: VirtualInterface, G: PhysicalGic>(
         &self,
@@ -182,11 +197,23 @@ impl OwnerGic {
             Access::ReadOnly { hidden } => {
                 by.gic.read(frame, offset, size) & !(if offset == GICR_TYPER_HIGH { hidden >> 32 } else { hidden })
             }
-            Access::Bits { shows } => {
-                if shows {
-                    self.settle_all(by.vcpu, by.cpu, by.vif, by.gic, by.host);
-                }
-                by.gic.read(frame, offset, size) & !u64::from(hidden)
+            Access::Bits(state) => {
+                let value = match state {
+                    State::Enabled | State::Disabled => by.gic.read(frame, offset, size),
+                    State::Pending | State::Active => {
+                        self.settle_all(by.vcpu, by.cpu, by.vif, by.gic, by.host);
+                        let held = self.held_by_others(by.vcpu, by.host).word((offset as u32 & 0x7f) * 8);
+                        let value = by.gic.read(frame, offset, size);
+                        if state == State::Pending {
+                            value | held
+                        } else if frame == Frame::Redistributor(by.vcpu) {
+                            value & !held | Self::active_sgis(by.cpu, by.vif)
+                        } else {
+                            value & !held
+                        }
+                    }
+                };
+                value & !u64::from(hidden)
             }
             Access::Priorities => by.gic.read(frame, offset, size) & !Self::hidden_bits(hidden, offset, 8, size),
             Access::Configuration => by.gic.read(frame, offset, size) & !Self::hidden_bits(hidden, offset, 2, size),
@@ -219,11 +246,20 @@ impl OwnerGic {
                 self.settle_all(by.vcpu, by.cpu, by.vif, by.gic, by.host);
             }
             Access::ReadOnly { .. } => {}
-            Access::Bits { shows } => {
-                if shows {
+            Access::Bits(state) => {
+                if state != State::Enabled {
                     self.settle_all(by.vcpu, by.cpu, by.vif, by.gic, by.host);
                 }
+                if frame == Frame::Redistributor(by.vcpu) && offset == SGI_FRAME + CLEAR_ACTIVE {
+                    Self::end_sgis(value as u32, by.cpu, by.vif);
+                }
                 by.gic.write(frame, offset, size, value & !u64::from(hidden));
+                // Those that are held elsewhere follow: a new pending state is one with the old, a cleared one takes it away.
+                let register = offset & 0xfff & !0x7f;
+                if state != State::Enabled && register != SET_ACTIVE && frame == Frame::Distributor {
+                    let cleared = if register == CLEAR_PENDING { value } else { 0 };
+                    self.retract_others(by, &IntidSet::of_word((offset as u32 & 0x7f) * 8, cleared));
+                }
             }
             Access::Priorities => {
                 for n in 0..size.bytes() {
@@ -237,7 +273,12 @@ impl OwnerGic {
                 let old = if kept != 0 { by.gic.read(frame, offset, size) & kept } else { 0 };
                 by.gic.write(frame, offset, size, value & !kept | old);
             }
-            Access::Routing => by.gic.write(frame, offset, size, value),
+            Access::Routing => {
+                // One that is on its way to the old CPU goes to the new one.
+                by.gic.write(frame, offset, size, value);
+                self.settle_all(by.vcpu, by.cpu, by.vif, by.gic, by.host);
+                self.retract_others(by, &IntidSet::EMPTY);
+            }
             Access::Message => {
                 if (u64::from(PRIVATE)..u64::from(super::INTERRUPTS)).contains(&(value & 0x3ff)) {
                     self.settle_all(by.vcpu, by.cpu, by.vif, by.gic, by.host);

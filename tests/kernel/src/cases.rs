@@ -9,6 +9,7 @@ mod gic;
 mod memory;
 mod mmio;
 mod psci;
+mod root;
 mod smccc;
 mod stress;
 mod stub;
@@ -27,6 +28,24 @@ pub const ALL: &[&[Case]] = &[
     device::CASES,
     debug::CASES,
     stress::CASES,
+];
+
+/// The tables for a kernel that owns the machine under keel: what it may and may not do, what any kernel may, how keel
+/// leaves, and what is there then.
+pub const ROOT: &[&[Case]] = &[
+    root::CASES,
+    memory::CASES,
+    smccc::CASES,
+    psci::CASES,
+    sysreg::CASES,
+    mmio::CASES,
+    gic::CASES,
+    timer::CASES,
+    device::CASES,
+    debug::CASES,
+    stress::CASES,
+    root::LEAVING,
+    stub::CASES,
 ];
 
 /// The tables for a kernel that owns the machine over keel-stub.

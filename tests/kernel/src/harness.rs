@@ -40,6 +40,8 @@ pub enum Under {
     Keel,
     /// Only over keel-stub.
     Stub,
+    /// Only for the owner of the machine under keel, until keel has left.
+    Root,
 }
 
 /// One case.
@@ -135,6 +137,9 @@ fn needs(machine: &Machine, case: &Case) -> Check {
     }
     if case.under == Under::Keel && !machine.under_keel() {
         return skip("holds only under keel (hyp=keel)");
+    }
+    if case.under == Under::Root && (!machine.is_root() || machine.over_stub()) {
+        return skip("holds only for keel's root VM (hyp=root)");
     }
     if case.under == Under::Stub && !machine.over_stub() {
         return skip("holds only over keel-stub (hyp=stub)");

@@ -1,6 +1,7 @@
 //! What the device tree says: CPUs, memory, and the boot arguments that select what the kernel does.
 
 use crate::{arch, console, platform, power};
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use fdt::Fdt;
 
 /// The machine as described by the device tree.
@@ -12,6 +13,8 @@ pub struct Machine {
     pub memory_base: usize,
     /// Bytes of RAM.
     pub memory_size: usize,
+    /// The first byte after all RAM, if there is more than this piece.
+    pub memory_end: usize,
     /// Address of the device tree.
     pub tree: usize,
     /// Bytes of the device tree.
@@ -37,10 +40,13 @@ pub struct Stub {
     pub no_map: bool,
 }
 
+static LEFT: AtomicBool = AtomicBool::new(false);
+
 static MACHINE: spin::Mutex<Machine> = spin::Mutex::new(Machine {
     bootargs: "",
     memory_base: platform::RAM,
     memory_size: 0,
+    memory_end: 0,
     tree: 0,
     tree_size: 0,
     has_gicv3: true,
@@ -71,6 +77,9 @@ impl Machine {
             machine.memory_base = region.starting_address as usize;
             machine.memory_size = region.size.unwrap_or(0);
         }
+        let ends = fdt.find_all_nodes("/memory").filter_map(|node| node.reg()).flatten();
+        let ends = ends.map(|region| region.starting_address as usize + region.size.unwrap_or(0));
+        machine.memory_end = ends.max().unwrap_or(machine.memory_base + machine.memory_size);
         machine.has_gicv3 = fdt.find_compatible(&["arm,gic-v3"]).is_some();
         machine.stub = fdt.find_compatible(&["keel,hyp-stub"]).and_then(|node| {
             let region = node.reg()?.next()?;
@@ -112,9 +121,19 @@ impl Machine {
         self.bootargs.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
     }
 
-    /// Whether the kernel was told that it runs over keel-stub (`hyp=stub`).
+    /// Whether the hyp stub is under the kernel: it was told so (`hyp=stub`), or it has sent keel away.
     pub fn over_stub(&self) -> bool {
-        self.value("hyp") == Some("stub")
+        self.value("hyp") == Some("stub") || self.is_root() && LEFT.load(Relaxed)
+    }
+
+    /// Notes that keel, under which the kernel owned the machine, has left it.
+    pub fn set_left(&self) {
+        LEFT.store(true, Relaxed);
+    }
+
+    /// Whether the kernel was told that it owns the machine under keel (`hyp=root`).
+    pub fn is_root(&self) -> bool {
+        self.value("hyp") == Some("root")
     }
 
     /// Whether the kernel was told that it runs under keel (`hyp=keel`).

@@ -6,6 +6,9 @@
 //! `hyp=stub` says that keel-stub is, and the kernel owns the machine: then only the cases of the stub run, or with `bench`
 //! what they cost, or with `crash` an exception of EL2 that the stub has to report.
 //!
+//! `hyp=root` says that keel is underneath and the kernel owns the machine: all cases run that do not ask for a guest's
+//! machine, then keel is sent away, and the cases of the stub follow.
+//!
 //! The last line is `N passed, N failed, N skipped`; then the machine is powered off.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
@@ -58,6 +61,8 @@ mod kernel {
             cases::bench_stub(machine);
         } else if machine.over_stub() {
             harness::run(machine, cases::OVER_STUB, machine.value("only").unwrap_or(""));
+        } else if machine.is_root() && !machine.has("bench") {
+            harness::run(machine, cases::ROOT, machine.value("only").unwrap_or(""));
         } else if machine.has("reset") {
             reset(machine);
         } else if machine.has("bench") {

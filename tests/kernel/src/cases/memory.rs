@@ -38,7 +38,7 @@ fn free_pages(machine: &Machine) -> impl Iterator<Item = usize> {
     let kernel = platform::RAM + platform::LOAD_OFFSET..(&raw const image_end) as usize;
     let tree = machine.tree & !(PAGE - 1)..machine.tree + machine.tree_size;
     // What the loader puts besides: a stub, and the tree where it is not at x0.
-    let loader = platform::RAM..platform::RAM + 2 * PAGE;
+    let loader = platform::RAM..platform::RAM + machine.tree_size.max(2 * PAGE);
     (base..base + size)
         .step_by(PAGE)
         .filter(move |page| !kernel.contains(page) && !tree.contains(page) && !loader.contains(page))

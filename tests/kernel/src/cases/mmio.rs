@@ -306,7 +306,7 @@ fn fetch_fault(what: &str, address: usize) -> Check {
 
 /// First address behind RAM, in the gigabytes mapped as executable memory.
 fn behind_memory(machine: &Machine) -> usize {
-    machine.memory_base + machine.memory_size
+    machine.memory_end
 }
 
 fn fetch_from_hole(machine: &Machine) -> Check {
