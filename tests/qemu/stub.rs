@@ -11,7 +11,7 @@ use libtest_mimic::{Failed, Trial};
 use crate::{LIMIT, Outcome, debian, expect, failure, guests, images, kernel};
 
 /// A board that runs the stub with `vms`, of which one is the payload.
-fn board(name: &str, vms: &[VmSpec]) -> Result<Board, Failed> {
+pub fn board(name: &str, vms: &[VmSpec]) -> Result<Board, Failed> {
     let mut board = Board::virt(&images()?.stub);
     board.stub = true;
     if !vms.is_empty() {
@@ -21,7 +21,7 @@ fn board(name: &str, vms: &[VmSpec]) -> Result<Board, Failed> {
 }
 
 /// Runs a board until its payload powers it off.
-fn run_off(board: &Board) -> Result<Ending, Failed> {
+pub fn run_off(board: &Board) -> Result<Ending, Failed> {
     let ending = run_to_end(board, LIMIT)?;
     if ending.verdict != Verdict::PoweredOff {
         return Err(failure(&ending, &ending.verdict.to_string()));
@@ -29,7 +29,7 @@ fn run_off(board: &Board) -> Result<Ending, Failed> {
     Ok(ending)
 }
 
-fn test_kernel(bootargs: &str) -> Result<VmSpec, Failed> {
+pub fn test_kernel(bootargs: &str) -> Result<VmSpec, Failed> {
     let mut vm = VmSpec::new("tests", &guests()?.test_kernel);
     vm.bootargs = bootargs.into();
     Ok(vm)

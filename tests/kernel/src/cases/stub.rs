@@ -424,6 +424,9 @@ fn finalise_with_vhe(machine: &'static Machine) -> Check {
     if !has_vhe() {
         return skip("needs a CPU with FEAT_VHE");
     }
+    if (1..machine.cpus().len()).any(|cpu| machine.release_word(cpu).is_some()) {
+        return skip("needs CPUs that can be turned off: there is no way back to EL1");
+    }
     fn other(_: &'static Machine) -> Check {
         let before = [
             mrs!("sctlr_el1"),
