@@ -8,12 +8,15 @@ use std::path::{Path, PathBuf};
 
 use keel::vmm::tree::{Node, Tree};
 use keel::vmm::tree_writer::TreeWriter;
-use keel_qemu::machine::Gic;
+use keel_qemu::machine::{self, Gic};
 use keel_qemu::qemu::{Board, Event, Session};
-use keel_qemu::tree;
-use libtest_mimic::{Failed, Trial};
+use keel_qemu::{fetch, initramfs, tree};
+use libtest_mimic::{Completion, Failed, Trial};
 
 use crate::{LIMIT, Outcome, board, debian, expect, failure, guests, kernel, run_well, stub};
+
+/// The tree of the Raspberry Pi 4 that `cargo keel fetch debian` brings.
+const BOARD_TREE: &str = "bcm2711-rpi-4-b.dtb";
 
 /// Where the firmware is (its text_offset says so), where it looks for an image, and where its words are.
 const FIRMWARE: u64 = 0x47e0_0000;
@@ -128,6 +131,53 @@ fn behind_firmware(board: &mut Board, pens: Pens, name: &str) -> Outcome {
     Ok(())
 }
 
+/// `node` with everything in it, and with `changes`: a path below it, a property, and its new text.
+fn copy_with(new: &mut TreeWriter, node: Node, changes: &[(&str, &str, &str)]) {
+    let own = || changes.iter().filter(|(path, ..)| *path == node.path());
+    new.begin(node.name());
+    new.copy_properties(node, &own().map(|(_, property, _)| *property).collect::<Vec<_>>());
+    own().for_each(|(_, property, text)| new.text(property, text));
+    node.children().for_each(|child| copy_with(new, child, changes));
+    new.end();
+}
+
+/// The Raspberry Pi 4, whose pens are QEMU's: as Debian describes it, but that its console is the PL011, which firmware gives
+/// to Bluetooth, and without the devices that QEMU does not model and Linux dies of.
+fn raspberry_pi_4() -> Outcome {
+    const ABSENT: &[&str] =
+        &["/soc/clock@7ef00000", "/soc/interrupt-controller@7ef00100", "/soc/i2c@7ef04500", "/soc/i2c@7ef09500"];
+    let blob = std::fs::read(tree::guest(BOARD_TREE))?;
+    let old = Tree::parse(&blob).map_err(|error| error.to_string())?;
+    let mut new = TreeWriter::like(&old);
+    let mut changes = vec![("/chosen", "stdout-path", "serial0:115200n8")];
+    changes.extend(ABSENT.iter().map(|path| (*path, "status", "disabled")));
+    copy_with(&mut new, old.root(), &changes);
+    let file = tree::product("test-raspi4b.dtb");
+    tree::store(&file, &new.finish())?;
+
+    let folder = "linux-6.12";
+    let vm = debian::vm(folder, "earlycon=pl011,mmio32,0xfe201000 keel.test=1", 1);
+    let mut board = stub::board("raspi4b", &[vm])?;
+    board.machine = machine::find("raspi4b")?;
+    (board.cpu, board.smp) = (board.machine.cpu.into(), 4);
+    board.extra = vec!["-dtb".into(), file.into(), "-audio".into(), "none".into()];
+    let mut session = Session::start(&board, LIMIT)?;
+    for text in [
+        "keel-stub: 3 CPUs from firmware's spin-table pens: in the stub's, at EL1",
+        "smp: Brought up 1 node, 4 CPUs",
+        "CPU: All CPU(s) started at EL1",
+        initramfs::INIT,
+        "nproc=4",
+        "cpu3=ok",
+        initramfs::DONE,
+    ] {
+        if session.wait_for(text) != Event::Seen {
+            return Err(format!("no `{text}`: {}\n{}", session.command(), session.output()).into());
+        }
+    }
+    Ok(())
+}
+
 /// All cases of the stub.
 fn cases(cpu: &str, gic: Gic, smp: u32, pens: Pens) -> Outcome {
     let name = format!("cases-{cpu}-{smp}-{}", pens.held);
@@ -201,6 +251,10 @@ pub fn trials() -> Vec<Trial> {
         }),
         debian::trial("spin_table::debian_cortex-a72_4_cpus".into(), "linux-6.12", move || {
             debian_over_stub("cortex-a72", Gic::V2, pens(3, Reserved::Block))
+        }),
+        Trial::ignorable_test("spin_table::debian_raspberry_pi_4", || match fetch::missing_board(BOARD_TREE) {
+            Some(reason) => Ok(Completion::ignored_with(reason)),
+            None => raspberry_pi_4().map(|()| Completion::Completed),
         }),
         Trial::test("spin_table::keel_max_4_cpus", move || under_keel("max", pens(3, Reserved::Block))),
         Trial::test("spin_table::keel_cortex-a72_3_cpus_and_1_by_psci", move || {
