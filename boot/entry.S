@@ -87,14 +87,17 @@ clear_bss:
     .section .text.boot.secondary, "ax"
     .global spin_table_entry
 spin_table_entry:
+    msr     daifset, #0xf
     affinity x1
-    adr_l   x2, {spin_blocks}
-1:  ldr     x0, [x2]
-    cbz     x0, secondary_park          // nobody has started this CPU
-    add     x2, x0, #{sb_next}
+1:  adr_l   x2, {spin_blocks}
+2:  ldr     x0, [x2]
+    cbnz    x0, 3f
+    wfe                                 // CPUs may share a release word: its turn comes
+    b       1b
+3:  add     x2, x0, #{sb_next}
     ldr     x3, [x0, #{sb_mpidr}]
     cmp     x3, x1
-    b.ne    1b
+    b.ne    2b
     .global secondary_entry
 secondary_entry:
     msr     daifset, #0xf
