@@ -22,8 +22,9 @@ const BOARD_TREE: &str = "bcm2711-rpi-4-b.dtb";
 const FIRMWARE: u64 = 0x47e0_0000;
 const IMAGE: u64 = 0x4400_0000;
 const TABLE: u64 = FIRMWARE + 0x1000;
-/// The number of CPUs to hold.
+/// The number of CPUs to hold, and whether all wait for the first word of the table.
 const COUNT: u64 = FIRMWARE + 0x2000;
+const IS_SHARED: u64 = FIRMWARE + 0x2008;
 /// Bytes it keeps.
 const SIZE: u64 = 0x2000;
 
@@ -39,12 +40,13 @@ enum Reserved {
 }
 
 /// What is special about a board: how many CPUs firmware holds (the others are off, and PSCI starts them), how it is
-/// reserved, and a CPU whose word the tree does not give.
+/// reserved, whether all have the same word, and a CPU for which the tree names another one, or none.
 #[derive(Clone, Copy, Debug)]
 struct Pens {
     held: u32,
     reserved: Reserved,
-    without: Option<u32>,
+    is_shared: bool,
+    wrong: Option<(u32, Option<u64>)>,
 }
 
 /// The board's own tree, with the CPUs in pens.
@@ -99,8 +101,13 @@ fn copy_cpus(new: &mut TreeWriter, cpus: Node, pens: Pens) {
         new.begin(node.name());
         new.copy_properties(node, &["enable-method"]);
         new.text("enable-method", "spin-table");
-        if pens.without != Some(number) {
-            new.wide("cpu-release-addr", &[TABLE + 8 * u64::from(number)]);
+        let index = if pens.is_shared { 0 } else { u64::from(number) };
+        let word = match pens.wrong {
+            Some((cpu, wrong)) if cpu == number => wrong,
+            _ => Some(TABLE + 8 * index),
+        };
+        if let Some(word) = word {
+            new.wide("cpu-release-addr", &[word]);
         }
         node.children().for_each(|child| new.copy(child));
         new.end();
@@ -127,7 +134,9 @@ fn behind_firmware(board: &mut Board, pens: Pens, name: &str) -> Outcome {
     let image = std::mem::replace(&mut board.kernel, guests()?.spin_table.clone());
     let loader = |image: &Path| format!("loader,file={},addr={IMAGE:#x},force-raw=on", image.display());
     board.extra.extend(["-dtb".into(), tree.into(), "-device".into(), loader(&image).into()]);
-    board.extra.extend(["-device".into(), format!("loader,addr={COUNT:#x},data={},data-len=8", pens.held).into()]);
+    for (at, value) in [(COUNT, u64::from(pens.held)), (IS_SHARED, pens.is_shared.into())] {
+        board.extra.extend(["-device".into(), format!("loader,addr={at:#x},data={value},data-len=8").into()]);
+    }
     Ok(())
 }
 
@@ -212,23 +221,20 @@ fn under_keel(cpu: &str, pens: Pens) -> Outcome {
     kernel::judge(&console)
 }
 
-/// A CPU without a release address stays off, and is named; the others work.
-fn one_has_no_address(is_stub: bool) -> Outcome {
-    let pens = Pens { held: 3, reserved: Reserved::Node, without: Some(2) };
-    let name = if is_stub { "without-stub" } else { "without-keel" };
+/// A CPU whose release address is `wrong` stays off, with `problem`; the others work.
+fn one_is_wrong(is_stub: bool, name: &str, wrong: Option<u64>, problem: &str) -> Outcome {
+    let pens = Pens { held: 3, reserved: Reserved::Node, is_shared: false, wrong: Some((2, wrong)) };
+    let name = format!("{name}-{}", if is_stub { "stub" } else { "keel" });
     let mut board = if is_stub {
-        stub::board("spin-without", &[stub::test_kernel("hyp=stub only=numbers")?])?
+        stub::board("spin-wrong", &[stub::test_kernel("hyp=stub only=numbers")?])?
     } else {
-        board("spin-without", &[kernel::vm("hyp=keel only=psci", 3)?])?
+        board("spin-wrong", &[kernel::vm("hyp=keel only=psci", 3)?])?
     };
     board.smp = 4;
-    behind_firmware(&mut board, pens, name)?;
+    behind_firmware(&mut board, pens, &name)?;
     let mut session = Session::start(&board, LIMIT)?;
-    let texts = [
-        "/cpus/cpu@2: property cpu-release-addr is missing, expected an address",
-        if is_stub { "keel-stub: 2 CPUs from firmware's spin-table pens" } else { "keel: 3 of 4 CPUs up" },
-    ];
-    for text in texts {
+    let rest = if is_stub { "keel-stub: 2 CPUs from firmware's spin-table pens" } else { "keel: 3 of 4 CPUs up" };
+    for text in ["/cpus/cpu@2: ", problem, rest] {
         if session.wait_for(text) != Event::Seen {
             return Err(format!("no `{text}`:\n{}", session.output()).into());
         }
@@ -237,7 +243,8 @@ fn one_has_no_address(is_stub: bool) -> Outcome {
 }
 
 pub fn trials() -> Vec<Trial> {
-    let pens = |held, reserved| Pens { held, reserved, without: None };
+    let pens = |held, reserved| Pens { held, reserved, is_shared: false, wrong: None };
+    let shared = Pens { held: 3, reserved: Reserved::Block, is_shared: true, wrong: None };
     vec![
         Trial::test("spin_table::cases_max_4_cpus", move || cases("max", Gic::V3, 4, pens(3, Reserved::NoMap))),
         Trial::test("spin_table::cases_cortex-a72_4_cpus", move || {
@@ -260,7 +267,20 @@ pub fn trials() -> Vec<Trial> {
         Trial::test("spin_table::keel_cortex-a72_3_cpus_and_1_by_psci", move || {
             under_keel("cortex-a72", pens(2, Reserved::NoMap))
         }),
-        Trial::test("spin_table::stub_one_has_no_address", || one_has_no_address(true)),
-        Trial::test("spin_table::keel_one_has_no_address", || one_has_no_address(false)),
+        Trial::test("spin_table::cases_3_cpus_share_a_word", move || cases("cortex-a57", Gic::V2, 4, shared)),
+        Trial::test("spin_table::keel_3_cpus_share_a_word", move || under_keel("neoverse-n1", shared)),
+        Trial::test("spin_table::a_wrong_address_is_named", || {
+            let missing = "property cpu-release-addr is missing, expected an address";
+            let image = "its cpu-release-addr, 0x44100000, is in the image";
+            let bundle = "its cpu-release-addr, 0x48000000, is in the device tree or the bundle";
+            let far = "its cpu-release-addr, 0x4000000000000, is beyond the CPU's physical address space";
+            one_is_wrong(true, "missing", None, missing)?;
+            one_is_wrong(true, "bundle", Some(0x4800_0000), bundle)?;
+            one_is_wrong(true, "far", Some(1 << 50), far)?;
+            one_is_wrong(false, "missing", None, missing)?;
+            one_is_wrong(false, "image", Some(IMAGE + 0x10_0000), image)?;
+            one_is_wrong(false, "bundle", Some(0x4800_0000), bundle)?;
+            one_is_wrong(false, "far", Some(1 << 50), far)
+        }),
     ]
 }

@@ -2,7 +2,7 @@
 //!
 //! It is loaded as an arm64 Image at EL2, 126 MiB into RAM, and starts the next one at 64 MiB. `virt` has only PSCI, by which
 //! the CPUs get into the pen: those whose Aff0 is 1 up to the number in the word behind the image. Each waits for a word of
-//! the table. What the device tree says of it all is written by the test that runs this (tests/qemu/spin_table.rs).
+//! the table, or, if the next word behind the image is not 0, all for the first. What the device tree says of it all is written by the test that runs this (tests/qemu/spin_table.rs).
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
@@ -50,7 +50,11 @@ start:
 pen:
     mrs     x1, mpidr_el1
     and     x1, x1, #0xff
-    adr     x2, table
+    adr     x2, image_head
+    ldr     x3, [x2, #0x2008]           // whether all wait for one word
+    cmp     x3, xzr
+    csel    x1, x1, xzr, eq
+    add     x2, x2, #0x1000             // the table
     add     x2, x2, x1, lsl #3
 1:  ldr     x3, [x2]
     cbnz    x3, 2f
@@ -61,9 +65,6 @@ pen:
     mov     x2, xzr
     br      x3
 
-    .org    image_head + 0x1000
-table:
-    .fill   8, 8, 0
     .org    image_head + 0x2000
 "#
 );
