@@ -113,13 +113,28 @@ clear_bss:
 
 // secondary_entry: in x0 = physical address of a SecondaryBlock, cleaned to the point of coherency. Never returns.
 // In a section of its own: an image that starts no CPUs has neither it nor `image_secondary`.
+// spin_table_entry is the same for a CPU that firmware lets go from its spin-table pen, without arguments: its block is in
+// the list at `SPIN_BLOCKS`, also cleaned to the point of coherency.
     .section .text.boot.secondary, "ax"
+    .global spin_table_entry
+spin_table_entry:
+    msr     daifset, #0xf
+    affinity x1
+1:  adr_l   x2, {spin_blocks}
+2:  ldr     x0, [x2]
+    cbnz    x0, 3f
+    wfe                                 // CPUs may share a release word: its turn comes
+    b       1b
+3:  add     x2, x0, #{sb_next}
+    ldr     x3, [x0, #{sb_mpidr}]
+    cmp     x3, x1
+    b.ne    2b
     .global secondary_entry
 secondary_entry:
     msr     daifset, #0xf
     mrs     x1, CurrentEL
     cmp     x1, #(2 << 2)
-    b.ne    1f                          // firmware started this CPU in the wrong exception level: it stays parked
+    b.ne    secondary_park              // firmware started this CPU in the wrong exception level
     mov     x19, x0
     mov_q   x1, {sctlr_el2_mmu_off}
     msr     sctlr_el2, x1
@@ -145,5 +160,6 @@ secondary_entry:
     mov     x0, x1
     mov     x29, xzr
     bl      image_secondary
-1:  wfe
-    b       1b
+secondary_park:
+    wfe
+    b       secondary_park

@@ -14,6 +14,13 @@
     movk    \register, #:abs_g0_nc:\value
 .endm
 
+// affinity: \out = the affinity fields of this CPU's MPIDR_EL1, every other bit 0.
+.macro affinity, out
+    mrs     \out, mpidr_el1
+    and     \out, \out, #0xffffffffff
+    and     \out, \out, #~0xff000000
+.endm
+
 // id_field: \out = the unsigned 4-bit field of an ID register at bit \lsb.
 .macro id_field, out, id_register, lsb
     mrs     \out, \id_register

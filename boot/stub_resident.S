@@ -3,9 +3,7 @@
 
 // find_stub_cpu: x9 = this CPU's row of the resident state (arch::stub::StubCpu), 0 if it has none. Clobbers x10, x11, flags.
 .macro find_stub_cpu
-    mrs     x10, mpidr_el1
-    and     x10, x10, #0xffffffffff     // the affinity fields
-    and     x10, x10, #~0xff000000
+    affinity x10
     adr_l   x9, {resident}
 9980:
     ldr     x11, [x9, #{cpu_mpidr}]
@@ -60,6 +58,32 @@ stub_secondary_entry:
     ic      iallu
     dsb     nsh
     isb
+    b       stub_drop
+
+// stub_spin_entry: firmware lets a CPU go from its spin-table pen. Nothing is in its registers: its row says where the
+// word is by which the payload releases it. It arrives, and waits for that at EL1, over the stub.
+    .global stub_spin_entry
+stub_spin_entry:
+    msr     daifset, #0xf
+    mrs     x1, CurrentEL
+    cmp     x1, #(2 << 2)
+    b.ne    stub_park
+    mov_q   x1, {sctlr_el2_mmu_off}
+    msr     sctlr_el2, x1
+    isb
+    tlbi    alle2
+    tlbi    alle1
+    ic      iallu
+    dsb     nsh
+    isb
+    find_stub_cpu
+    cbz     x9, stub_park
+    ldr     x20, [x9, #{cpu_spin}]
+    mov     x10, #1
+    str     x10, [x20, #{spin_arrived}]
+    dsb     sy
+    adr     x19, stub_pen
+    adr_l   x21, hyp_stub_vectors
 
 // stub_drop: EL2 as the boot protocol wants it, then the payload at EL1h. in: x19 = where, x20 = its x0, x21 = the vectors
 // that stay.
@@ -83,6 +107,15 @@ stub_drop:
     eret
     dsb     nsh                         // no speculation past the return
     isb
+
+// stub_pen: at EL1, MMU off. in: x0 = this CPU's release word. Goes on where the payload says, with x0-x3 = 0.
+stub_pen:
+    ldr     x4, [x0, #{spin_release}]
+    cbnz    x4, 1f
+    wfe
+    b       stub_pen
+1:  mov     x0, xzr
+    br      x4
 
 // stub_smc_entry: an SMC of EL1. in: its registers but x9, which is in TPIDR_EL2. SP_EL2 and FAR_EL2 are nobody's here.
     .global stub_smc_entry

@@ -17,6 +17,11 @@ use crate::{initramfs, tree};
 /// Kernel series that are fetched: the folder under `build/guests` and how its release starts.
 pub const KERNELS: &[(&str, &str)] = &[("linux-6.1", "6.1."), ("linux-6.12", "6.12.")];
 
+/// Device trees of boards that QEMU models without having one: the file under `build/guests`, and its name in the package
+/// of the kernel 6.12.
+pub const BOARD_TREES: &[(&str, &str)] =
+    &[("bcm2711-rpi-4-b.dtb", "./usr/lib/linux-image-*/broadcom/bcm2711-rpi-4-b.dtb")];
+
 /// Where the archive is that all kernels share.
 pub fn initramfs_path() -> PathBuf {
     tree::guest("initramfs.cpio")
@@ -29,7 +34,15 @@ pub fn kernel_path(folder: &str) -> PathBuf {
 
 /// What is missing, as a reason to skip; `None` when a kernel and the archive are there.
 pub fn missing(folder: &str) -> Option<String> {
-    let files = [kernel_path(folder), initramfs_path()];
+    absent(&[kernel_path(folder), initramfs_path()])
+}
+
+/// The same for a tree of [`BOARD_TREES`] and the kernel 6.12.
+pub fn missing_board(tree: &str) -> Option<String> {
+    absent(&[kernel_path("linux-6.12"), initramfs_path(), tree::guest(tree)])
+}
+
+fn absent(files: &[PathBuf]) -> Option<String> {
     let absent = files.iter().find(|file| !file.exists())?;
     Some(format!("{} is not there; `cargo keel fetch debian` brings it", tree::show(absent)))
 }
@@ -61,6 +74,16 @@ pub fn debian(mirror: Option<&str>, again: bool) -> Result<()> {
         }
         let deb = apt.download("busybox-static")?;
         tree::store(&busybox, &read_member(&deb, "./bin/busybox")?)?;
+    }
+    for (file, pattern) in BOARD_TREES {
+        let path = tree::guest(file);
+        if again || !path.exists() {
+            let package = std::fs::read_to_string(tree::guest("linux-6.12").join("package"))?;
+            let deb = only_deb(&tree::guest("apt").join("debs").join(package.trim()))
+                .with_context(|| format!("the package {} is gone; fetch it again with --again", package.trim()))?;
+            tree::store(&path, &read_member(&deb, pattern)?)?;
+            println!("{}: from {}", tree::show(&path), package.trim());
+        }
     }
     let archive = initramfs::pack(&std::fs::read(&busybox)?);
     if std::fs::read(initramfs_path()).ok().as_deref() != Some(&archive[..]) {

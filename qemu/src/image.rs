@@ -20,6 +20,8 @@ pub struct Guests {
     pub demo: PathBuf,
     /// `build/test-kernel`; `build/test-kernel.elf` is the same with symbols.
     pub test_kernel: PathBuf,
+    /// `build/spin-table.img`: firmware that holds CPUs in a spin-table pen, as an arm64 Image.
+    pub spin_table: PathBuf,
 }
 
 /// What was built, and how large it is.
@@ -59,7 +61,12 @@ pub fn build_guests() -> Result<Guests> {
         keep(&format!("{name}.elf"), &file)?;
         keep(name, &elf::strip(&file).with_context(|| artifact.to_string())?)
     };
-    Ok(Guests { demo: guest("demo", "demo")?, test_kernel: guest("keel-test-kernel", "test-kernel")? })
+    let firmware = flatten(&read_artifact(&kernels, "spin-table")?, "spin-table")?;
+    Ok(Guests {
+        demo: guest("demo", "demo")?,
+        test_kernel: guest("keel-test-kernel", "test-kernel")?,
+        spin_table: keep("spin-table.img", &firmware)?,
+    })
 }
 
 /// Builds everything that is not up to date.

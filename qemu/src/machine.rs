@@ -42,14 +42,25 @@ pub struct Machine {
 }
 
 /// Every machine the tool knows.
-pub const MACHINES: &[Machine] = &[Machine {
-    name: "virt",
-    properties: "virtualization=on",
-    chooses_gic: true,
-    has_randomness: true,
-    cpu: "max",
-    image_address: 0x4020_0000,
-}];
+pub const MACHINES: &[Machine] = &[
+    Machine {
+        name: "virt",
+        properties: "virtualization=on",
+        chooses_gic: true,
+        has_randomness: true,
+        cpu: "max",
+        image_address: 0x4020_0000,
+    },
+    // Has no device tree of its own: `-dtb` gives it one. Spin-table, no PSCI.
+    Machine {
+        name: "raspi4b",
+        properties: "",
+        chooses_gic: false,
+        has_randomness: false,
+        cpu: "cortex-a72",
+        image_address: 0x20_0000,
+    },
+];
 
 /// Finds a machine by its `-M` name.
 ///

@@ -4,7 +4,10 @@
 
 use super::addr::Pa;
 use super::{cache, hcr};
-use core::mem::offset_of;
+use core::{
+    mem::offset_of,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 core::arch::global_asm!(include_str!("../../boot/macros.S"));
 core::arch::global_asm!(
@@ -13,6 +16,9 @@ core::arch::global_asm!(
     sb_mair = const offset_of!(SecondaryBlock, mair),
     sb_ttbr0 = const offset_of!(SecondaryBlock, ttbr0),
     sb_stack = const offset_of!(SecondaryBlock, stack),
+    sb_mpidr = const offset_of!(SecondaryBlock, mpidr),
+    sb_next = const offset_of!(SecondaryBlock, next),
+    spin_blocks = sym SPIN_BLOCKS,
 );
 core::arch::global_asm!(
     include_str!("../../boot/el2_setup.S"),
@@ -36,6 +42,10 @@ pub struct SecondaryBlock {
     pub stack: u64,
     /// The CPU's index, which becomes TPIDR_EL2.
     pub index: u64,
+    /// The affinity fields of the CPU's MPIDR_EL1.
+    pub mpidr: u64,
+    /// Address of the next block in the list of CPUs that come from spin-table pens; 0 for none.
+    pub next: u64,
 }
 
 const _: () = assert!(offset_of!(SecondaryBlock, tcr) == offset_of!(SecondaryBlock, mair) + 8);
@@ -161,6 +171,24 @@ pub fn secondary_entry_address() -> Pa {
         fn secondary_entry();
     }
     Pa(secondary_entry as *const () as u64)
+}
+
+/// Address of the first block in the list of CPUs that come from spin-table pens; 0 for none.
+static SPIN_BLOCKS: AtomicU64 = AtomicU64::new(0);
+
+/// Where firmware must let a CPU go from its spin-table pen. It has no arguments there, so it finds its block, which is
+/// cleaned here, by its affinity.
+pub fn spin_table_entry_address(block: &'static mut SecondaryBlock) -> Pa {
+    unsafe extern "C" {
+        fn spin_table_entry();
+    }
+    let clean = |start: u64, size: usize| cache::clean(Pa(start)..Pa(start + size as u64));
+    block.next = SPIN_BLOCKS.load(Ordering::Relaxed);
+    let address = core::ptr::from_ref(block) as u64;
+    clean(address, size_of::<SecondaryBlock>());
+    SPIN_BLOCKS.store(address, Ordering::Relaxed);
+    clean(SPIN_BLOCKS.as_ptr() as u64, size_of::<u64>());
+    Pa(spin_table_entry as *const () as u64)
 }
 
 /// The bundle that the build names (`build.rs`), in the section that [`image::bundle`] finds.

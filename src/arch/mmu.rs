@@ -43,6 +43,23 @@ pub fn tcr() -> u64 {
 /// SCTLR_EL2 with the MMU on.
 pub const SCTLR: u64 = SCTLR_EL2_KEEL;
 
+/// Whether EL2 may read the byte at `address`, or with `write` write it, by the live map. Uses PAR_EL1, so only while no
+/// guest's registers are on this CPU.
+pub fn allows(address: Pa, write: bool) -> bool {
+    let result: u64;
+    // SAFETY: AT accesses nothing but the translation tables, and leaves its answer in PAR_EL1.
+    unsafe {
+        if write {
+            core::arch::asm!("at s1e2w, {}", in(reg) address.0, options(nostack, preserves_flags));
+        } else {
+            core::arch::asm!("at s1e2r, {}", in(reg) address.0, options(nostack, preserves_flags));
+        }
+        core::arch::asm!("isb", "mrs {}, par_el1", out(reg) result, options(nostack, preserves_flags));
+    }
+    // F, bit 0: the translation failed.
+    result & 1 == 0
+}
+
 /// Turns EL2's MMU and caches on.
 ///
 /// # Safety

@@ -41,4 +41,4 @@ pub mod tlb;
 pub mod uart;
 
 #[cfg(target_os = "none")]
-pub use boot::{SecondaryBlock, image, restart_at, secondary_entry_address};
+pub use boot::{SecondaryBlock, image, restart_at, secondary_entry_address, spin_table_entry_address};

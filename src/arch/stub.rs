@@ -6,7 +6,7 @@
 //! with EL2's MMU off: its state is [`Resident`], read and written past the caches by plain loads and stores of one word,
 //! and it takes no locks, because exclusives need Normal memory.
 
-use super::{addr::Pa, boot::image, hcr};
+use super::{addr::Pa, boot::image, cache, hcr};
 use core::{
     cell::UnsafeCell,
     mem::offset_of,
@@ -31,6 +31,9 @@ core::arch::global_asm!(
     cpu_stack = const offset_of!(StubCpu, stack),
     cpu_size = const size_of::<StubCpu>(),
     sctlr_el1_reset = const hcr::SCTLR_EL1_RESET,
+    cpu_spin = const offset_of!(StubCpu, spin),
+    spin_release = const offset_of!(SpinWord, release),
+    spin_arrived = const offset_of!(SpinWord, arrived),
     block_entry = const offset_of!(EntryBlock, entry),
     block_vectors = const offset_of!(EntryBlock, vectors),
     frame_size = const size_of::<SmcFrame>(),
@@ -39,6 +42,7 @@ core::arch::global_asm!(
 unsafe extern "C" {
     fn stub_enter(entry: u64, tree: u64) -> !;
     fn stub_secondary_entry();
+    fn stub_spin_entry();
     fn stub_forward(registers: *mut [u64; 18]) -> u64;
     static hyp_stub_page: u8;
 }
@@ -97,7 +101,25 @@ pub struct StubCpu {
     stack: AtomicU64,
     /// Where it goes when it wakes from CPU_SUSPEND or SYSTEM_SUSPEND.
     suspend: EntryBlock,
+    /// Address of its [`SpinWord`].
+    spin: AtomicU64,
 }
+
+/// How a CPU that firmware held in a spin-table pen is held in the stub's.
+#[repr(C)]
+#[derive(Debug)]
+pub struct SpinWord {
+    /// The new `cpu-release-addr`: 0 until the payload writes where the CPU goes.
+    release: AtomicU64,
+    /// Not 0 when the CPU has come to the stub.
+    arrived: AtomicU64,
+}
+
+/// The payload writes its words through its caches, and what it writes back is whole lines: of lines, at most 2 KiB
+/// (CTR_EL0.CWG), in which nothing else changes.
+#[repr(C, align(2048))]
+#[derive(Debug)]
+struct SpinWords([SpinWord; MAX_CPUS]);
 
 /// The stub's state while a payload runs.
 #[repr(C)]
@@ -110,6 +132,7 @@ pub struct Resident {
     start: [[EntryBlock; MAX_CPUS]; MAX_CPUS],
     /// The firmware's PSCI version, and the function ids of PSCI 0.1 (see `hypercall::relay::OwnerPsci`), 0 for none.
     pub psci: [AtomicU64; 5],
+    spin: SpinWords,
 }
 
 #[repr(transparent)]
@@ -133,6 +156,11 @@ impl Resident {
         for (index, (row, mpidr)) in self.cpus.iter().take(MAX_CPUS).zip(cpus).enumerate() {
             row.stack.store(image::stack(index).map_or(0, |stack| stack.end.0), Ordering::Relaxed);
             row.suspend.clear();
+            if let Some(word) = self.spin.0.get(index) {
+                word.release.store(0, Ordering::Relaxed);
+                word.arrived.store(0, Ordering::Relaxed);
+                row.spin.store(core::ptr::from_ref(word) as u64, Ordering::Relaxed);
+            }
             row.mpidr.store(mpidr, Ordering::Relaxed);
             count = index + 1;
         }
@@ -147,6 +175,26 @@ impl Resident {
         for (word, value) in self.psci.iter().zip(words) {
             word.store(value.into(), Ordering::Relaxed);
         }
+    }
+
+    /// Makes the state what CPUs with their caches off read; so far it was written through this CPU's.
+    pub fn publish(&self) {
+        let start = Pa(core::ptr::from_ref(self) as u64);
+        cache::clean_invalidate(start..Pa(start.0 + size_of::<Self>() as u64));
+    }
+
+    /// The address of CPU `index`'s release word, 8-byte aligned, for the payload's device tree.
+    pub fn release_word(&self, index: usize) -> Option<Pa> {
+        Some(Pa(core::ptr::from_ref(&self.spin.0.get(index)?.release) as u64))
+    }
+
+    /// Whether CPU `index` has come to the stub's pen. The state was published before, and not written since.
+    pub fn has_arrived(&self, index: usize) -> bool {
+        let Some(word) = self.spin.0.get(index) else { return false };
+        let at = Pa(core::ptr::from_ref(word) as u64);
+        // The CPU writes past the caches.
+        cache::clean_invalidate(at..Pa(at.0 + size_of::<SpinWord>() as u64));
+        word.arrived.load(Ordering::Relaxed) != 0
     }
 
     /// The index of the CPU with this affinity.
@@ -203,6 +251,11 @@ pub fn resident_range(cpus: usize) -> Range<Pa> {
 /// Where firmware must start a CPU, with an [`EntryBlock`]'s address in x0.
 pub fn entry_address() -> Pa {
     Pa(stub_secondary_entry as *const () as u64)
+}
+
+/// Where firmware must let a CPU go from its spin-table pen.
+pub fn spin_entry_address() -> Pa {
+    Pa(stub_spin_entry as *const () as u64)
 }
 
 /// Leaves for the payload: `entry` at EL1 with `tree` in x0, EL2's MMU off and the stub's vectors installed.

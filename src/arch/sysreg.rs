@@ -41,6 +41,13 @@ pub fn dsb_sy() {
     unsafe { core::arch::asm!("dsb sy", options(nostack, preserves_flags)) };
 }
 
+/// Wakes the CPUs that wait for an event.
+#[inline(always)]
+pub fn sev() {
+    // SAFETY: SEV has no effect on memory or registers.
+    unsafe { core::arch::asm!("sev", options(nostack, preserves_flags)) };
+}
+
 /// Data synchronization barrier, inner shareable.
 #[inline(always)]
 pub fn dsb_ish() {

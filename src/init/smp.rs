@@ -1,7 +1,8 @@
-//! The other CPUs: started one by one through PSCI, each with its own stack, then all run vCPUs.
+//! The other CPUs: started one by one, each in the way its node says and with its own stack, then all run vCPUs.
 
 use super::{
     host_info::{Conduit, GicV3, HostCpu, HostInfo, Start},
+    spin_table,
     start::{host_id_registers, stop},
 };
 use crate::{
@@ -129,29 +130,36 @@ pub fn start_others(host: &HostInfo, gic: &Interrupts, boot: usize, id_registers
 fn start_one(host: &HostInfo, cpu: &HostCpu, index: usize) -> Result<HostIdRegisters, alloc::string::String> {
     use alloc::{format, string::ToString};
     match (&cpu.start, host.psci.as_ref().map(|psci| psci.conduit)) {
-        (Start::Psci, Some(Conduit::Smc)) => {}
+        (Start::Psci, Some(Conduit::Smc)) | (Start::SpinTable { .. }, _) => {}
         (Start::Psci, Some(Conduit::Hvc)) => {
             return Err("/psci: method is \"hvc\", which at EL2 leads back to keel: firmware must offer \"smc\"".into());
         }
-        (start, _) => return Err(format!("its enable-method {start:?} is not PSCI by SMC, the only one keel has yet")),
+        (Start::Psci, None) => return Err("there is no /psci, by which it is started".into()),
+        (Start::Unknown, _) => return Err("its node says no way to start it that keel knows".into()),
     }
     let stack = image::stack(index).ok_or("there is no stack for it")?;
     el2::map_ram(stack.clone()).map_err(|_| "its stack cannot be mapped")?;
     let root = el2::root().ok_or("EL2's map is gone")?;
-    let block: &'static SecondaryBlock = Box::leak(Box::new(SecondaryBlock {
+    let block: &'static mut SecondaryBlock = Box::leak(Box::new(SecondaryBlock {
         mair: mmu::MAIR,
         tcr: mmu::tcr(),
         ttbr0: root.0,
         sctlr: mmu::SCTLR,
         stack: stack.end.0,
         index: index as u64,
+        mpidr: cpu.mpidr,
+        next: 0,
     }));
-    let at = Pa(core::ptr::from_ref(block) as u64);
-    // The CPU reads it with its MMU off.
-    cache::clean(at..Pa(at.0 + size_of::<SecondaryBlock>() as u64));
     *ARRIVAL.lock() = None;
-    let code = smc::cpu_on(cpu.mpidr, arch::secondary_entry_address(), at);
-    code.map_err(|code| format!("PSCI CPU_ON({:#x}) answered {code}", cpu.mpidr))?;
+    if let Start::SpinTable { release } = cpu.start {
+        spin_table::release(release, || arch::spin_table_entry_address(block))?;
+    } else {
+        let at = Pa(core::ptr::from_ref(block) as u64);
+        // The CPU reads it with its MMU off.
+        cache::clean(at..Pa(at.0 + size_of::<SecondaryBlock>() as u64));
+        let code = smc::cpu_on(cpu.mpidr, arch::secondary_entry_address(), at);
+        code.map_err(|code| format!("PSCI CPU_ON({:#x}) answered {code}", cpu.mpidr))?;
+    }
     let deadline = timer::now() + PATIENCE * timer::frequency();
     while timer::now() < deadline {
         if let Some(arrival) = ARRIVAL.lock().take() {
@@ -160,7 +168,7 @@ fn start_one(host: &HostInfo, cpu: &HostCpu, index: usize) -> Result<HostIdRegis
         }
         core::hint::spin_loop();
     }
-    Err("it did not come up within two seconds of CPU_ON".to_string())
+    Err("it did not come up within two seconds of being started".to_string())
 }
 
 /// A secondary CPU enters `keel`, with its MMU on and `index` in TPIDR_EL2.

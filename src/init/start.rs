@@ -4,7 +4,7 @@
 //! the other CPUs; the VMs. What goes wrong says what was expected, what was found and what to change.
 
 use super::{
-    host_info::{self, Gic, HostInfo, Span, Uart},
+    host_info::{self, Gic, HostInfo, Span, Start, Uart},
     log as keel_log, memory, panic, smp,
     stub::{better_place, owner_psci},
 };
@@ -242,9 +242,14 @@ pub(super) fn check_cpu() {
     }
 }
 
-/// Memory that the tree keeps from everybody.
+/// Memory that the tree keeps from everybody. The words that spin-table CPUs wait for are, reserved or not: what is written
+/// there sends a CPU somewhere.
 pub(super) fn reserved(host: &HostInfo) -> Vec<Range<Pa>> {
-    host.reservations.iter().map(|reservation| span_range(&reservation.span)).collect()
+    let words = host.cpus.iter().filter_map(|cpu| match cpu.start {
+        Start::SpinTable { release } => Some(release..Pa(release.0.saturating_add(8))),
+        _ => None,
+    });
+    host.reservations.iter().map(|reservation| span_range(&reservation.span)).chain(words).collect()
 }
 
 pub(super) fn span_range(span: &Span) -> Range<Pa> {

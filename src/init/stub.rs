@@ -8,17 +8,18 @@
 //! `arch::stub`, and a stack for each CPU. The tree handed over reserves it. Heap, bundle and the boot loader's tree are
 //! free memory to the payload.
 //!
-//! Other CPUs are left as firmware has them: the payload's CPU_ON is relayed (boot/stub_resident.S), so that they too come
-//! up at EL1 over the stub. A payload that installs a hypervisor with HVC_SET_VECTORS takes the relay's place on that CPU,
+//! Other CPUs that PSCI starts are left as firmware has them: the payload's CPU_ON is relayed (boot/stub_resident.S), so
+//! that they too come up at EL1 over the stub. Those that firmware holds at EL2 in a spin-table pen change pens: they come
+//! to the stub's, at EL1, and the payload's tree has the word that they wait for now as their `cpu-release-addr`. A payload that installs a hypervisor with HVC_SET_VECTORS takes the relay's place on that CPU,
 //! and HVC_RESET_VECTORS, made when the stub's vectors are back, puts it back into service.
 
 use super::{
-    host_info::{Conduit, HostInfo, PsciVersion, Start, resting_place},
-    log as keel_log, memory,
+    host_info::{Conduit, HostCpu, HostInfo, PsciVersion, Start, resting_place},
+    log as keel_log, memory, spin_table,
     start::{Begun, begin, check_cpu, reserved, span_range, stop, tree_bytes},
 };
 use crate::{
-    arch::{self, cache, cpu, image, smc, stub},
+    arch::{self, cache, cpu, image, smc, stub, timer},
     hypercall::relay::OwnerPsci,
     mm::{
         Ipa, Pa,
@@ -38,7 +39,10 @@ use crate::{
 };
 use alloc::vec::Vec;
 use core::ops::Range;
-use log::{debug, info, warn};
+use log::{debug, error, info, warn};
+
+/// How long a CPU may take to come from firmware's pen, in seconds.
+const PATIENCE: u64 = 2;
 
 /// Heap for reading the bundle and writing the payload's tree; less where there is less RAM.
 const HEAP: [u64; 3] = [16 << 20, 8 << 20, 4 << 20];
@@ -193,12 +197,45 @@ fn start_relay(host: &HostInfo) {
                 psci.version & 0xffff
             );
         }
-        _ if host.cpus.len() == 1 => {}
+        _ if host.cpus.iter().all(|other| is_held(other) || other.mpidr == cpu::mpidr()) => {}
         _ => warn!("/psci: there is none by SMC: CPUs that the payload starts in another way come up without the stub"),
     }
-    for cpu in host.cpus.iter().filter(|cpu| matches!(cpu.start, Start::SpinTable { .. })) {
-        warn!("{}: enable-method is \"spin-table\": this CPU comes up at EL2, without the stub", cpu.path);
+}
+
+fn is_held(cpu: &HostCpu) -> bool {
+    matches!(cpu.start, Start::SpinTable { .. })
+}
+
+/// Brings the CPUs that firmware holds in spin-table pens into the stub's. Returns for each that is on its way its affinity
+/// and the address of its new release word.
+fn change_pens(host: &HostInfo) -> Vec<(u64, u64)> {
+    let resident = stub::resident();
+    resident.publish();
+    let (mut pens, mut arrived) = (Vec::new(), 0);
+    for (index, cpu) in host.cpus.iter().enumerate() {
+        let Start::SpinTable { release } = cpu.start else { continue };
+        let Some(word) = resident.release_word(index).filter(|_| cpu.mpidr != cpu::mpidr()) else { continue };
+        if let Err(problem) = spin_table::release(release, stub::spin_entry_address) {
+            error!("{}: this CPU stays in firmware's pen: {problem}", cpu.path);
+            continue;
+        }
+        // From here on it can only come to the stub, soon or late.
+        pens.push((cpu.mpidr, word.0));
+        let deadline = timer::now() + PATIENCE * timer::frequency();
+        while !resident.has_arrived(index) && timer::now() < deadline {
+            core::hint::spin_loop();
+        }
+        if resident.has_arrived(index) {
+            debug!("{}: in the stub's pen, release word at {word}", cpu.path);
+            arrived += 1;
+        } else {
+            error!("{}: this CPU did not come up within two seconds of being released", cpu.path);
+        }
     }
+    if arrived != 0 {
+        info!("{arrived} CPUs from firmware's spin-table pens: in the stub's, at EL1");
+    }
+    pens
 }
 
 /// The machine's RAM by physical address, as far as the payload may have it.
@@ -257,6 +294,7 @@ fn run(
     // Its pages are read only until the payload runs.
     taken.extend(initrd.iter().map(|range| (plain(&memory::grow(range, PAGE_SIZE)), "the bundle")));
     taken.extend(reserved(host).iter().map(|range| (plain(range), "reserved memory")));
+    let pens = change_pens(host);
     let plain_ram: Vec<_> = ram.iter().map(plain).collect();
     let machine = Machine {
         tree: &tree,
@@ -266,6 +304,7 @@ fn run(
         kept: plain(&kept),
         vectors: stub::page().0,
         is_vm: false,
+        pens: &pens,
     };
     let mut memory =
         HostRam { ram: ram.to_vec(), taken: taken.iter().map(|(range, _)| Pa(range.start)..Pa(range.end)).collect() };

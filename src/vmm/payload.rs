@@ -13,6 +13,8 @@
 //! };
 //! ```
 //!
+//! CPUs that wait in the stub's spin-table pen get their words there as `cpu-release-addr`.
+//!
 //! A hypervisor that wants to give EL2 back puts the address in `keel,vectors` into VBAR_EL2.
 
 use alloc::format;
@@ -27,7 +29,7 @@ use super::guest_tree::{self, EXPECTED_TREE, Entropy, TREE_MAX};
 use super::kernel::{Executable, Format};
 use super::layout::{Layout, Wish};
 use super::load::{GuestMemory, Loaded, PREFERRED, WINDOW, place_ramdisk, place_tree, write, write_executable};
-use super::tree::{Node, Tree};
+use super::tree::{Node, Tree, number};
 use super::tree_writer::TreeWriter;
 use crate::mm::Ipa;
 use crate::mm::addr::{BLOCK_1G, BLOCK_2M};
@@ -48,6 +50,8 @@ pub struct Machine<'h> {
     pub vectors: u64,
     /// The owner is a VM under keel: `ram` is what it has, and what keel does not offer it is left out of the tree.
     pub is_vm: bool,
+    /// The CPUs that wait in a pen of the stub's: the affinity fields of MPIDR_EL1, and the address of the release word.
+    pub pens: &'h [(u64, u64)],
 }
 
 /// The configuration to start: the one that the FIT's `default` names, else the first. Its place in `bundle.vms`.
@@ -180,6 +184,27 @@ fn copy_offered(tree: &mut TreeWriter, node: Node) {
     tree.end();
 }
 
+/// /cpus, in which the CPUs in `pens` have their new release words.
+fn copy_cpus(tree: &mut TreeWriter, cpus: Node, pens: &[(u64, u64)]) {
+    const RELEASE: &str = "cpu-release-addr";
+    tree.begin(cpus.name());
+    tree.copy_properties(cpus, &[]);
+    for node in cpus.children() {
+        let affinity = node.property("reg").filter(|_| node.property(RELEASE).is_some()).and_then(number);
+        match pens.iter().find(|(known, _)| Some(*known) == affinity) {
+            None => tree.copy(node),
+            Some((_, word)) => {
+                tree.begin(node.name());
+                tree.copy_properties(node, &[RELEASE]);
+                tree.wide(RELEASE, &[*word]);
+                node.children().for_each(|child| tree.copy(child));
+                tree.end();
+            }
+        }
+    }
+    tree.end();
+}
+
 /// `own` with this payload's `/chosen` and the stub in `/reserved-memory`; with `ram`, a `reg`, in place of its memory.
 fn owner_tree(
     own: &Tree,
@@ -196,10 +221,11 @@ fn owner_tree(
     let is_memory = |node: &Node| node.base_name() == "memory" || node.string("device_type") == Some("memory");
     let (reserved, old) = (root.child("reserved-memory"), root.child("chosen"));
     for node in root.children().filter(|node| Some(*node) != reserved && Some(*node) != old) {
-        if ram.is_some() && is_memory(&node) {
+        if node.name() == "cpus" {
+            copy_cpus(&mut tree, node, machine.pens);
+        } else if ram.is_some() && is_memory(&node) {
             continue;
-        }
-        if machine.is_vm {
+        } else if machine.is_vm {
             copy_offered(&mut tree, node);
         } else {
             tree.copy(node);
@@ -335,6 +361,7 @@ mod tests {
             kept: KEPT,
             vectors: KEPT.start + 0x1000,
             is_vm: false,
+            pens: &[(1, KEPT.start + 0x2008), (0x1_0000_0000, KEPT.start + 0x2010), (7, KEPT.start)],
         };
         let mut memory = Ram(vec![0xee; (END - BASE) as usize]);
         load(vm, &mut memory, &machine, &mut |bytes| bytes.fill(0x5a)).map(|loaded| (loaded, memory))
@@ -363,6 +390,30 @@ mod tests {
         assert!(error.contains("overlaps the bundle at 0x43000000 to 0x43100000"), "{error}");
         let data = elf(END, &[(END, END, 0x100, 0x100)]);
         assert!(matches!(boot(&vm(Image::new("/images/k", &data), 4 * MIB)), Err(ConfigError::OutsideRam { .. })));
+    }
+
+    #[test]
+    fn release_words_are_the_stubs() {
+        let cpus = r#"cpus { #address-cells = <2>; #size-cells = <0>;
+            cpu@0 { device_type = "cpu"; reg = <0 0>; enable-method = "spin-table"; cpu-release-addr = <0 0xd8>; };
+            cpu@1 { device_type = "cpu"; reg = <0 1>; cpu-release-addr = <0xe0>; phandle = <9>; l2 { size = <1>; }; };
+            cpu@2 { device_type = "cpu"; reg = <1 0>; enable-method = "spin-table"; cpu-release-addr = <0 0xe8>; };
+            cpu@7 { device_type = "cpu"; reg = <0 7>; enable-method = "psci"; };
+            cpu-map { cluster0 { }; };
+        }; psci {"#;
+        let data = elf(BASE + 2 * MIB, &[(BASE + 2 * MIB, BASE + 2 * MIB, 0x100, 0x100)]);
+        let config = vm(Image::new("/images/k", &data), 4 * MIB);
+        let (loaded, ram) = boot_on(&BOARD.replace("psci {", cpus), &config).unwrap();
+        let tree = ram.tree(loaded.dtb);
+        let word = |name: &str| number(tree.find("/cpus").unwrap().child(name)?.property("cpu-release-addr")?);
+        // The boot CPU's is nobody's.
+        assert_eq!(word("cpu@0"), Some(0xd8));
+        assert_eq!((word("cpu@1"), word("cpu@2")), (Some(KEPT.start + 0x2008), Some(KEPT.start + 0x2010)));
+        assert_eq!(word("cpu@7"), None, "one that PSCI starts gets no word");
+        let second = tree.find("/cpus/cpu@1").unwrap();
+        assert_eq!((second.u32("phandle"), second.child("l2").map(|l2| l2.u32("size"))), (Some(9), Some(Some(1))));
+        assert!(tree.find("/cpus/cpu-map/cluster0").is_some());
+        assert_eq!(tree.find("/cpus").unwrap().u32("#address-cells"), Some(2));
     }
 
     #[test]
@@ -460,6 +511,7 @@ mod tests {
             taken: &TAKEN,
             kept: KEPT,
             vectors: KEPT.start,
+            pens: &[],
         };
         let mut memory = Ram(vec![0; (END - BASE) as usize]);
         for mutant in Mutations::new(&good, 2_000).chain(Mutations::new(&arm64_image(0x8_0000, MIB, 0x100), 2_000)) {

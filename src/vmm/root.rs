@@ -123,6 +123,7 @@ pub fn load(
             kept: kept.clone(),
             vectors: stub::page().0,
             is_vm: true,
+            pens: &[],
         };
         payload::load(config, &mut OwnedMemory(vm), &place, entropy)
     });

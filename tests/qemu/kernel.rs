@@ -26,7 +26,7 @@ pub fn judge(console: &str) -> Outcome {
     }
 }
 
-fn vm(bootargs: &str, cpus: u32) -> Result<VmSpec, libtest_mimic::Failed> {
+pub fn vm(bootargs: &str, cpus: u32) -> Result<VmSpec, libtest_mimic::Failed> {
     let mut vm = VmSpec::new("tests", &guests()?.test_kernel);
     vm.bootargs = bootargs.into();
     vm.cpus = cpus;

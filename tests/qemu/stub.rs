@@ -4,14 +4,14 @@ use keel_qemu::machine::Gic;
 use keel_qemu::qemu::{Board, Ending, run_to_end};
 use keel_qemu::run::write_bundle;
 use keel_qemu::verdict::Verdict;
-use keel_qemu::vms::{MemorySize, VmSpec};
-use keel_qemu::{fit, tree};
+use keel_qemu::vms::{Hash, MemorySize, VmSpec};
+use keel_qemu::{cpio, fetch, fit, tree};
 use libtest_mimic::{Failed, Trial};
 
 use crate::{LIMIT, Outcome, debian, expect, failure, guests, images, kernel};
 
 /// A board that runs the stub with `vms`, of which one is the payload.
-fn board(name: &str, vms: &[VmSpec]) -> Result<Board, Failed> {
+pub fn board(name: &str, vms: &[VmSpec]) -> Result<Board, Failed> {
     let mut board = Board::virt(&images()?.stub);
     board.stub = true;
     if !vms.is_empty() {
@@ -21,7 +21,7 @@ fn board(name: &str, vms: &[VmSpec]) -> Result<Board, Failed> {
 }
 
 /// Runs a board until its payload powers it off.
-fn run_off(board: &Board) -> Result<Ending, Failed> {
+pub fn run_off(board: &Board) -> Result<Ending, Failed> {
     let ending = run_to_end(board, LIMIT)?;
     if ending.verdict != Verdict::PoweredOff {
         return Err(failure(&ending, &ending.verdict.to_string()));
@@ -29,7 +29,7 @@ fn run_off(board: &Board) -> Result<Ending, Failed> {
     Ok(ending)
 }
 
-fn test_kernel(bootargs: &str) -> Result<VmSpec, Failed> {
+pub fn test_kernel(bootargs: &str) -> Result<VmSpec, Failed> {
     let mut vm = VmSpec::new("tests", &guests()?.test_kernel);
     vm.bootargs = bootargs.into();
     Ok(vm)
@@ -67,6 +67,46 @@ fn debian(cpu: &'static str, gic: Gic) -> Outcome {
     debian::judge(&ending.output, folder, 4, &[debian::QEMU_ALONE, debian::HOST_IS_BUSY])
 }
 
+/// The Debian kernel that is restarted into.
+pub const RESTARTED: &str = "linux-6.12";
+
+/// The test kernel, which leaves for Debian's at EL2 by HVC_SOFT_RESTART; both get `words` as boot arguments. It is the
+/// payload of the stub, or the root VM of keel: it knows what its tree says.
+pub fn restart_vm(words: &str) -> Result<VmSpec, Failed> {
+    let mut archive = cpio::Archive::default();
+    archive.file("Image", &std::fs::read(fetch::kernel_path(RESTARTED))?);
+    archive.file("initramfs", &std::fs::read(fetch::initramfs_path())?);
+    let file = tree::product("test-restart.cpio");
+    tree::store(&file, &archive.finish())?;
+    let mut vm = test_kernel(&format!("{words} restart console=ttyAMA0 keel.test=1"))?;
+    (vm.initrd, vm.hash) = (Some(file), Hash::None);
+    vm.memory = MemorySize(512 << 20);
+    Ok(vm)
+}
+
+/// Checks that the kernel of [`restart_vm`] has EL2 on all of `cpus` CPUs, and its KVM with it.
+pub fn judge_restart(console: &str, cpus: u32) -> Outcome {
+    expect(console, "restart: kernel at ")?;
+    expect(console, "CPU: All CPU(s) started at EL2")?;
+    // KVM names the mode: with VHE the kernel itself stays at EL2, else it has its own vectors there.
+    let has_kvm = console.lines().any(|line| line.contains("kvm [1]: ") && line.contains("VHE mode initialized"));
+    if !has_kvm {
+        return Err(format!("KVM was not initialized:\n{console}").into());
+    }
+    debian::judge(console, RESTARTED, cpus, &[debian::QEMU_ALONE, debian::HOST_IS_BUSY])
+}
+
+/// Debian at EL2, by way of the test kernel at EL1 over the stub.
+fn restart(cpu: &str, gic: Gic, smp: u32, words: &str) -> Outcome {
+    let mut board = board(&format!("restart{words}"), &[restart_vm(&format!("hyp=stub {words}"))?])?;
+    (board.cpu, board.gic, board.smp) = (cpu.into(), gic, smp);
+    let ending = run_off(&board)?;
+    if words.contains("started") {
+        expect(&ending.output, &format!("restart: CPU {} is at EL1", smp - 1))?;
+    }
+    judge_restart(&ending.output, smp).map_err(|error| failure(&ending, error.message().unwrap_or("failed")))
+}
+
 pub fn trials() -> Vec<Trial> {
     const GIB: u64 = 1 << 30;
     let mut trials = Vec::new();
@@ -86,6 +126,17 @@ pub fn trials() -> Vec<Trial> {
     for (cpu, gic) in [("max", Gic::V3), ("cortex-a72", Gic::V2)] {
         let title = format!("stub::debian_{cpu}_4_cpus");
         trials.push(debian::trial(title, "linux-6.12", move || debian(cpu, gic)));
+    }
+    for (cpu, gic, smp, words) in [
+        ("max", Gic::V3, 4, ""),
+        ("max", Gic::V3, 4, "started"),
+        ("neoverse-n1", Gic::V3, 4, "started"),
+        ("cortex-a72", Gic::V2, 2, ""),
+        ("cortex-a57", Gic::V2, 4, "started"),
+    ] {
+        let how = if words.is_empty() { String::new() } else { format!("_{words}") };
+        let title = format!("stub::restart_{cpu}_gicv{}_{smp}_cpus{how}", gic.number());
+        trials.push(debian::trial(title, RESTARTED, move || restart(cpu, gic, smp, words)));
     }
     trials.extend([
         Trial::test("stub::the_linked_bundle_is_the_payload", || {

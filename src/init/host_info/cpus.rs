@@ -29,7 +29,7 @@ pub struct HostCpu {
 pub enum Start {
     /// PSCI CPU_ON.
     Psci,
-    /// By writing the entry address to `release`, 8-byte aligned, and SEV.
+    /// By writing the entry address to `release`, 8-byte aligned and not 0, and SEV.
     SpinTable {
         /// The location the CPU polls.
         release: Pa,
@@ -96,6 +96,10 @@ pub(super) fn parse(
             return Err(HostError::bad(node, "reg", format!("{mpidr:#x}"), expected, CORRECT_THE_TREE));
         }
         let start = start(parent, node, psci.is_some(), warnings)?;
+        let start = start.unwrap_or_else(|problem| {
+            warnings.push(format!("{problem}; until then this CPU cannot be started"));
+            Start::Unknown
+        });
         cpus.push(HostCpu { path: node.path(), mpidr, start });
     }
     if cpus.is_empty() {
@@ -113,34 +117,42 @@ fn mpidr(parent: Node, node: Node) -> Result<u64, HostError> {
     mpidr.ok_or_else(|| HostError::bad(node, "reg", describe(reg), expected, CORRECT_THE_TREE))
 }
 
-fn start(parent: Node, node: Node, has_psci: bool, warnings: &mut Vec<String>) -> Result<Start, HostError> {
+/// How a CPU is started; the inner error is only this CPU's.
+fn start(
+    parent: Node,
+    node: Node,
+    has_psci: bool,
+    warnings: &mut Vec<String>,
+) -> Result<Result<Start, HostError>, HostError> {
     // Some trees say it once for all (arm/cpus.yaml, 32-bit form).
     let method = node.string("enable-method").or_else(|| parent.string("enable-method"));
     match method {
-        Some("psci") if has_psci => Ok(Start::Psci),
+        Some("psci") if has_psci => Ok(Ok(Start::Psci)),
         Some("psci") => Err(HostError::MissingNode {
             node: "child of /",
             expected: format!("compatible \"arm,psci-0.2\" or later, which {} is started by", node.path()),
             remedy: CORRECT_THE_TREE,
         }),
         Some("spin-table") => {
-            let expected = "an address, 8-byte aligned, in one or two cells";
-            let value = node
-                .property("cpu-release-addr")
-                .ok_or_else(|| HostError::missing(node, "cpu-release-addr", expected, CORRECT_THE_TREE))?;
-            let release = number(value).filter(|address| address.is_multiple_of(8));
-            let release = release
-                .ok_or_else(|| HostError::bad(node, "cpu-release-addr", describe(value), expected, CORRECT_THE_TREE))?;
-            Ok(Start::SpinTable { release: Pa(release) })
+            let expected = "an address, 8-byte aligned and not 0, in one or two cells";
+            let remedy = "firmware that holds the CPU has to fill it in";
+            let Some(value) = node.property("cpu-release-addr") else {
+                return Ok(Err(HostError::missing(node, "cpu-release-addr", expected, remedy)));
+            };
+            let release = number(value).filter(|&address| address != 0 && address.is_multiple_of(8));
+            Ok(match release {
+                Some(release) => Ok(Start::SpinTable { release: Pa(release) }),
+                None => Err(HostError::bad(node, "cpu-release-addr", describe(value), expected, remedy)),
+            })
         }
         // A single CPU needs no way to be started.
-        None => Ok(Start::Unknown),
+        None => Ok(Ok(Start::Unknown)),
         Some(other) => {
             warnings.push(format!(
                 "{}: enable-method is \"{other}\", keel knows psci and spin-table; this CPU stays off",
                 node.path()
             ));
-            Ok(Start::Unknown)
+            Ok(Ok(Start::Unknown))
         }
     }
 }

@@ -228,12 +228,6 @@ const WRONG: &[(&str, &str, &str)] = &[
         "/psci: property method is \"abc\", expected \"smc\" or \"hvc\"; correct the tree (dtc -I dtb -O dts shows it)",
     ),
     (
-        "enable-method = \"psci\"",
-        "enable-method = \"spin-table\"",
-        "/cpus/cpu@0: property cpu-release-addr is missing, expected an address, 8-byte aligned, in one or two cells; \
-         correct the tree (dtc -I dtb -O dts shows it)",
-    ),
-    (
         "linux,initrd-end = <0 0x44001234>",
         "linux,initrd-end = <0x43000000>",
         "/chosen: property linux,initrd-end is 0x43000000, expected no less than linux,initrd-start, 0x44000000; give \
@@ -272,6 +266,26 @@ fn what_is_odd_is_a_warning() {
         "no real-time clock: /pl031@9010000: property reg",
     ] {
         assert!(warnings.contains(part), "{part} in\n{warnings}");
+    }
+}
+
+#[test]
+fn a_bad_release_address_is_only_that_cpus_problem() {
+    for (right, wrong, found) in [
+        ("cpu-release-addr = <0 0xe0>;", "", "missing"),
+        ("cpu-release-addr = <0 0xe0>", "cpu-release-addr = <0 0>", "<0x0 0x0>"),
+        ("cpu-release-addr = <0 0xe0>", "cpu-release-addr = <0xe4>", "<0xe4>"),
+        ("cpu-release-addr = <0 0xe0>", "cpu-release-addr = <0 0 0xe0>", "<0x0 0x0 0xe0>"),
+    ] {
+        assert!(PI.contains(right), "{right}");
+        let info = HostInfo::parse(&dts(&PI.replace(right, wrong))).unwrap();
+        let starts: Vec<_> = info.cpus.iter().map(|cpu| cpu.start).collect();
+        assert_eq!(starts[..2], [Start::SpinTable { release: Pa(0xd8) }, Start::Unknown], "{wrong}");
+        let expected = format!(
+            "/cpus/cpu@1: property cpu-release-addr is {found}, expected an address, 8-byte aligned and not 0, in one or \
+             two cells; firmware that holds the CPU has to fill it in; until then this CPU cannot be started"
+        );
+        assert!(info.warnings.contains(&expected), "{:?}", info.warnings);
     }
 }
 

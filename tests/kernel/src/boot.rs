@@ -5,7 +5,7 @@
 //! can touch what lies beyond the guest's memory and beyond its physical address size.
 
 use aarch64_rt::{InitialPagetable, initial_pagetable};
-use core::arch::naked_asm;
+use core::{arch::naked_asm, ops::Range};
 
 /// Block descriptor, access flag set, not executable at EL0. EL1 may read, write and execute.
 const BLOCK: usize = 0b01 | 1 << 10 | 1 << 54;
@@ -20,6 +20,18 @@ pub const WINDOW: usize = 256 << 30;
 /// Virtual address at which the gigabyte at physical address `1 << bit` is mapped as device memory, for bits 36 to 47.
 pub const fn window(bit: u32) -> usize {
     WINDOW + ((bit as usize) << 30)
+}
+
+/// Where RAM is mapped, one to one.
+pub const MAPPED: Range<usize> = 1 << 30..4 << 30;
+
+/// The memory of the program itself, stacks included.
+pub fn program() -> Range<usize> {
+    unsafe extern "C" {
+        static image_begin: u8;
+        static image_end: u8;
+    }
+    &raw const image_begin as usize..&raw const image_end as usize
 }
 
 initial_pagetable!({

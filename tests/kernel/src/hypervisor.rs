@@ -1,17 +1,26 @@
 //! The example hypervisor that the kernel installs over keel-stub, and code to be restarted into at EL2.
 //!
-//! What it does is in `hypervisor.S`, in sixty lines.
+//! All of the hypervisor is in `hypervisor.S`, in sixty lines.
 
 core::arch::global_asm!(include_str!("hypervisor.S"));
+core::arch::global_asm!(include_str!("el2.S"));
 
 unsafe extern "C" {
+    fn hypervisor_install(stub_vectors: u64) -> u64;
     static hypervisor_vectors: u8;
     static el2_probe: u8;
     static el2_undefined: u8;
     static el2_calls: u8;
 }
 
-/// Address of the hypervisor's vectors, 2 KiB aligned: the argument of HVC_SET_VECTORS.
+/// Installs the hypervisor on this CPU, over the stub whose vectors are at `stub_vectors`; 0 if it runs.
+pub fn install(stub_vectors: u64) -> u64 {
+    // SAFETY: the routine follows the procedure call standard; the program's memory is mapped one to one, so that the
+    // vectors' address is a physical one, and nobody writes to them.
+    unsafe { hypervisor_install(stub_vectors) }
+}
+
+/// Address of the hypervisor's vectors, 2 KiB aligned.
 pub fn vectors() -> u64 {
     &raw const hypervisor_vectors as u64
 }

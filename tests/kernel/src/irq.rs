@@ -83,6 +83,14 @@ pub fn init(machine: &Machine) {
     forget();
 }
 
+/// Disables every interrupt, and this CPU's interface: for whoever has the machine next.
+pub fn stop(machine: &Machine) {
+    if machine.has_gicv3 {
+        with_gic(|gic| gic.enable_all_interrupts(false));
+        GicCpuInterface::enable_group1(false);
+    }
+}
+
 /// Sets up this CPU's interface and wakes its redistributor.
 pub fn init_cpu(cpu: usize) {
     if let Some(gic) = GIC.lock().as_mut() {

@@ -24,6 +24,8 @@ pub struct Machine {
     /// The hyp stub underneath: its memory, and the address of its vectors.
     pub stub: Option<Stub>,
     mpidrs: [u64; platform::MAX_CPUS],
+    /// The word that a spin-table CPU waits for, 0 for one that PSCI starts.
+    release: [usize; platform::MAX_CPUS],
     count: usize,
 }
 
@@ -52,6 +54,7 @@ static MACHINE: spin::Mutex<Machine> = spin::Mutex::new(Machine {
     has_gicv3: true,
     stub: None,
     mpidrs: [0; platform::MAX_CPUS],
+    release: [0; platform::MAX_CPUS],
     count: 0,
 });
 
@@ -99,6 +102,9 @@ impl Machine {
             let next = machine.count;
             if mpidr != boot && next < platform::MAX_CPUS {
                 machine.mpidrs[next] = mpidr;
+                let method = cpu.property("enable-method").and_then(|method| method.as_str());
+                let word = cpu.property("cpu-release-addr").and_then(|address| address.as_usize());
+                machine.release[next] = word.filter(|_| method == Some("spin-table")).unwrap_or(0);
                 machine.count += 1;
             }
         }
@@ -109,6 +115,11 @@ impl Machine {
     /// MPIDR affinity of every CPU; the boot CPU is the first.
     pub fn cpus(&self) -> &[u64] {
         &self.mpidrs[..self.count]
+    }
+
+    /// Address of the word that CPU `cpu` waits for, if it is started by spin-table.
+    pub fn release_word(&self, cpu: usize) -> Option<usize> {
+        self.release.get(cpu).copied().filter(|&word| word != 0)
     }
 
     /// Whether the boot arguments have the word `name`.

@@ -4,7 +4,8 @@
 //! benchmarks, `fuzz=SEED,COUNT` the hostile guest, `reset` one SYSTEM_RESET after another, `list` prints the names.
 //! `hyp=keel` says that keel is underneath; without it the cases that only hold under a hypervisor are skipped, and say so.
 //! `hyp=stub` says that keel-stub is, and the kernel owns the machine: then only the cases of the stub run, or with `bench`
-//! what they cost, or with `crash` an exception of EL2 that the stub has to report.
+//! what they cost, or with `crash` an exception of EL2 that the stub has to report. `restart` leaves for the kernel of the
+//! RAM disk at EL2 (`restart.rs`).
 //!
 //! `hyp=root` says that keel is underneath and the kernel owns the machine: all cases run that do not ask for a guest's
 //! machine, then keel is sent away, and the cases of the stub follow.
@@ -24,10 +25,12 @@ mod cases;
 mod fuzz;
 #[cfg(target_os = "none")]
 mod harness;
+#[cfg(target_os = "none")]
+mod restart;
 
 #[cfg(target_os = "none")]
 mod kernel {
-    use crate::{bench, cases, fuzz, harness};
+    use crate::{bench, cases, fuzz, harness, restart};
     use keel_test_kernel::{arch, irq, kernel, machine::Machine, power, println};
 
     kernel!(main);
@@ -55,7 +58,9 @@ mod kernel {
             machine.bootargs
         );
         irq::init(machine);
-        if machine.over_stub() && machine.has("crash") {
+        if machine.has("restart") {
+            restart::run(machine);
+        } else if machine.over_stub() && machine.has("crash") {
             cases::crash(machine);
         } else if machine.over_stub() && machine.has("bench") {
             cases::bench_stub(machine);
