@@ -468,6 +468,13 @@ pub mod virtual_interface {
         12 "S3_4_C12_C13_4" 13 "S3_4_C12_C13_5" 14 "S3_4_C12_C13_6" 15 "S3_4_C12_C13_7"
     }
 
+    /// ICH_ELRSR_EL2: list registers that hold nothing. keel asks for no maintenance interrupt by a list register's EOI bit,
+    /// which would count as something.
+    #[inline]
+    pub fn empty() -> u32 {
+        read_sysreg!("S3_4_C12_C11_5") as u32
+    }
+
     /// ICH_HCR_EL2.
     #[inline]
     pub fn hcr() -> u64 {

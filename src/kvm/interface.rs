@@ -33,6 +33,11 @@ impl VirtualInterface for Hardware {
         gic::virtual_interface::write_lr(n, value);
     }
 
+    #[inline]
+    fn empty(&self) -> u32 {
+        gic::virtual_interface::empty()
+    }
+
     fn set_control(&mut self, control: Control) {
         gic::virtual_interface::set_hcr(gic::ICH_HCR_EN | control.bits());
     }

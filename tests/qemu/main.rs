@@ -8,6 +8,7 @@ mod bundles;
 mod debian;
 mod demo;
 mod kernel;
+mod root;
 mod spin_table;
 mod stub;
 mod tool;
@@ -82,6 +83,7 @@ fn main() -> ExitCode {
     trials.extend(bundles::trials());
     trials.extend(debian::trials());
     trials.extend(stub::trials());
+    trials.extend(root::trials());
     trials.extend(spin_table::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }

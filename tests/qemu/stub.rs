@@ -86,6 +86,11 @@ pub fn restart_vm(words: &str) -> Result<VmSpec, Failed> {
 
 /// Checks that the kernel of [`restart_vm`] has EL2 on all of `cpus` CPUs, and its KVM with it.
 pub fn judge_restart(console: &str, cpus: u32) -> Outcome {
+    judge_restart_beside(console, cpus, &[])
+}
+
+/// As [`judge_restart`], where the kernel may warn of what is in `harmless` too.
+pub fn judge_restart_beside(console: &str, cpus: u32, harmless: &'static [&'static str]) -> Outcome {
     expect(console, "restart: kernel at ")?;
     expect(console, "CPU: All CPU(s) started at EL2")?;
     // KVM names the mode: with VHE the kernel itself stays at EL2, else it has its own vectors there.
@@ -93,7 +98,7 @@ pub fn judge_restart(console: &str, cpus: u32) -> Outcome {
     if !has_kvm {
         return Err(format!("KVM was not initialized:\n{console}").into());
     }
-    debian::judge(console, RESTARTED, cpus, &[debian::QEMU_ALONE, debian::HOST_IS_BUSY])
+    debian::judge(console, RESTARTED, cpus, &[debian::QEMU_ALONE, debian::HOST_IS_BUSY, harmless])
 }
 
 /// Debian at EL2, by way of the test kernel at EL1 over the stub.

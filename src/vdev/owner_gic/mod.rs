@@ -170,6 +170,11 @@ impl OwnerCpu {
         let interface = InterfaceState { vmcr: lr::VMCR_FIQEN, ..InterfaceState::default() };
         Self { interface, ..Self::default() }
     }
+
+    /// Whether there is something that is in no list register.
+    fn holds_more(&self) -> bool {
+        !self.queued.is_empty() || !self.spilled.is_empty()
+    }
 }
 
 /// What other CPUs may ask of a vCPU.
@@ -192,8 +197,9 @@ pub struct OwnerGic {
 
 /// The list register that holds `intid`, and its value.
 fn find(intid: u32, vif: &impl VirtualInterface) -> Option<(usize, u64)> {
-    let lrs = (0..vif.list_registers()).map(|n| (n, vif.read_lr(n)));
-    lrs.into_iter().find(|&(_, value)| value & (lr::PENDING | lr::ACTIVE) != 0 && value as u32 == intid)
+    let empty = vif.empty();
+    let mut lrs = (0..vif.list_registers()).filter(|n| empty >> n & 1 == 0).map(|n| (n, vif.read_lr(n)));
+    lrs.find(|&(_, value)| value & (lr::PENDING | lr::ACTIVE) != 0 && value as u32 == intid)
 }
 
 fn priority_of(value: u64) -> u64 {
@@ -243,8 +249,25 @@ impl OwnerGic {
         vif: &mut impl VirtualInterface,
         gic: &impl PhysicalGic,
     ) {
+        // The usual case: nothing else is there.
+        let all = (1_u64 << vif.list_registers()) - 1;
+        if intid < INTERRUPTS && self.is_enabled() && u64::from(vif.empty()) == all && !cpu.holds_more() {
+            if intid < SGIS {
+                gic.deactivate(intid);
+            }
+            vif.write_lr(0, Self::pending_value(intid, Self::priority(vcpu, intid, gic)));
+            return self.set_holds(vcpu, true);
+        }
         self.queue(vcpu, intid, cpu, gic);
         self.refill(vcpu, cpu, vif, gic);
+    }
+
+    fn pending_value(intid: u32, priority: u64) -> u64 {
+        lr::PENDING
+            | lr::GROUP1
+            | priority << lr::PRIORITY_SHIFT
+            | if intid < SGIS { 0 } else { lr::HW | u64::from(intid) << lr::PINTID_SHIFT }
+            | u64::from(intid)
     }
 
     /// As [`take`](Self::take), while `vcpu` is not resident.
@@ -269,11 +292,7 @@ impl OwnerGic {
     pub fn refill(&self, vcpu: usize, cpu: &mut OwnerCpu, vif: &mut impl VirtualInterface, gic: &impl PhysicalGic) {
         let enabled = self.is_enabled();
         while enabled && let Some((intid, priority)) = Self::first(vcpu, &cpu.queued, gic) {
-            let value = lr::PENDING
-                | lr::GROUP1
-                | priority << lr::PRIORITY_SHIFT
-                | if intid < SGIS { 0 } else { lr::HW | u64::from(intid) << lr::PINTID_SHIFT }
-                | u64::from(intid);
+            let value = Self::pending_value(intid, priority);
             cpu.spilled.remove(intid);
             let (slot, value) = match find(intid, vif) {
                 // An SGI that comes again while it is handled is pending and active. Others cannot, unless the owner
@@ -323,7 +342,8 @@ impl OwnerGic {
     }
 
     fn free(vif: &impl VirtualInterface) -> Option<usize> {
-        (0..vif.list_registers()).find(|&n| vif.read_lr(n) & (lr::PENDING | lr::ACTIVE) == 0)
+        let empty = vif.empty();
+        (empty != 0).then(|| empty.trailing_zeros() as usize)
     }
 
     /// A list register for an interrupt of this priority: a free one; that of one that waits with a lower priority, which
@@ -407,7 +427,8 @@ impl OwnerGic {
 
     /// Makes everything that was acknowledged for the resident `vcpu`, and that it has not taken, pending in hardware again.
     pub fn settle(&self, vcpu: usize, cpu: &mut OwnerCpu, vif: &mut impl VirtualInterface, gic: &impl PhysicalGic) {
-        for n in 0..vif.list_registers() {
+        let empty = vif.empty();
+        for n in (0..vif.list_registers()).filter(|n| empty >> n & 1 == 0) {
             let value = vif.read_lr(n);
             if value & lr::PENDING != 0 {
                 vif.write_lr(n, if value & lr::ACTIVE != 0 { value & !lr::PENDING } else { 0 });

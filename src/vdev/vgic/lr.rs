@@ -65,6 +65,11 @@ pub trait VirtualInterface {
     fn read_lr(&self, n: usize) -> u64;
     /// Writes ICH_LR`n`_EL2.
     fn write_lr(&mut self, n: usize, value: u64);
+    /// List registers that hold nothing, a bit for each (ICH_ELRSR_EL2, without regard to EOI bits).
+    fn empty(&self) -> u32 {
+        let lrs = (0..self.list_registers()).map(|n| self.read_lr(n));
+        lrs.enumerate().filter(|(_, lr)| lr & (PENDING | ACTIVE) == 0).fold(0, |mask, (n, _)| mask | 1 << n)
+    }
     /// Sets these bits of ICH_HCR_EL2 and clears the others of [`Control`].
     fn set_control(&mut self, control: Control);
     /// ICH_HCR_EL2.EOIcount: ends of interrupts that were in no list register, 0 to 31.
