@@ -16,6 +16,9 @@ _start:
     .quad   0, 0, 0                     // res2..res4
     .ascii  "ARM\x64"                   // magic
     .long   0                           // res5: no PE header
+    // Here keel.img says where its late entry is (src/bin/keel.rs).
+
+    .section .head.entry, "ax"
 
 // primary_entry: in x0 = device tree. Never returns.
 //   x19 = device tree, x20 = counter at the first instruction, x21 = CurrentEL

@@ -44,7 +44,7 @@ pub struct SecondaryBlock {
     pub index: u64,
     /// The affinity fields of the CPU's MPIDR_EL1.
     pub mpidr: u64,
-    /// Address of the next block in the list of CPUs that come from spin-table pens; 0 for none.
+    /// Address of the next block in the list of CPUs that come without arguments; 0 for none.
     pub next: u64,
 }
 
@@ -173,8 +173,8 @@ pub fn secondary_entry_address() -> Pa {
     Pa(secondary_entry as *const () as u64)
 }
 
-/// Address of the first block in the list of CPUs that come from spin-table pens; 0 for none.
-static SPIN_BLOCKS: AtomicU64 = AtomicU64::new(0);
+/// Address of the first block in the list of CPUs that come without arguments; 0 for none.
+pub(super) static SPIN_BLOCKS: AtomicU64 = AtomicU64::new(0);
 
 /// Where firmware must let a CPU go from its spin-table pen. It has no arguments there, so it finds its block, which is
 /// cleaned here, by its affinity.
@@ -182,13 +182,18 @@ pub fn spin_table_entry_address(block: &'static mut SecondaryBlock) -> Pa {
     unsafe extern "C" {
         fn spin_table_entry();
     }
+    expect_cpu(block);
+    Pa(spin_table_entry as *const () as u64)
+}
+
+/// Adds a CPU to those that come without arguments, and find their blocks, which are cleaned here, by their affinity.
+pub fn expect_cpu(block: &'static mut SecondaryBlock) {
     let clean = |start: u64, size: usize| cache::clean(Pa(start)..Pa(start + size as u64));
     block.next = SPIN_BLOCKS.load(Ordering::Relaxed);
     let address = core::ptr::from_ref(block) as u64;
     clean(address, size_of::<SecondaryBlock>());
     SPIN_BLOCKS.store(address, Ordering::Relaxed);
     clean(SPIN_BLOCKS.as_ptr() as u64, size_of::<u64>());
-    Pa(spin_table_entry as *const () as u64)
 }
 
 /// The bundle that the build names (`build.rs`), in the section that [`image::bundle`] finds.

@@ -35,6 +35,14 @@ pub fn has_pmu() -> bool {
     !matches!(field(read_sysreg!("S3_0_C0_C5_0"), 8), 0 | 0xf)
 }
 
+/// Whether the CPU has features that guests are not shown, and whose EL2 controls or registers do not change hands with the
+/// vCPU: SVE, SME, FEAT_HCX, FEAT_FGT, MPAM.
+pub fn has_state_that_stays() -> bool {
+    let has_sve = field(read_sysreg!("id_aa64pfr0_el1"), 32) != 0;
+    let has_sme = field(read_sysreg!("id_aa64pfr1_el1"), 24) != 0;
+    has_sve || has_sme || has_hcx() || has_fgt() || has_mpam()
+}
+
 /// FEAT_HCX (ID_AA64MMFR1_EL1.HCX).
 pub fn has_hcx() -> bool {
     field(read_sysreg!("S3_0_C0_C7_1"), 40) != 0

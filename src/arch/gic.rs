@@ -118,6 +118,8 @@ pub enum GicError {
     Stuck(&'static str),
     /// The CPU has no system-register interface (ICC_SRE_EL2.SRE stays 0).
     NoSystemRegisters,
+    /// LPIs are in use (GICR_CTLR.EnableLPIs), which keel cannot take over.
+    Lpis,
 }
 
 /// The distributor, shared by all CPUs.
@@ -153,6 +155,16 @@ impl Distributor {
     /// Number of interrupts, SGIs and PPIs included.
     pub fn interrupts(&self) -> u32 {
         (((self.0.read(GICD_TYPER) & 0x1f) + 1) * 32).min(1020)
+    }
+
+    /// Makes a distributor that somebody else drives let interrupts through; one that nobody drives yet is started.
+    pub fn adopt(&self) -> Result<(), GicError> {
+        let control = self.0.read(GICD_CTLR);
+        if control & CTLR_ARE_NS == 0 {
+            return self.start();
+        }
+        self.0.write(GICD_CTLR, control | CTLR_ENABLE_GRP1);
+        self.wait()
     }
 
     /// Turns affinity routing on and disables every SPI.
@@ -216,11 +228,7 @@ impl Redistributor {
 
     /// Wakes it, disables all SGIs and PPIs but `enable`, and gives all one priority.
     pub fn start(&self, enable: u32) -> Result<(), GicError> {
-        let waker = self.0.read(GICR_WAKER);
-        self.0.write(GICR_WAKER, waker & !WAKER_PROCESSOR_SLEEP);
-        if !(0..PATIENCE).any(|_| self.0.read(GICR_WAKER) & WAKER_CHILDREN_ASLEEP == 0) {
-            return Err(GicError::Stuck("GICR_WAKER.ChildrenAsleep"));
-        }
+        self.wake()?;
         self.0.write(GICR_SGI_FRAME + GICD_ICENABLER, u32::MAX);
         self.0.write(GICR_SGI_FRAME + ICACTIVER, u32::MAX);
         self.0.write(GICR_SGI_FRAME + ICPENDR, u32::MAX);
@@ -258,8 +266,14 @@ impl Redistributor {
         dsb_sy();
     }
 
-    /// Takes the PPIs in the mask `kept` into use, and leaves all others as they are.
-    pub fn adopt(&self, kept: u32) {
+    /// Whether LPIs are enabled.
+    pub fn has_lpis(&self) -> bool {
+        self.0.read(0) & 1 != 0
+    }
+
+    /// Wakes it if it sleeps, takes the PPIs in the mask `kept` into use, and leaves all others as they are.
+    pub fn adopt(&self, kept: u32) -> Result<(), GicError> {
+        self.wake()?;
         self.release(kept);
         let group = self.0.read(GICR_SGI_FRAME + GICD_IGROUPR);
         self.0.write(GICR_SGI_FRAME + GICD_IGROUPR, group | kept);
@@ -268,6 +282,14 @@ impl Redistributor {
         }
         self.0.write(GICR_SGI_FRAME + GICD_ISENABLER, kept);
         dsb_sy();
+        Ok(())
+    }
+
+    fn wake(&self) -> Result<(), GicError> {
+        let waker = self.0.read(GICR_WAKER);
+        self.0.write(GICR_WAKER, waker & !WAKER_PROCESSOR_SLEEP);
+        let awake = (0..PATIENCE).any(|_| self.0.read(GICR_WAKER) & WAKER_CHILDREN_ASLEEP == 0);
+        awake.then_some(()).ok_or(GicError::Stuck("GICR_WAKER.ChildrenAsleep"))
     }
 
     /// Sets or clears the active state of an SGI or PPI of this CPU.

@@ -72,6 +72,13 @@ pub const fn owner_hcr(guest: u64) -> u64 {
     guest & !(HCR_EL2::AMO::SET.value | HCR_EL2::TEA::SET.value)
 }
 
+/// HCR_EL2 for a kernel under which keel was installed late: what it could do stays possible, but SMCs trap, and interrupts
+/// come by way of EL2.
+pub const fn late_owner_hcr(fwb: bool) -> u64 {
+    let fwb = if fwb { HCR_FWB } else { 0 };
+    HCR_EL2_OWNER | HCR_EL2::VM::Enable.value | HCR_EL2::FMO::SET.value | HCR_EL2::IMO::EnableVirtualIRQ.value | fwb
+}
+
 /// SCTLR_EL2 with MMU, caches and alignment checks off: the RES1 bits.
 pub const SCTLR_EL2_MMU_OFF: u64 = 0x30c5_0830;
 /// SCTLR_EL2 while keel runs: MMU and caches on, what is writable is not executable, SP is checked.

@@ -20,6 +20,8 @@ pub mod features;
 #[cfg(target_os = "none")]
 pub mod gic;
 #[cfg(target_os = "none")]
+pub mod late;
+#[cfg(target_os = "none")]
 pub mod mmu;
 #[cfg(target_os = "none")]
 pub mod pmu;
@@ -41,4 +43,4 @@ pub mod tlb;
 pub mod uart;
 
 #[cfg(target_os = "none")]
-pub use boot::{SecondaryBlock, image, restart_at, secondary_entry_address, spin_table_entry_address};
+pub use boot::{SecondaryBlock, expect_cpu, image, restart_at, secondary_entry_address, spin_table_entry_address};

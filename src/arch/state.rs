@@ -178,6 +178,8 @@ pub struct GuestState {
     os_lock: bool,
     /// VDISR_EL2, which is the guest's DISR_EL1.
     deferred_serror: u64,
+    /// The machine holds it already: nothing is loaded the first time.
+    in_machine: bool,
 }
 
 /// EL2 registers that make the machine this guest's: they come from the VM and the vCPU.
@@ -210,7 +212,13 @@ impl GuestState {
             debug: Debug::default(),
             os_lock: false,
             deferred_serror: 0,
+            in_machine: false,
         }
+    }
+
+    /// The state of a kernel that runs on this CPU now, wherever it is.
+    pub fn in_machine() -> Self {
+        Self { in_machine: true, ..Self::reset() }
     }
 
     /// Takes the guest's state out of this CPU and stops its timers.
@@ -239,7 +247,7 @@ impl GuestState {
     }
 
     /// Puts the guest's state into this CPU; the timers run from here on.
-    pub fn load(&self, config: &GuestConfig) {
+    pub fn load(&mut self, config: &GuestConfig) {
         write_sysreg!("vtcr_el2", config.vtcr);
         write_sysreg!("vttbr_el2", config.vttbr);
         write_sysreg!("vmpidr_el2", config.vmpidr);
@@ -249,6 +257,9 @@ impl GuestState {
         write_sysreg!("cptr_el2", config.cptr);
         write_sysreg!("hcr_el2", config.hcr);
         isb();
+        if core::mem::take(&mut self.in_machine) {
+            return;
+        }
         self.el1.load();
         if features::has_pauth() {
             self.keys.load();
@@ -303,6 +314,11 @@ pub fn prepare_cpu() {
         write_sysreg!("S3_4_C10_C5_0", (1 << 48) | (1 << 49)); // MPAM2_EL2.TRAPMPAM1EL1, TRAPMPAM0EL1
     }
     without_guest();
+}
+
+/// CPTR_EL2 and MDCR_EL2 as they are now.
+pub fn owner_traps() -> [u64; 2] {
+    [read_sysreg!("cptr_el2"), read_sysreg!("mdcr_el2")]
 }
 
 /// Sets HCR_EL2 of the guest that is loaded.

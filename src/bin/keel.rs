@@ -10,6 +10,28 @@ mod entry {
         keel::init::start::primary(tree, entry)
     }
 
+    // Behind the Image header, at offset 64: eight letters, and where the vectors of the late entry are in the image
+    // (boot/late.S).
+    core::arch::global_asm!(
+        ".section .head.late, \"a\"",
+        ".ascii \"KEELLATE\"",
+        // From the image's first byte: this word is at offset 72.
+        ".quad late_vectors - . + 72",
+        ".previous",
+    );
+
+    /// The first CPU of a kernel that puts keel under itself, from boot/late.S. Comes back with a negative error number.
+    #[unsafe(no_mangle)]
+    extern "C" fn image_late_primary(block: u64, frame: &keel::arch::late::LateFrame) -> i64 {
+        keel::init::late::primary(block, frame)
+    }
+
+    /// Its other CPUs: MMU on, on their own stacks.
+    #[unsafe(no_mangle)]
+    extern "C" fn image_late_secondary(index: usize, frame: &keel::arch::late::LateFrame) -> i64 {
+        keel::init::late::secondary(index, frame)
+    }
+
     /// Every other CPU, from boot/entry.S: MMU on, on its own stack.
     #[unsafe(no_mangle)]
     extern "C" fn image_secondary(index: usize) -> ! {

@@ -4,6 +4,8 @@ pub mod host_info;
 pub mod memory;
 
 #[cfg(target_os = "none")]
+pub mod late;
+#[cfg(target_os = "none")]
 pub mod log;
 #[cfg(target_os = "none")]
 mod panic;

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     arch::{
         self, SecondaryBlock, cache, cpu, features,
-        gic::{Distributor, GicError, Redistributor},
+        gic::{CpuInterface, Distributor, GicError, Redistributor},
         image, mmu, pmu, smc, timer,
     },
     hypercall::smccc::{Mitigation, Vulnerability},
@@ -55,6 +55,45 @@ impl Interrupts {
             stride: gic.stride.unwrap_or(0),
             private: private.iter().filter(|&&intid| intid < 32).fold(0, |mask, intid| mask | 1 << intid),
         })
+    }
+
+    /// Takes the distributor over from a kernel that drives it, and finds the redistributors of `cpus`. Their registers are
+    /// mapped.
+    ///
+    /// # Errors
+    ///
+    /// [`GicError`] if it cannot be used as it is.
+    pub fn adopt(gic: &GicV3, cpus: &[HostCpu]) -> Result<(), GicError> {
+        // SAFETY: the tree says that a GICv3 distributor is there; it is mapped as a device. The kernel that drives it is
+        // behind keel from now on.
+        let distributor = unsafe { Distributor::new(gic.distributor.base) };
+        let regions: Vec<_> = gic.redistributors.iter().map(|span| (span.base, span.size)).collect();
+        for (index, cpu) in cpus.iter().enumerate() {
+            // SAFETY: as above, for redistributors.
+            let redistributor = unsafe { Redistributor::find(&regions, gic.stride.unwrap_or(0), cpu.mpidr) }?;
+            if redistributor.has_lpis() {
+                return Err(GicError::Lpis);
+            }
+            physical::set_redistributor(index, redistributor);
+        }
+        distributor.adopt()?;
+        physical::set_distributor(distributor);
+        Ok(())
+    }
+
+    /// Takes this CPU's part over from the kernel that runs on it. Returns the CPU interface as that had it.
+    ///
+    /// # Errors
+    ///
+    /// [`GicError`]; nothing is changed then.
+    pub fn adopt_cpu(kept: u32) -> Result<CpuInterface, GicError> {
+        let redistributor = physical::redistributor().ok_or(GicError::NoRedistributor(cpu::mpidr()))?;
+        let interface = CpuInterface::get();
+        redistributor.adopt(kept)?;
+        CpuInterface::clear_active_priorities();
+        arch::gic::start_cpu_interface()?;
+        timer::set_deadline(None);
+        Ok(interface)
     }
 
     /// Starts this CPU's part.

@@ -44,7 +44,7 @@ pub(super) fn tree_bytes(tree: Pa) -> Option<&'static [u8]> {
     Some(unsafe { core::slice::from_raw_parts(tree.0 as *const u8, size as usize) })
 }
 
-fn open_uart(uart: &Uart) -> Option<uart::Console> {
+pub(super) fn open_uart(uart: &Uart) -> Option<uart::Console> {
     panic::set_uart(uart.base);
     // SAFETY: the tree says that a PL011 is there; the caller has mapped it, or the MMU is off.
     unsafe { uart::Console::pl011(uart.base) }
@@ -228,18 +228,23 @@ pub(super) fn stop(reason: core::fmt::Arguments<'_>) -> ! {
 
 /// What the images need of a CPU beyond EL2.
 pub(super) fn check_cpu() {
+    if let Some(problem) = cpu_problem() {
+        stop(format_args!("{problem}"));
+    }
+}
+
+/// Why keel cannot use this CPU.
+pub(super) fn cpu_problem() -> Option<&'static str> {
     if sysreg::read_sysreg!("hcr_el2") & (1 << 34) != 0 {
-        stop(format_args!(
-            "this CPU has EL2 only with Virtualization Host Extensions (HCR_EL2.E2H stays 1), which keel does not use"
-        ));
+        return Some(
+            "this CPU has EL2 only with Virtualization Host Extensions (HCR_EL2.E2H stays 1), which keel does not use",
+        );
     }
     let tgran4 = sysreg::read_sysreg!("id_aa64mmfr0_el1") >> 28 & 0xf;
     if tgran4 == 0xf {
-        stop(format_args!("this CPU has no 4 KiB translation granule (ID_AA64MMFR0_EL1.TGran4)"));
+        return Some("this CPU has no 4 KiB translation granule (ID_AA64MMFR0_EL1.TGran4)");
     }
-    if timer::frequency() == 0 {
-        stop(format_args!("CNTFRQ_EL0 is 0: firmware must set it to the counter's frequency"));
-    }
+    (timer::frequency() == 0).then_some("CNTFRQ_EL0 is 0: firmware must set it to the counter's frequency")
 }
 
 /// Memory that the tree keeps from everybody. The words that spin-table CPUs wait for are, reserved or not: what is written
@@ -344,6 +349,7 @@ fn host_machine(host: &HostInfo, tree: &'static [u8], pages: &Range<Pa>, set_asi
             PAGE_SIZE,
         ),
         ram: Mutex::new(set_aside),
+        successor: None,
         mpidrs: host.cpus.iter().map(|cpu| cpu.mpidr).collect(),
         psci: owner_psci(host),
     }
@@ -377,7 +383,7 @@ fn start_interrupts(host: &HostInfo) -> (smp::Interrupts, HostInterrupts) {
 }
 
 /// Seconds since 1970 when the counter was 0, by the machine's PL031; 0 without one.
-fn wall_clock(host: &HostInfo) -> u64 {
+pub(super) fn wall_clock(host: &HostInfo) -> u64 {
     let Some(rtc) = &host.rtc else {
         warn!("no real-time clock in the device tree: guests' clocks start at 1970");
         return 0;

@@ -41,3 +41,10 @@ pub enum Errno {
     /// Not implemented.
     ENOSYS = 38,
 }
+
+impl Errno {
+    /// As calls return it.
+    pub const fn negated(self) -> i64 {
+        -(self as i64)
+    }
+}

@@ -223,8 +223,9 @@ impl Machine {
         if features::has_fwb() {
             hcr |= hcr::HCR_FWB;
         }
-        if setup.owner.is_some() {
-            hcr = hcr::owner_hcr(hcr);
+        if let Some(owner) = &setup.owner {
+            let late = owner.traps().is_some();
+            hcr = if late { hcr::late_owner_hcr(features::has_fwb()) } else { hcr::owner_hcr(hcr) };
         }
         Ok(Self {
             name: setup.name,

@@ -12,12 +12,12 @@ use crate::{
         cache, cpu,
         depart::{self, Successor},
         gic::{self, CpuInterface, Distributor, Redistributor},
-        smc, stub, timer,
+        smc, state, stub, timer,
     },
     mm::{Ipa, Pa},
     vdev::{
         mmio::AccessSize,
-        owner_gic::{Frame, InterfaceState, IntidSet, OwnerGic, OwnerGicConfig, OwnerHost, PhysicalGic},
+        owner_gic::{Frame, InterfaceState, IntidSet, OwnerCpu, OwnerGic, OwnerGicConfig, OwnerHost, PhysicalGic},
     },
 };
 use alloc::vec::Vec;
@@ -30,8 +30,13 @@ const STAYING: u8 = 0;
 const PREPARING: u8 = 1;
 const LEAVING: u8 = 2;
 
+/// GICD_CTLR.EnableGrp1 (EnableGrp1A for a non-secure access).
+const CTLR_ENABLE: u64 = 1 << 1;
 /// GICD_CTLR: only affinity routing on.
 const CTLR_ARE_NS: u64 = 1 << 4;
+
+/// ICC_CTLR_EL1.EOImode.
+const ICC_CTLR_EOIMODE: u64 = 1 << 1;
 
 /// What an owner's machine has besides what every VM's has.
 #[derive(Debug)]
@@ -44,6 +49,8 @@ pub struct Owner {
     timers: u32,
     successor: Successor,
     state: AtomicU8,
+    /// CPTR_EL2 and MDCR_EL2 of a kernel that ran before keel did: it keeps the features it has found.
+    traps: Option<[u64; 2]>,
 }
 
 /// Why a VM cannot own the machine.
@@ -96,12 +103,13 @@ impl PhysicalGic for Owner {
 }
 
 impl Owner {
-    /// An owner whose vCPUs have the CPUs `cpus`, in order, and which leaves the machine to `successor`.
+    /// An owner whose vCPUs have the CPUs `cpus`, in order, and which leaves the machine to `successor`. `late`: it runs
+    /// already.
     ///
     /// # Errors
     ///
     /// [`OwnerError`] if the machine's interrupts cannot be shared between it and keel.
-    pub fn new(cpus: &[usize], successor: Successor) -> Result<Self, OwnerError> {
+    pub fn new(cpus: &[usize], successor: Successor, late: bool) -> Result<Self, OwnerError> {
         let distributor = physical::distributor().ok_or(OwnerError::NoGic(0))?;
         let host = physical::interrupts().ok_or(OwnerError::NoGic(0))?;
         let of_cpu = |&cpu: &usize| physical::redistributor_of(cpu).copied().ok_or(OwnerError::NoGic(cpu));
@@ -114,10 +122,11 @@ impl Owner {
         };
         let kept = mask([host.hypervisor_timer, host.maintenance])?;
         let timers = mask([host.virtual_timer, host.physical_timer])?;
-        let config =
-            OwnerGicConfig { vcpus: cpus.len(), kept, timers, timer_priority: gic::KEEL_PRIORITY, enabled: false };
+        let enabled = late && distributor.read(0, 2) & CTLR_ENABLE != 0;
+        let config = OwnerGicConfig { vcpus: cpus.len(), kept, timers, timer_priority: gic::KEEL_PRIORITY, enabled };
         let gic = OwnerGic::new(config);
-        Ok(Self { gic, distributor, redistributors, kept, timers, successor, state: AtomicU8::new(STAYING) })
+        let traps = late.then(state::owner_traps);
+        Ok(Self { gic, distributor, redistributors, kept, timers, successor, state: AtomicU8::new(STAYING), traps })
     }
 
     /// Where the GIC's frames are, for the owner's accesses to be seen: GICD, and each vCPU's GICR, with their lengths.
@@ -146,6 +155,34 @@ impl Owner {
             // The timers' are used by other VMs' vCPUs too.
             all(Frame::Redistributor(vcpu), 0, self.kept | self.timers);
         }
+    }
+
+    /// What CPTR_EL2 and MDCR_EL2 the owner runs with, if it ran before keel did.
+    pub(super) fn traps(&self) -> Option<[u64; 2]> {
+        self.traps
+    }
+
+    /// The owner's `vcpu`, which runs on this CPU over the physical CPU interface, comes under keel, which takes that over.
+    pub(super) fn arrive(&self, vcpu: usize, interface: &CpuInterface) -> OwnerCpu {
+        let mut active = IntidSet::EMPTY;
+        // Without EOImode every active interrupt has an active priority.
+        if interface.ap1r.iter().any(|&bits| bits != 0) || interface.ctlr & ICC_CTLR_EOIMODE != 0 {
+            for (word, frame) in (0..self.distributor.interrupts().div_ceil(32))
+                .map(|word| (word, if word == 0 { Frame::Redistributor(vcpu) } else { Frame::Distributor }))
+            {
+                let base = if word == 0 { 0x1_0000 } else { 0 };
+                let bits = self.read(frame, base + 0x300 + 4 * u64::from(word), AccessSize::Word);
+                for intid in IntidSet::of_word(32 * word, bits).iter().filter(|&intid| self.is_here(intid)) {
+                    active.insert(intid);
+                }
+            }
+        }
+        self.gic.arrive(vcpu, state_of(interface), active, self)
+    }
+
+    /// Whether an active interrupt is active on this CPU: its own, or one that is sent here.
+    fn is_here(&self, intid: u32) -> bool {
+        intid < 32 || self.distributor.read(0x6000 + 8 * u64::from(intid), 3) & cpu::MPIDR_AFFINITY == cpu::mpidr()
     }
 
     /// Whether keel is on its way out.
@@ -253,6 +290,21 @@ fn interface_of(state: &InterfaceState) -> CpuInterface {
         igrpen: [vmcr & 1, vmcr >> 1 & 1],
         ap1r: state.ap1r,
     }
+}
+
+/// The other way round.
+fn state_of(interface: &CpuInterface) -> InterfaceState {
+    let [bpr0, bpr1] = interface.bpr;
+    let [group0, group1] = interface.igrpen;
+    let vmcr = group0
+        | group1 << 1
+        | 1 << 3
+        | (interface.ctlr & 1) << 4
+        | (interface.ctlr >> 1 & 1) << 9
+        | bpr1 << 18
+        | bpr0 << 21
+        | interface.pmr << 24;
+    InterfaceState { vmcr, ap0r: [0; 4], ap1r: interface.ap1r }
 }
 
 /// The owner's vCPUs during an exit of `vcpu`.

@@ -9,7 +9,7 @@ use super::{
     interface::Hardware,
     interrupts::{Exiting, Outside},
     machine::{Machine, Stop, Target, stop_of},
-    owner::Onward,
+    owner::{Onward, Owner},
     physical,
     vcpu::{ExitKind, Inner, Vcpu, request},
 };
@@ -92,14 +92,19 @@ impl<'a> Resident<'a> {
     pub fn load(machine: &'a Machine, vcpu: &'a Vcpu) -> Self {
         let mut guard = vcpu.take();
         let inner = &mut *guard;
+        let [cptr, mdcr] = machine
+            .owner
+            .as_ref()
+            .and_then(Owner::traps)
+            .unwrap_or_else(|| [hcr::CPTR_GUEST, hcr::MDCR_GUEST | physical::monitor_bits()]);
         let config = GuestConfig {
             hcr: machine.hcr,
             vttbr: machine.vttbr,
             vtcr: machine.vtcr,
             vmpidr: vcpu.mpidr(),
             cntvoff: machine.counter_offset,
-            mdcr: hcr::MDCR_GUEST | physical::monitor_bits(),
-            cptr: hcr::CPTR_GUEST,
+            mdcr,
+            cptr,
         };
         // What the timers are as software knows them: lines that dropped meanwhile must not interrupt any more.
         for (intid, deadline) in deadlines(inner, machine) {

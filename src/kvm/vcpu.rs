@@ -1,12 +1,12 @@
 //! KVM's calls on a vCPU: initialisation, registers, power state. Running it is [`super::run`].
 
 use super::{
-    Errno,
+    Errno, Machine,
     uapi::{MpState, TARGET_GENERIC_V8, VcpuInit, feature, reg},
     vm::Vm,
 };
 use crate::{
-    arch::state::GuestState,
+    arch::{gic::CpuInterface, state::GuestState},
     vcpu::{VcpuContext, context::PSTATE_RESET},
     vdev::{owner_gic::OwnerCpu, vgic::VgicCpu},
 };
@@ -231,13 +231,25 @@ impl Vcpu {
         !matches!(self.power.load(Ordering::SeqCst), POWER_OFF | POWER_RETIRED)
     }
 
+    /// It runs on this CPU already, and comes under keel there, with these registers; its VM owns the machine. Its CPU
+    /// interface was the physical one, and is `interface`.
+    pub fn adopt(&self, machine: &Machine, gpr: [u64; 31], pc: u64, pstate: u64, interface: &CpuInterface) {
+        let Some(owner) = &machine.owner else { return };
+        let mut inner = self.inner.lock();
+        inner.context.gpr = gpr;
+        (inner.context.pc, inner.context.pstate) = (pc, pstate);
+        inner.state = GuestState::in_machine();
+        inner.owner = owner.arrive(self.index, interface);
+        self.power.store(POWER_ON, Ordering::SeqCst);
+    }
+
     /// Gives its CPU up, if it is off.
     pub fn retire(&self) -> bool {
         self.power.compare_exchange(POWER_OFF, POWER_RETIRED, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
     /// Gives its CPU up, on which it goes on without keel.
-    pub(super) fn leave(&self) {
+    pub fn leave(&self) {
         self.power.store(POWER_RETIRED, Ordering::SeqCst);
     }
 

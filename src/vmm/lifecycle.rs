@@ -11,7 +11,7 @@ use super::{
     scheduler,
 };
 use crate::{
-    arch::{cpu, esr, pmu, smc, timer},
+    arch::{cpu, esr, gic::CpuInterface, pmu, smc, timer},
     kvm::{
         Errno, Machine, Vcpu, Vm,
         machine::{Device, Serial, Stop},
@@ -75,7 +75,9 @@ static LOADING: AtomicU64 = AtomicU64::new(0);
 #[derive(Debug)]
 pub struct Guest {
     number: usize,
-    config: VmConfig<'static>,
+    name: &'static str,
+    /// What it is started from; none if it was there before keel.
+    config: Option<VmConfig<'static>>,
     vm: Vm,
     /// What its exits work on.
     pub machine: Arc<Machine>,
@@ -189,7 +191,7 @@ fn make(host: &Host, number: usize, config: &VmConfig<'static>) -> Result<Guest,
             return Err(StartError::SecondRoot);
         }
         root::make(&vm, machine, config.memory, &host.cpus)?;
-        return finish(number, config, vm, host.cpus.len());
+        return finish(number, config.name, Some(config), vm, host.cpus.len());
     }
     give_memory(&vm, config.memory)?;
     vm.create_device(DEVICE_ARM_VGIC_V3).map_err(api("KVM_CREATE_DEVICE"))?;
@@ -218,16 +220,23 @@ fn make(host: &Host, number: usize, config: &VmConfig<'static>) -> Result<Guest,
             vm.add_device(Device::Pl031 { base: VIRT.rtc.region.base, intid: VIRT.rtc.intid, epoch: host.epoch })
         })
         .map_err(api("adding a device"))?;
-    finish(number, config, vm, config.cpus)
+    finish(number, config.name, Some(config), vm, config.cpus)
 }
 
 /// The VM has all it is made of.
-fn finish(number: usize, config: &VmConfig<'static>, vm: Vm, cpus: usize) -> Result<Guest, StartError> {
+fn finish(
+    number: usize,
+    name: &'static str,
+    config: Option<&VmConfig<'static>>,
+    vm: Vm,
+    cpus: usize,
+) -> Result<Guest, StartError> {
     initialise_vcpus(&vm, cpus)?;
     let machine = vm.machine().map_err(|errno| StartError::Api("KVM_RUN", errno))?;
     Ok(Guest {
         number,
-        config: config.clone(),
+        name,
+        config: config.cloned(),
         vm,
         machine,
         queued: AtomicUsize::new(0),
@@ -252,13 +261,14 @@ fn initialise_vcpus(vm: &Vm, count: usize) -> Result<(), StartError> {
 impl Guest {
     /// Copies the images and sets the first vCPU up; the VM's memory is clear.
     fn load(&self) -> Result<(), StartError> {
+        let Some(config) = &self.config else { return Err(StartError::Api("starting it again", Errno::ENOEXEC)) };
         let start = timer::now();
         let host = HOST.get();
-        let loaded = match host.and_then(|host| host.machine.as_ref()).filter(|_| self.config.root) {
-            Some(machine) => root::load(&self.vm, &self.config, machine, &mut |bytes| entropy::fill(bytes)),
+        let loaded = match host.and_then(|host| host.machine.as_ref()).filter(|_| config.root) {
+            Some(machine) => root::load(&self.vm, config, machine, &mut |bytes| entropy::fill(bytes)),
             None => {
                 let machine = GuestMachine { l1: host.and_then(|host| host.l1), ..VIRT };
-                load::load(&self.config, &mut Memory(&self.vm), &machine, &mut |bytes| entropy::fill(bytes))
+                load::load(config, &mut Memory(&self.vm), &machine, &mut |bytes| entropy::fill(bytes))
             }
         };
         let loaded = loaded.map_err(StartError::Config)?;
@@ -266,7 +276,7 @@ impl Guest {
         LOADING.fetch_add(timer::now().saturating_sub(start), Ordering::Relaxed);
         debug!(
             "VM {}: {:?} kernel, entry {}, device tree at {}, RAM disk {:x?}",
-            self.config.name, loaded.format, loaded.entry, loaded.dtb, loaded.ramdisk
+            self.name, loaded.format, loaded.entry, loaded.dtb, loaded.ramdisk
         );
         let api = |errno| StartError::Api("KVM_SET_ONE_REG", errno);
         let vcpu = self.vm.vcpu(0).ok_or(StartError::Api("KVM_SET_ONE_REG", Errno::EINVAL))?;
@@ -299,6 +309,11 @@ impl Guest {
         }
     }
 
+    /// What happens when it crashes.
+    fn on_crash(&self) -> OnCrash {
+        self.config.as_ref().map_or(OnCrash::Stop, |config| config.on_crash)
+    }
+
     /// Counts a restart. The guest decides how often it restarts, so only the 1st, 2nd, 4th, 8th … is worth a line.
     fn is_notable_restart(&self) -> bool {
         (self.restarts.fetch_add(1, Ordering::Relaxed) + 1).is_power_of_two()
@@ -307,7 +322,7 @@ impl Guest {
     /// Lines that tools read: `keel: stats NAME VALUE`.
     fn report_stats(&self) {
         let start = *self.counts.lock();
-        let name = self.config.name;
+        let name = self.name;
         let line = |what: &str, value: u64| console::line(format_args!("keel: stats {name} {what} {value}"));
         line("ticks", timer::now().saturating_sub(start.ticks));
         line("frequency", timer::frequency());
@@ -325,15 +340,59 @@ impl Guest {
     }
 }
 
+/// What a kernel that owns the machine is called if it was there before keel.
+const OWNER: &str = "owner";
+
+/// Makes the VM of a kernel that runs already, and owns the machine. Its vCPUs [join](join) one by one.
+pub fn adopt(host: Host) -> Result<Arc<Guest>, impl fmt::Display> {
+    let host = HOST.call_once(|| host);
+    ALIVE.store(1, Ordering::SeqCst);
+    console::add(OWNER);
+    console::set_state(0, VmState::Running);
+    let machine = host.machine.as_ref().ok_or(StartError::Stub)?;
+    let features = GuestFeatures { ipa_bits: crate::kvm::vm::max_ipa_bits(), gic_system_registers: true };
+    let ids = GuestIdRegisters::new(&host.id_registers, &features);
+    let api = |errno| StartError::Api("KVM_CREATE_VM", errno);
+    let vm = Vm::create(0, OWNER, ids, Serial { vm: 0, transmit: console::transmit }).map_err(api)?;
+    root::make(&vm, machine, 0, &host.cpus)?;
+    let guest = Arc::new(finish(0, OWNER, None, vm, host.cpus.len())?);
+    guest.queued.store(guest.machine.vcpus.len(), Ordering::SeqCst);
+    // None of its CPUs is keel's yet.
+    guest.machine.vcpus.iter().for_each(|vcpu| vcpu.leave());
+    GUESTS.lock().push(guest.clone());
+    Ok::<_, StartError>(guest)
+}
+
+/// A CPU of such a kernel comes under keel: this one. It goes on when the scheduler runs it.
+pub fn join(guest: &Arc<Guest>, gpr: [u64; 31], pc: u64, pstate: u64, interface: &CpuInterface) -> bool {
+    let Some(vcpu) = guest.machine.vcpus.iter().find(|vcpu| vcpu.cpu() == cpu::index()) else { return false };
+    vcpu.adopt(&guest.machine, gpr, pc, pstate, interface);
+    scheduler::add(guest, vcpu);
+    true
+}
+
+/// Starts the VMs of a bundle beside a kernel that was there before keel.
+pub fn start_beside(bundle: &Bundle<'static>) {
+    if let Some(host) = HOST.get() {
+        ALIVE.fetch_add(1, Ordering::SeqCst);
+        start_vms(host, bundle, 1);
+    }
+}
+
 /// Starts the VMs of a bundle. What is wrong with one leaves the others alone.
 pub fn start(host: Host, bundle: &Bundle<'static>) {
     let host = HOST.call_once(|| host);
     // Nothing may end before everything has begun.
     ALIVE.store(1, Ordering::SeqCst);
+    start_vms(host, bundle, 0);
+}
+
+/// Starts VMs, the first of which has number `first`.
+fn start_vms(host: &Host, bundle: &Bundle<'static>, first: usize) {
     for vm in &bundle.vms {
         console::add(vm.as_ref().map_or("?", |config| config.name));
     }
-    for (number, vm) in bundle.vms.iter().enumerate() {
+    for (number, vm) in bundle.vms.iter().enumerate().map(|(n, vm)| (first + n, vm)) {
         let config = match vm {
             Ok(config) => config,
             Err(error) => {
@@ -387,7 +446,7 @@ pub fn parked(guest: Arc<Guest>, reason: Stop) {
     if stats && (reason == Stop::Off || guest.restarts.load(Ordering::Relaxed) < STATS_REPORTS) {
         guest.report_stats();
     }
-    let name = guest.config.name;
+    let name = guest.name;
     let again = match reason {
         Stop::Off => {
             info!("VM {name}: powered off");
@@ -405,7 +464,7 @@ pub fn parked(guest: Arc<Guest>, reason: Stop) {
             }
             true
         }
-        Stop::Crash => match guest.config.on_crash {
+        Stop::Crash => match guest.on_crash() {
             OnCrash::Restart => {
                 if guest.is_notable_restart() {
                     warn!("VM {name}: crashed, starting it again (keel,on-crash = restart)");
@@ -467,13 +526,13 @@ fn power_off() -> ! {
 pub fn report_crash(guest: &Guest, vcpu: &Vcpu, crash: &Crash) {
     // A guest that is started again after each crash must not fill the log.
     let restarts = guest.restarts.load(Ordering::Relaxed);
-    if guest.config.on_crash == OnCrash::Restart && !(restarts + 1).is_power_of_two() {
+    if guest.on_crash() == OnCrash::Restart && !(restarts + 1).is_power_of_two() {
         return;
     }
     let Crash { esr, far, pc, pstate } = *crash;
     error!(
         "VM {} vCPU {}: {} that keel cannot answer: ESR_EL2 {esr:#x} FAR_EL2 {far:#x} PC {pc:#x} PSTATE {pstate:#x}",
-        guest.config.name,
+        guest.name,
         vcpu.index(),
         esr::class_name(esr::class(esr)),
     );
@@ -483,7 +542,7 @@ pub fn report_crash(guest: &Guest, vcpu: &Vcpu, crash: &Crash) {
 pub fn may_depart(guest: &Guest) -> bool {
     let alone = ALIVE.load(Ordering::SeqCst) == 1;
     if alone && !guest.departing.swap(true, Ordering::SeqCst) {
-        info!("VM {}: owns the machine and takes EL2 back; the hyp stub stays", guest.config.name);
+        info!("VM {}: owns the machine and takes EL2 back; the hyp stub stays", guest.name);
         console::flush();
     }
     alone

@@ -31,12 +31,15 @@ pub struct HostMachine {
     pub tree: &'static [u8],
     /// Everything that is no RAM, page aligned, without the interrupt controller's frames.
     pub devices: Vec<Range<Pa>>,
-    /// Parts of RAM, page aligned, that the tree reserves for others than keel: firmware, frame buffers.
+    /// Parts of RAM, page aligned, that the owner has besides: what the tree reserves for others than keel (firmware, frame
+    /// buffers), or all RAM of one that was there first, but for what it gave keel.
     pub reserved: Vec<Range<Pa>>,
     /// The RAM that was set aside for it, from the lowest on, until it is made.
     pub ram: Mutex<Vec<Block>>,
     /// Affinity of each CPU, in the tree's order.
     pub mpidrs: Vec<u64>,
+    /// The stub under which the owner runs already, and to which keel leaves it; none if keel was there first.
+    pub successor: Option<Successor>,
     /// The firmware's PSCI.
     pub psci: OwnerPsci,
 }
@@ -45,7 +48,7 @@ pub struct HostMachine {
 pub(super) fn make(vm: &Vm, machine: &HostMachine, memory: u64, cpus: &[usize]) -> Result<(), StartError> {
     let ram = core::mem::take(&mut *machine.ram.lock());
     let found: u64 = ram.iter().map(|block| block.range().end.0 - block.range().start.0).sum();
-    if found < memory {
+    if found < memory && machine.successor.is_none() {
         return Err(StartError::Memory { wanted: memory, free: found });
     }
     for block in ram {
@@ -63,7 +66,8 @@ pub(super) fn make(vm: &Vm, machine: &HostMachine, memory: u64, cpus: &[usize]) 
         let affinity = machine.mpidrs.get(cpu).copied().unwrap_or_default();
         vm.create_vcpu_of(index, affinity).map_err(api)?.set_cpu(cpu);
     }
-    let owner = Owner::new(cpus, Successor::own()).map_err(StartError::Owner)?;
+    let successor = machine.successor.unwrap_or_else(Successor::own);
+    let owner = Owner::new(cpus, successor, machine.successor.is_some()).map_err(StartError::Owner)?;
     vm.set_owner(owner).map_err(|errno| StartError::Api("giving the machine to the VM", errno))?;
     prepare_stub(machine)
 }

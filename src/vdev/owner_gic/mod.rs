@@ -554,23 +554,26 @@ impl OwnerGic {
         }
     }
 
-    /// `vcpu` comes under keel on this CPU, whose list registers are empty, running: its CPU interface was the physical one
-    /// until now. `active` are the interrupts that are active on this CPU.
-    pub fn arrive(
-        &self,
-        vcpu: usize,
-        cpu: &mut OwnerCpu,
-        state: &InterfaceState,
-        active: IntidSet,
-        vif: &mut impl VirtualInterface,
-        gic: &impl PhysicalGic,
-    ) {
-        *cpu = OwnerCpu::new();
-        set_interface(state, vif);
-        active.iter().filter(|&intid| intid < SGIS).for_each(|intid| gic.deactivate(intid));
-        cpu.spilled = active;
-        vif.set_control(Control::empty());
-        self.refill(vcpu, cpu, vif, gic);
+    /// `vcpu` comes under keel on this CPU, running: its CPU interface was the physical one until now, and `active` are the
+    /// interrupts that it is handling. The result can be [loaded](Self::load).
+    pub fn arrive(&self, vcpu: usize, state: InterfaceState, active: IntidSet, gic: &impl PhysicalGic) -> OwnerCpu {
+        let mut cpu = OwnerCpu { interface: state, spilled: active, ..OwnerCpu::new() };
+        let sgis = active.word(0) & 0xffff;
+        if sgis != 0 {
+            let (frame, offset) = registers::place(vcpu, 0, registers::CLEAR_ACTIVE, 1);
+            gic.write(frame, offset, AccessSize::Word, sgis);
+        }
+        let word = |register| {
+            let (frame, offset) = registers::place(vcpu, 0, register, 1);
+            gic.read(frame, offset, AccessSize::Word) as u32 & self.config.timers
+        };
+        (cpu.timers_enabled, cpu.timers_active) = (word(registers::SET_ENABLE), word(registers::SET_ACTIVE));
+        for (priority, at) in cpu.timer_priorities.iter_mut().zip(self.timer_priorities(vcpu)) {
+            if let Some((frame, offset)) = at {
+                *priority = gic.read(frame, offset, AccessSize::Byte) as u8;
+            }
+        }
+        cpu
     }
 
     /// `vcpu` leaves keel on this CPU: what it has not taken is pending in hardware again, and what it is handling is active

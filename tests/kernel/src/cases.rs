@@ -6,6 +6,7 @@ pub use stub::{bench as bench_stub, crash};
 mod debug;
 mod device;
 mod gic;
+mod late;
 mod memory;
 mod mmio;
 mod psci;
@@ -47,6 +48,9 @@ pub const ROOT: &[&[Case]] = &[
     root::LEAVING,
     stub::CASES,
 ];
+
+/// The tables for a kernel over keel-stub that has keel's image.
+pub const LATE: &[&[Case]] = &[late::CASES, stub::CASES];
 
 /// The tables for a kernel that owns the machine over keel-stub.
 pub const OVER_STUB: &[&[Case]] = &[stub::CASES];

@@ -4,7 +4,7 @@
 //! benchmarks, `fuzz=SEED,COUNT` the hostile guest, `reset` one SYSTEM_RESET after another, `list` prints the names.
 //! `hyp=keel` says that keel is underneath; without it the cases that only hold under a hypervisor are skipped, and say so.
 //! `hyp=stub` says that keel-stub is, and the kernel owns the machine: then only the cases of the stub run, or with `bench`
-//! what they cost, or with `crash` an exception of EL2 that the stub has to report. `restart` leaves for the kernel of the
+//! what they cost, or with `late`, and keel's image in the RAM disk, those of keel installed under the kernel, or with `crash` an exception of EL2 that the stub has to report. `restart` leaves for the kernel of the
 //! RAM disk at EL2 (`restart.rs`).
 //!
 //! `hyp=root` says that keel is underneath and the kernel owns the machine: all cases run that do not ask for a guest's
@@ -64,6 +64,8 @@ mod kernel {
             cases::crash(machine);
         } else if machine.over_stub() && machine.has("bench") {
             cases::bench_stub(machine);
+        } else if machine.over_stub() && machine.has("late") {
+            harness::run(machine, cases::LATE, machine.value("only").unwrap_or(""));
         } else if machine.over_stub() {
             harness::run(machine, cases::OVER_STUB, machine.value("only").unwrap_or(""));
         } else if machine.is_root() && !machine.has("bench") {

@@ -80,7 +80,7 @@ fn chosen_address(tree: &Fdt<'static>, name: &str) -> (Range<usize>, usize) {
 }
 
 /// Where the RAM disk is.
-fn ramdisk(tree: &Fdt<'static>) -> Range<usize> {
+pub fn ramdisk(tree: &Fdt<'static>) -> Range<usize> {
     let [start, end] = ["linux,initrd-start", "linux,initrd-end"].map(|name| chosen_address(tree, name).1);
     assert!(MAPPED.start <= start && start < end && end <= MAPPED.end, "a RAM disk at {start:#x} to {end:#x}");
     start..end
@@ -88,7 +88,7 @@ fn ramdisk(tree: &Fdt<'static>) -> Range<usize> {
 
 /// The contents of a file of a `newc` archive: entries of 6 bytes of magic and 13 fields of 8 hexadecimal digits, the name
 /// and the contents, both padded to four bytes.
-fn file(archive: &'static [u8], wanted: &str) -> &'static [u8] {
+pub fn file(archive: &'static [u8], wanted: &str) -> &'static [u8] {
     let mut rest = archive;
     loop {
         let entry = (|| {
@@ -133,7 +133,7 @@ fn ranges<'a>(node: FdtNode<'_, 'a>) -> impl Iterator<Item = Range<usize>> + use
 }
 
 /// A 2 MiB boundary with `size` free bytes after it.
-fn place(machine: &Machine, tree: &Fdt<'static>, archive: &Range<usize>, size: usize) -> usize {
+pub fn place(machine: &Machine, tree: &Fdt<'static>, archive: &Range<usize>, size: usize) -> usize {
     let mut taken = heapless::Vec::<Range<usize>, 64>::new();
     let mut take = |range| taken.push(range).expect("at most 61 reservations");
     take(boot::program());

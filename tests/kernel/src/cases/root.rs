@@ -37,19 +37,19 @@ const SMCCC_VERSION: u64 = 0x8000_0000;
 const VERSION_1_1: u64 = 0x1_0001;
 
 /// An SPI without a device on QEMU's virt, edge-triggered here.
-const SPI: u32 = 77;
+pub(super) const SPI: u32 = 77;
 /// SGIs: the one that is being handled, one that is pending, and for calls between CPUs.
-const ACTIVE: u32 = 7;
-const PENDING: u32 = 5;
+pub(super) const ACTIVE: u32 = 7;
+pub(super) const PENDING: u32 = 5;
 const CALL: u32 = 3;
 
 const ENABLE: usize = 0x100;
-const PEND: usize = 0x200;
-const ACTIVATE: usize = 0x300;
+pub(super) const PEND: usize = 0x200;
+pub(super) const ACTIVATE: usize = 0x300;
 const CONFIGURE: usize = 0xc00;
 const ROUTER: usize = 0x6000;
 
-fn private(cpu: usize, register: usize) -> usize {
+pub(super) fn private(cpu: usize, register: usize) -> usize {
     GICR + cpu * GICR_STRIDE + GICR_SGI + register
 }
 
@@ -126,11 +126,11 @@ fn refused_beside_others(machine: &'static Machine) -> Check {
 }
 
 /// Whether keel answers on this CPU.
-fn is_under_keel() -> bool {
+pub(super) fn is_under_keel() -> bool {
     power::hvc(SMCCC_VERSION as u32, [0; 3])[0] == VERSION_1_1
 }
 
-fn over_the_stub(what: &str) -> Check {
+pub(super) fn over_the_stub(what: &str) -> Check {
     check_eq!(answer(&[(0, RESET_VECTORS)])?, 0, "RESET_VECTORS of the stub, {what}");
     check_eq!(answer(&[(0, SMCCC_VERSION)])?, HVC_STUB_ERR, "SMCCC_VERSION by HVC, {what}");
     check!(is_relayed()?, "SMCs are not relayed, {what}");
@@ -138,7 +138,7 @@ fn over_the_stub(what: &str) -> Check {
 }
 
 /// This CPU's interface: ICC_PMR, BPR1, CTLR, IGRPEN1, RPR.
-fn interface() -> [u64; 5] {
+pub(super) fn interface() -> [u64; 5] {
     [
         mrs!("S3_0_C4_C6_0"),
         mrs!("S3_0_C12_C12_3"),
@@ -149,13 +149,13 @@ fn interface() -> [u64; 5] {
 }
 
 /// EL1's timers and counter offset, as far as they stand still.
-fn timers() -> [u64; 5] {
+pub(super) fn timers() -> [u64; 5] {
     [mrs!("cntv_ctl_el0"), mrs!("cntv_cval_el0"), mrs!("cntp_ctl_el0") & 3, mrs!("cntp_cval_el0"), mrs!("cntkctl_el1")]
 }
 
 static IN_HANDLER: Mutex<Option<Check>> = Mutex::new(None);
 
-fn set_up_spi(mpidr: u64) {
+pub(super) fn set_up_spi(mpidr: u64) {
     let edge = read32(GICD + CONFIGURE + SPI as usize / 16 * 4) | 2 << (SPI % 16 * 2);
     write32(GICD + CONFIGURE + SPI as usize / 16 * 4, edge);
     write64(GICD + ROUTER + 8 * SPI as usize, mpidr & 0xff_00ff_ffff);
@@ -163,11 +163,11 @@ fn set_up_spi(mpidr: u64) {
     irq::enable(SPI, 0);
 }
 
-fn pend_spi() {
+pub(super) fn pend_spi() {
     write32(GICD + PEND + SPI as usize / 32 * 4, 1 << (SPI % 32));
 }
 
-fn is_set(register: usize, intid: u32) -> bool {
+pub(super) fn is_set(register: usize, intid: u32) -> bool {
     read32(register + if intid < 32 { 0 } else { intid as usize / 32 * 4 }) >> (intid % 32) & 1 != 0
 }
 

@@ -116,6 +116,32 @@ pub(super) fn while_on_cpu(machine: &'static Machine, cpu: usize, run: OnCpu, he
     }
 }
 
+/// Runs `run` on all other CPUs, which are off, and `here` at the same time.
+pub(super) fn while_on_cpus(machine: &'static Machine, run: OnCpu, here: impl FnOnce() -> Check) -> Check {
+    *JOB.lock() = Some((machine, run));
+    *RESULT.lock() = None;
+    let others = 1..machine.cpus().len();
+    for cpu in others.clone() {
+        harness::start(machine, cpu, work_until_wrong, 0)?;
+    }
+    let here = here();
+    for cpu in others {
+        join(machine, cpu)?;
+    }
+    match RESULT.lock().take() {
+        Some(Err(harness::Verdict::Failed)) => Err(failed(format_args!("on another CPU: {}", harness::reason()))),
+        _ => here,
+    }
+}
+
+/// As [`work`], but what went wrong on one CPU stays.
+fn work_until_wrong(_: usize) {
+    let job = *JOB.lock();
+    if let Some(Err(problem)) = job.map(|(machine, run)| run(machine)) {
+        *RESULT.lock() = Some(Err(problem));
+    }
+}
+
 /// Runs `run` on every CPU, one after the other; CPU 0 first.
 pub(super) fn on_every_cpu(machine: &'static Machine, run: OnCpu) -> Check {
     run(machine)?;
