@@ -8,6 +8,7 @@ mod bundles;
 mod debian;
 mod demo;
 mod kernel;
+mod late;
 mod root;
 mod spin_table;
 mod stub;
@@ -17,6 +18,7 @@ use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use keel_qemu::fit;
 use keel_qemu::image::{self, Guests, Images};
 use keel_qemu::qemu::{self, Board, Ending};
 use keel_qemu::run::write_bundle;
@@ -84,6 +86,7 @@ fn main() -> ExitCode {
     trials.extend(debian::trials());
     trials.extend(stub::trials());
     trials.extend(root::trials());
+    trials.extend(late::trials());
     trials.extend(spin_table::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -1,7 +1,8 @@
 //! keel, installed late: a kernel that runs over the stub puts keel under itself, works, sends it away, and again.
 //!
 //! The RAM disk is a `newc` archive with the file `keel.img`. Each time the image is copied afresh to the memory that keel is
-//! given, as a boot loader would, and its late entry takes over from the stub's vectors.
+//! given, as a boot loader would, and its late entry takes over from the stub's vectors. With `beside` among the boot
+//! arguments there is a bundle too, `vms.itb`, whose VMs run beside this kernel.
 
 use super::{
     root::{self, ACTIVE, PENDING, SPI, interface, is_set, is_under_keel, over_the_stub, pend_spi, set_up_spi, timers},
@@ -9,7 +10,7 @@ use super::{
 };
 use crate::{
     check, check_eq,
-    harness::{self, Case, Check, Under::*, case, eventually, eventually_with_irqs, failed},
+    harness::{self, Case, Check, Under::*, case, eventually, eventually_with_irqs, failed, skip},
     restart,
 };
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
@@ -26,6 +27,7 @@ pub const CASES: &[Case] = &[
     case("late/refused", 1, Stub, refused),
     case("late/in_a_handler", 1, Stub, in_a_handler),
     case("late/again_and_again", 1, Stub, again_and_again),
+    case("late/vms_beside", 1, Stub, vms_beside),
 ];
 
 const KEEL_INSTALL: u64 = 0xc600_0300;
@@ -35,6 +37,8 @@ const EINVAL: u64 = -22_i64 as u64;
 /// Bytes of memory for keel, and of the guards around it.
 const MEMORY: usize = 8 << 20;
 const GUARD: usize = 64 << 10;
+/// Bytes of memory for keel with VMs.
+const MEMORY_WITH_VMS: usize = 64 << 20;
 /// How often keel comes and goes.
 const ROUNDS: u64 = 100;
 
@@ -337,4 +341,67 @@ fn again_and_again(machine: &'static Machine) -> Check {
     WRONG.store(0, Relaxed);
     while_on_cpus(machine, rounds, || rounds(machine))?;
     setup.check_guards()
+}
+
+/// Finds the bundle, and more memory.
+fn find_with_vms(machine: &'static Machine) -> Check<(Setup, &'static [u8])> {
+    let mut setup = find(machine)?;
+    // SAFETY: as in `find`.
+    let tree = unsafe { Fdt::from_ptr(machine.tree as *const u8) }.expect("the tree was read before");
+    let archive = restart::ramdisk(&tree);
+    // SAFETY: as in `find`.
+    let bytes = unsafe { core::slice::from_raw_parts(archive.start as *const u8, archive.len()) };
+    let bundle = restart::file(bytes, "vms.itb");
+    let memory = restart::place(machine, &tree, &archive, MEMORY_WITH_VMS);
+    let moved = (memory - setup.memory) as u64;
+    (setup.memory, setup.vectors) = (memory, setup.vectors.wrapping_add(moved));
+    let block = &mut setup.block.0;
+    (block[OF_MEMORY], block[OF_SIZE]) = (memory as u64, MEMORY_WITH_VMS as u64);
+    block[OF_TREE] = block[OF_TREE].wrapping_add(moved);
+    (block[OF_BUNDLE], block[5]) = (memory as u64 + (6 << 20), bundle.len() as u64);
+    Ok((setup, bundle))
+}
+
+/// keel with a VM beside this kernel: it stays until that has ended.
+fn vms_beside(machine: &'static Machine) -> Check {
+    fn part(machine: &'static Machine) -> Check {
+        let result = with_vms(machine);
+        if result.is_err() {
+            WRONG.store(1, Release);
+        }
+        result
+    }
+    if !machine.has("beside") {
+        return skip("needs a bundle (beside)");
+    }
+    let (setup, bundle) = find_with_vms(machine)?;
+    setup.load(machine);
+    let at = setup.block.0[OF_BUNDLE] as usize;
+    // SAFETY: in keel's memory, which `load` filled, behind the image and the tree.
+    unsafe { core::ptr::copy_nonoverlapping(bundle.as_ptr(), at as *mut u8, bundle.len()) };
+    arch::flush_dcache(at, bundle.len());
+    harness::noise();
+    TURN.store(0, Relaxed);
+    WRONG.store(0, Relaxed);
+    while_on_cpus(machine, part, || part(machine))
+}
+
+fn with_vms(machine: &'static Machine) -> Check {
+    let (setup, _) = find_with_vms(machine)?;
+    let (cpu, cpus) = (arch::cpu() as u64, machine.cpus().len() as u64);
+    wait_for(cpu)?;
+    setup.install()?;
+    TURN.store(cpu + 1, Release);
+    next_part(cpus, 1000)?;
+    // The first CPU stays as long as it has to; the others follow it.
+    wait_for(1000 + cpu)?;
+    let mut refusals = 0;
+    while answer(&[(0, RESET_VECTORS)])? == HVC_STUB_ERR {
+        refusals += 1;
+        time::delay(1000);
+    }
+    check!(refusals > 0 || cpu != 0, "keel left although a VM was there");
+    over_the_stub("after keel and its VMs")?;
+    TURN.fetch_add(1, Release);
+    Ok(())
 }
