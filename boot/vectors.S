@@ -34,10 +34,8 @@
     slot_end 9991b
 .endm
 
-    .section .text.hot.vectors, "ax"
-    .balign 0x800
-    .global keel_vectors
-keel_vectors:
+// A table of vectors. \arch is where calls of owner 0 go.
+.macro vector_table arch
     fatal_slot 0                        // current EL with SP_EL0: keel never uses it
     fatal_slot 1
     fatal_slot 2
@@ -49,7 +47,7 @@ keel_vectors:
 
 // Lower EL, AArch64, synchronous. The calls whose answer is a constant of the VM are answered here: SMCCC_VERSION,
 // the three ARCH_WORKAROUNDs (SMCCC, owner 0) and PSCI_VERSION. Result in x0, x1-x3 = 0 (SMCCC 1.1).
-vector_lower_sync:
+9992:
     stp     x0, x1, [sp, #-16]!
     mrs     x1, esr_el2
     lsr     x1, x1, #26
@@ -57,12 +55,12 @@ vector_lower_sync:
     b.ne    1f
     eor     w1, w0, #0x80000000         // fast call, SMC32 convention
     lsr     w1, w1, #16
-    cbz     w1, hvc_arch                // owner 0, bits 23:16 clear
+    cbz     w1, \arch                   // owner 0, bits 23:16 clear
     cmp     w1, #0x400                  // owner 4: standard secure services
     b.eq    hvc_standard
 1:  mov     x1, #{exit_sync}
     b       vcpu_exit
-    slot_end vector_lower_sync
+    slot_end 9992b
 
     guest_slot {exit_irq}
     guest_slot {exit_fiq}
@@ -72,6 +70,33 @@ vector_lower_sync:
     guest_slot {exit_irq}
     guest_slot {exit_fiq}
     guest_slot {exit_serror}
+.endm
+
+    .section .text.hot.vectors, "ax"
+    .balign 0x800
+    .global keel_vectors
+keel_vectors:
+    vector_table hvc_arch
+
+// For a CPU on which a workaround is firmware's: its calls go there.
+    .balign 0x800
+    .global keel_vectors_firmware
+keel_vectors_firmware:
+    vector_table hvc_arch_firmware
+
+// w0 = 0x8000_nnnn. WORKAROUND_1 and WORKAROUND_3 are carried out by firmware, which keeps x4-x30 (SMCCC 1.1) and ELR_EL2
+// and SPSR_EL2 (they are not EL3's). WORKAROUND_2 is a switch for the whole CPU that keel has set (src/init/smp.rs): no
+// guest's to turn.
+hvc_arch_firmware:
+    and     w1, w0, #0xffff
+    cmp     w1, #8, lsl #12             // SMCCC_ARCH_WORKAROUND_1, 0x8000_8000
+    b.eq    1f
+    add     w1, w1, #1
+    cmp     w1, #4, lsl #12             // SMCCC_ARCH_WORKAROUND_3, 0x8000_3fff
+    b.ne    hvc_arch
+1:  mov     w0, w0
+    smc     #0
+    b       hvc_return_zero
 
 // w0 = 0x8000_nnnn.
 hvc_arch:
