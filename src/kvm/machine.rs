@@ -3,13 +3,18 @@
 use super::{
     Errno,
     interrupts::Outside,
+    memory::Slots,
+    pages::PageStates,
     physical::{self, MAX_CPUS},
     uapi::vgic,
     vcpu::Vcpu,
 };
 use crate::{
     arch::{cpu, features, hcr, timer},
-    hypercall::psci::{self, SystemEvent},
+    hypercall::{
+        psci::{self, SystemEvent},
+        services::Services,
+    },
     mm::Ipa,
     vdev::{
         idregs::GuestIdRegisters,
@@ -81,6 +86,9 @@ pub(super) struct MachineSetup {
     pub initialised: bool,
     pub devices: Vec<Device>,
     pub psci: psci::Version,
+    pub services: Services,
+    pub slots: Arc<Slots>,
+    pub pages: Option<PageStates>,
     pub id_registers: GuestIdRegisters,
     pub serial: Serial,
     pub vttbr: u64,
@@ -137,7 +145,14 @@ pub struct Machine {
     pub(super) bus: Bus<Target>,
     uart: Option<(u32, Mutex<SerialPort>)>,
     rtc: Option<(u32, Mutex<Pl031>)>,
-    pub(super) psci: psci::Version,
+    /// The version of PSCI, as PSCI_VERSION returns it.
+    psci: AtomicU32,
+    pub(super) services: Services,
+    pub(super) slots: Arc<Slots>,
+    /// The states of a protected guest's pages.
+    pub(super) pages: Option<PageStates>,
+    /// Seconds since 1970 when the machine's counter was 0, if it knows.
+    pub(super) epoch: Option<u64>,
     pub(super) id_registers: GuestIdRegisters,
     serial: Serial,
     pub(super) vttbr: u64,
@@ -178,6 +193,7 @@ impl Machine {
             device: Target::Redistributors,
         });
         let (mut uart, mut rtc) = (None, None);
+        let mut wall_clock = None;
         for device in &setup.devices {
             match *device {
                 Device::Pl011 { base, intid } => {
@@ -187,6 +203,7 @@ impl Machine {
                 Device::Pl031 { base, intid, epoch } => {
                     regions.push(Region { name: "pl031", start: base, length: pl031::LENGTH, device: Target::Rtc });
                     let now = timer::now() / timer::frequency().max(1);
+                    wall_clock = (epoch != 0).then_some(epoch);
                     rtc = Some((intid, Mutex::new(Pl031::new(epoch.wrapping_add(now), now))));
                 }
             }
@@ -198,13 +215,6 @@ impl Machine {
                 vgic.map_hw(index, guest_interrupt::VIRTUAL_TIMER, Some(host.virtual_timer));
                 vgic.map_hw(index, guest_interrupt::PHYSICAL_TIMER, Some(host.physical_timer));
             }
-        }
-        let psci_version = match setup.psci {
-            psci::Version::V0_1 => psci::NOT_SUPPORTED as u64,
-            version => u64::from(version.encoding()),
-        };
-        for vcpu in &setup.vcpus {
-            vcpu.parked().context.psci_version = psci_version;
         }
         let ids = crate::arch::cpu::id_registers();
         // CRm 7 op2 1 and CRm 4 op2 0.
@@ -219,7 +229,11 @@ impl Machine {
             bus: Bus::new(&regions).map_err(|_| Errno::EINVAL)?,
             uart,
             rtc,
-            psci: setup.psci,
+            psci: AtomicU32::new(setup.psci.encoding()),
+            services: setup.services,
+            slots: setup.slots,
+            pages: setup.pages,
+            epoch: wall_clock,
             id_registers: setup.id_registers,
             serial: setup.serial,
             vttbr: setup.vttbr,
@@ -231,6 +245,17 @@ impl Machine {
             frequency: timer::frequency().max(1),
         })
         .inspect(|_| debug_assert!(setup.ipa_bits >= 32))
+    }
+
+    /// The version of PSCI that guests see.
+    #[inline]
+    pub(super) fn psci_version(&self) -> psci::Version {
+        psci::Version::from_encoding(self.psci.load(Ordering::Relaxed)).unwrap_or(psci::Version::V0_1)
+    }
+
+    /// Changes it: vCPUs see it when a CPU next loads them.
+    pub(super) fn set_psci_version(&self, version: psci::Version) {
+        self.psci.store(version.encoding(), Ordering::Relaxed);
     }
 
     /// Stops the VM: every CPU that has one of its vCPUs looks. The first reason stays.
@@ -268,6 +293,9 @@ impl Machine {
         }
         for last in &self.last {
             last.store(0, Ordering::Relaxed);
+        }
+        if let Some(pages) = &self.pages {
+            pages.reset();
         }
         self.event.store(0, Ordering::SeqCst);
     }
@@ -397,7 +425,7 @@ fn redistributor(offset: u64) -> (usize, u64) {
 /// The stop that a system call of PSCI asks for.
 pub(super) fn stop_of(event: SystemEvent) -> Stop {
     match event {
-        SystemEvent::Off => Stop::Off,
+        SystemEvent::Off | SystemEvent::Hibernate => Stop::Off,
         SystemEvent::Reset | SystemEvent::Reset2 { .. } => Stop::Reset,
     }
 }

@@ -7,7 +7,7 @@
 use super::{
     caller::Caller,
     interface::Hardware,
-    interrupts::{Exiting, Outside},
+    interrupts::{self, Exiting, Outside},
     machine::{Machine, Stop, guest_interrupt, stop_of},
     physical,
     vcpu::{ExitKind, Inner, Vcpu, request},
@@ -19,7 +19,7 @@ use crate::{
         sysreg::read_sysreg,
         timer,
     },
-    hypercall::{self, Call, Conduit, Outcome, Results},
+    hypercall::{self, Call, Conduit, Outcome, Results, psci},
     vcpu::{
         Exit, GuestFault,
         exit::{self, DataAbort, INSTRUCTION_BYTES, SystemAccess, Wait},
@@ -28,6 +28,7 @@ use crate::{
     vdev::{
         mmio::AccessSize,
         sysreg::{Action, MachineRegister, SysRegId},
+        vgic::SgiRegister,
     },
 };
 use core::{
@@ -49,6 +50,8 @@ pub enum Leave {
     Wait(Option<u64>),
     /// The guest gives way.
     Yield,
+    /// SYSTEM_SUSPEND: its arguments are in x1 (where to go on) and x2 (its x0); nothing has changed.
+    Suspend,
     /// The vCPU switched itself off.
     Off,
     /// The VM is to stop.
@@ -76,6 +79,8 @@ pub struct Resident<'a> {
     machine: &'a Machine,
     inner: MutexGuard<'a, Inner>,
     hcr: u64,
+    /// WFI leaves to the caller, as [`Self::trap_wait`] said.
+    trap: bool,
     /// Set when this CPU is to look at its vCPUs.
     attention: &'static AtomicBool,
 }
@@ -99,16 +104,30 @@ impl<'a> Resident<'a> {
             machine.set_timer_level(vcpu.index(), intid, deadline.is_some_and(|at| at <= timer::now()));
         }
         inner.state.load(&config);
+        inner.context.psci_version = match machine.psci_version() {
+            psci::Version::V0_1 => psci::NOT_SUPPORTED as u64,
+            version => u64::from(version.encoding()),
+        };
         if machine.note_running(vcpu.index()) {
             crate::arch::tlb::flush_local_vmid();
         }
         machine.vgic.load(vcpu.index(), &mut inner.vgic, &mut Hardware);
         vcpu.resident.store(true, Ordering::SeqCst);
-        Self { vcpu, machine, hcr: machine.hcr, inner: guard, attention: physical::attention() }
+        let mut resident =
+            Self { vcpu, machine, hcr: machine.hcr, trap: false, inner: guard, attention: physical::attention() };
+        resident.update_traps();
+        resident
     }
 
     /// Whether WFI is to be seen by the caller: it is, while another vCPU could use this CPU.
     pub fn trap_wait(&mut self, trap: bool) {
+        self.trap = trap;
+        self.update_traps();
+    }
+
+    /// A vCPU that was told to wake has its next WFI seen here too, so that it does not sleep over that.
+    fn update_traps(&mut self) {
+        let trap = self.trap || self.vcpu.requests.load(Ordering::SeqCst) & request::WAKE != 0;
         let hcr = if trap { self.machine.hcr | hcr::HCR_TWI } else { self.machine.hcr };
         if hcr != self.hcr {
             self.hcr = hcr;
@@ -184,7 +203,7 @@ impl<'a> Resident<'a> {
             Exit::Wait(wait) => {
                 self.count(ExitKind::Wait);
                 self.inner.context.skip_instruction(INSTRUCTION_BYTES);
-                return Some(self.wait(wait));
+                return self.wait(wait);
             }
             Exit::Unexpected { esr } => return Some(self.crash(esr)),
             Exit::Instruction(abort) => GuestFault::InstructionAbort { far: abort.far },
@@ -199,8 +218,9 @@ impl<'a> Resident<'a> {
     fn call(&mut self, conduit: Conduit, immediate: u16) -> Option<Leave> {
         let registers = self.inner.context.gpr.first_chunk::<18>()?;
         let call = Call { conduit, immediate, aarch32: false, registers };
-        let outcome = hypercall::dispatch(&Caller { machine: self.machine }, &call);
+        let outcome = hypercall::dispatch(&Caller { machine: self.machine, vcpu: self.vcpu }, &call);
         match outcome.results() {
+            Results::None => {}
             Results::Four(results) => self.inner.context.set_results(results),
             Results::X0(x0) => self.inner.context.set_register(0, x0),
         }
@@ -209,7 +229,44 @@ impl<'a> Resident<'a> {
             Outcome::Suspend(_) => Some(Leave::Wait(None)),
             Outcome::CpuOff => Some(Leave::Off),
             Outcome::System(event) => Some(Leave::Stop(stop_of(event))),
+            rare => self.carry_out(rare),
         }
+    }
+
+    /// What a call asked for beside its answer.
+    #[cold]
+    fn carry_out(&mut self, outcome: Outcome) -> Option<Leave> {
+        match outcome {
+            Outcome::SystemSuspend => return Some(Leave::Suspend),
+            Outcome::StolenTime { .. } => self.vcpu.stolen.start(),
+            Outcome::Wake(index) if index == self.vcpu.index() => {
+                self.vcpu.requests.fetch_or(request::WAKE, Ordering::SeqCst);
+                self.update_traps();
+            }
+            Outcome::Wake(index) => {
+                if let Some(vcpu) = self.machine.vcpus.get(index) {
+                    interrupts::wake(vcpu);
+                }
+            }
+            Outcome::Interrupt { vcpus, sgi } => {
+                let inner = &mut *self.inner;
+                let host = Exiting { machine: self.machine, vcpu: self.vcpu, vgic: RefCell::new(&mut inner.vgic) };
+                for vcpu in
+                    self.machine.vcpus.iter().filter(|vcpu| vcpus & 1_u64.unbounded_shl(vcpu.index() as u32) != 0)
+                {
+                    // ICC_SGI1R_EL1: the target is bit Aff0 of the list, in the cluster of its Aff1.
+                    let affinity = vcpu.mpidr();
+                    let value = u64::from(sgi) << 24 | (affinity >> 8 & 0xff) << 16 | 1 << (affinity & 0xf);
+                    self.machine.vgic.send_sgi(self.vcpu.index(), SgiRegister::Sgi1r, value, &host);
+                }
+            }
+            Outcome::YieldTo(index) => {
+                let same_cpu = self.machine.vcpus.get(index).is_some_and(|vcpu| vcpu.cpu() == self.vcpu.cpu());
+                return same_cpu.then_some(Leave::Yield);
+            }
+            Outcome::Return(_) | Outcome::ReturnX0(_) | Outcome::Suspend(_) | Outcome::CpuOff | Outcome::System(_) => {}
+        }
+        None
     }
 
     /// A data access that stage 2 refused: a device's, or nobody's.
@@ -272,13 +329,17 @@ impl<'a> Resident<'a> {
         Ok(())
     }
 
-    fn wait(&mut self, wait: Wait) -> Leave {
+    fn wait(&mut self, wait: Wait) -> Option<Leave> {
+        if self.vcpu.take_wake() {
+            self.update_traps();
+            return None;
+        }
         let deadline = |register| self.inner.context.register(register).wrapping_add(self.machine.counter_offset);
-        match wait {
+        Some(match wait {
             Wait::Interrupt => Leave::Wait(None),
             Wait::InterruptTimeout(register) => Leave::Wait(Some(deadline(register))),
             Wait::Event | Wait::EventTimeout(_) => Leave::Yield,
-        }
+        })
     }
 
     /// A physical interrupt took this CPU out of the guest.
@@ -325,6 +386,7 @@ impl<'a> Resident<'a> {
             self.machine.vgic.sync(self.vcpu.index(), &mut self.inner.vgic, &mut Hardware, &Outside(self.machine));
             self.vcpu.requests.fetch_and(!request::SYNC, Ordering::SeqCst);
         }
+        self.update_traps();
     }
 
     /// A physical SError while the guest ran: it is the guest's doing as far as anyone can tell, and it may have lost data.
@@ -394,7 +456,7 @@ pub fn is_runnable(machine: &Machine, vcpu: &Vcpu, now: u64) -> (bool, Option<u6
             None => {}
         }
     }
-    (machine.has_pending_interrupt(vcpu.index(), &inner.vgic), next)
+    (vcpu.take_wake() || machine.has_pending_interrupt(vcpu.index(), &inner.vgic), next)
 }
 
 /// SCTLR_EL1.EE of the guest that this CPU holds.

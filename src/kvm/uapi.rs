@@ -48,6 +48,14 @@ pub enum MpState {
 /// `kvm_create_device.type`: ARM_VGIC_V3.
 pub const DEVICE_ARM_VGIC_V3: u32 = 7;
 
+/// Groups and attributes of a vCPU.
+pub mod vcpu {
+    /// KVM_ARM_VCPU_PVTIME_CTRL.
+    pub const GROUP_PVTIME: u32 = 2;
+    /// KVM_ARM_VCPU_PVTIME_IPA.
+    pub const PVTIME_IPA: u64 = 0;
+}
+
 /// Groups and attributes of the vGIC device.
 pub mod vgic {
     /// KVM_DEV_ARM_VGIC_GRP_ADDR.
@@ -82,9 +90,6 @@ pub mod reg {
     pub const PC: u64 = CORE_U64 + 0x40;
     /// PSTATE.
     pub const PSTATE: u64 = CORE_U64 + 0x42;
-    /// KVM_REG_ARM_PSCI_VERSION.
-    pub const PSCI_VERSION: u64 = 0x6030_0000_0014_0000;
-
     /// The part of an id that must be this for arm64 registers, with the size taken out.
     pub const ARM64: u64 = 0x6000_0000;
 }
