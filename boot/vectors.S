@@ -5,9 +5,8 @@
 //
 // While a guest runs, SP_EL2 is where `vcpu_enter` left it:
 //      sp + 0   VcpuContext of the guest
-//      sp + 8   caller's x18 (unused), kept for alignment
+//      sp + 8   caller's x19
 //      sp + 16  caller's x29, x30
-//      sp + 32  caller's x19
 // The caller treats every other register as clobbered (src/vcpu/switch.rs), so none is saved here that it does not need.
 
 // A slot that is too long is an error of the assembler: `.org` cannot move backwards.
@@ -15,11 +14,11 @@
     .org \start + 0x80
 .endm
 
-// An exception out of a guest that Rust handles: x0, x1 go to the stack, x1 = reason.
+// An exception out of a guest that Rust handles: x0, x1 go to the stack, x0 = reason.
 .macro guest_slot reason
 9990:
     stp     x0, x1, [sp, #-16]!
-    mov     x1, #\reason
+    mov     x0, #\reason
     b       vcpu_exit
     slot_end 9990b
 .endm
@@ -58,7 +57,7 @@
     cbz     w1, \arch                   // owner 0, bits 23:16 clear
     cmp     w1, #0x400                  // owner 4: standard secure services
     b.eq    hvc_standard
-1:  mov     x1, #{exit_sync}
+1:  mov     x0, #{exit_sync}
     b       vcpu_exit
     slot_end 9992b
 
@@ -109,7 +108,7 @@ hvc_arch:
     b.eq    hvc_return_zero
     cmp     w1, #4, lsl #12             // SMCCC_ARCH_WORKAROUND_3, 0x8000_3fff
     b.eq    hvc_return_zero
-    mov     x1, #{exit_sync}
+    mov     x0, #{exit_sync}
     b       vcpu_exit
 
 hvc_smccc_version:
@@ -124,7 +123,7 @@ hvc_standard:
     ldr     x0, [sp, #16]
     ldr     x0, [x0, #{ctx_psci_version}]
     b       hvc_return
-1:  mov     x1, #{exit_sync}
+1:  mov     x0, #{exit_sync}
     b       vcpu_exit
 
 hvc_return_zero:
@@ -140,13 +139,12 @@ hvc_return:
 
 // vcpu_enter: runs a guest until it traps.
 //   in: x0 = &mut VcpuContext. out: x0 = reason (EXIT_*).
-//   Preserves x19, x29, sp. Clobbers everything else. Stack: 48 bytes.
+//   Preserves x19, x29, sp. Clobbers everything else. Stack: 32 bytes.
     .balign 64
     .global vcpu_enter
 vcpu_enter:
-    stp     x0, x18, [sp, #-48]!
+    stp     x0, x19, [sp, #-32]!
     stp     x29, x30, [sp, #16]
-    str     x19, [sp, #32]
     ldp     x2, x3, [x0, #{ctx_elr}]
     msr     elr_el2, x2
     msr     spsr_el2, x3
@@ -170,34 +168,32 @@ vcpu_enter:
     dsb     nsh
     isb
 
-// vcpu_exit: in x1 = reason; the guest's x0, x1 on the stack. Returns from the vcpu_enter that ran the guest.
+// vcpu_exit: in x0 = reason; the guest's x0, x1 on the stack. Returns from the vcpu_enter that ran the guest.
     .balign 64
 vcpu_exit:
-    ldr     x0, [sp, #16]
-    stp     x2, x3, [x0, #{ctx_gpr} + 16]
-    stp     x4, x5, [x0, #{ctx_gpr} + 32]
-    stp     x6, x7, [x0, #{ctx_gpr} + 48]
-    stp     x8, x9, [x0, #{ctx_gpr} + 64]
-    stp     x10, x11, [x0, #{ctx_gpr} + 80]
-    stp     x12, x13, [x0, #{ctx_gpr} + 96]
-    stp     x14, x15, [x0, #{ctx_gpr} + 112]
-    stp     x16, x17, [x0, #{ctx_gpr} + 128]
-    stp     x18, x19, [x0, #{ctx_gpr} + 144]
-    stp     x20, x21, [x0, #{ctx_gpr} + 160]
-    stp     x22, x23, [x0, #{ctx_gpr} + 176]
-    stp     x24, x25, [x0, #{ctx_gpr} + 192]
-    stp     x26, x27, [x0, #{ctx_gpr} + 208]
-    stp     x28, x29, [x0, #{ctx_gpr} + 224]
-    str     x30, [x0, #{ctx_gpr} + 240]
+    ldr     x1, [sp, #16]
+    stp     x2, x3, [x1, #{ctx_gpr} + 16]
+    stp     x4, x5, [x1, #{ctx_gpr} + 32]
+    stp     x6, x7, [x1, #{ctx_gpr} + 48]
+    stp     x8, x9, [x1, #{ctx_gpr} + 64]
+    stp     x10, x11, [x1, #{ctx_gpr} + 80]
+    stp     x12, x13, [x1, #{ctx_gpr} + 96]
+    stp     x14, x15, [x1, #{ctx_gpr} + 112]
+    stp     x16, x17, [x1, #{ctx_gpr} + 128]
+    stp     x18, x19, [x1, #{ctx_gpr} + 144]
+    stp     x20, x21, [x1, #{ctx_gpr} + 160]
+    stp     x22, x23, [x1, #{ctx_gpr} + 176]
+    stp     x24, x25, [x1, #{ctx_gpr} + 192]
+    stp     x26, x27, [x1, #{ctx_gpr} + 208]
+    stp     x28, x29, [x1, #{ctx_gpr} + 224]
+    str     x30, [x1, #{ctx_gpr} + 240]
     ldp     x2, x3, [sp], #16
-    stp     x2, x3, [x0, #{ctx_gpr}]
+    stp     x2, x3, [x1, #{ctx_gpr}]
     mrs     x2, elr_el2
     mrs     x3, spsr_el2
-    stp     x2, x3, [x0, #{ctx_elr}]
-    mov     x0, x1
-    ldr     x19, [sp, #32]
+    stp     x2, x3, [x1, #{ctx_elr}]
     ldp     x29, x30, [sp, #16]
-    add     sp, sp, #48
+    ldp     x2, x19, [sp], #32          // x2: not needed any more
     ret
 
 // keel_fatal_entry: keel's own exception. in: x0 = kind (0-7), TPIDRRO_EL0, TPIDR_EL0 = x0, x30 at the exception.

@@ -213,6 +213,13 @@ pub trait HypercallHost {
     fn guest_has_ssbs(&self) -> bool;
 }
 
+/// Whether a call by HVC is one that nobody implements: NOT_SUPPORTED in x0, x1 to x3 zero. The answer that
+/// [`dispatch`] gives, for who wants it sooner.
+#[inline(always)]
+pub fn is_unknown(function: FunctionId) -> bool {
+    table::find(function).is_none() && !generic::is_one(function)
+}
+
 /// Answers a call.
 ///
 /// Never fails: a call that is unknown, not enabled for this VM or made in the wrong way is NOT_SUPPORTED, and a generic

@@ -19,7 +19,10 @@ use crate::{
         sysreg::read_sysreg,
         timer,
     },
-    hypercall::{self, Call, Conduit, Outcome, Results, psci},
+    hypercall::{
+        self, Call, Conduit, Outcome, Results, psci,
+        smccc::{FunctionId, NOT_SUPPORTED},
+    },
     vcpu::{
         Exit, GuestFault,
         exit::{self, DataAbort, INSTRUCTION_BYTES, SystemAccess, Wait},
@@ -28,7 +31,6 @@ use crate::{
     vdev::{
         mmio::AccessSize,
         sysreg::{Action, MachineRegister, SysRegId},
-        vgic::SgiRegister,
     },
 };
 use core::{
@@ -83,6 +85,8 @@ pub struct Resident<'a> {
     trap: bool,
     /// Set when this CPU is to look at its vCPUs.
     attention: &'static AtomicBool,
+    /// Set when the vGIC is to be looked at before the next entry.
+    dirty: &'a AtomicBool,
 }
 
 impl<'a> Resident<'a> {
@@ -113,8 +117,16 @@ impl<'a> Resident<'a> {
         }
         machine.vgic.load(vcpu.index(), &mut inner.vgic, &mut Hardware);
         vcpu.resident.store(true, Ordering::SeqCst);
-        let mut resident =
-            Self { vcpu, machine, hcr: machine.hcr, trap: false, inner: guard, attention: physical::attention() };
+        static NEVER: AtomicBool = AtomicBool::new(false);
+        let mut resident = Self {
+            vcpu,
+            machine,
+            hcr: machine.hcr,
+            trap: false,
+            inner: guard,
+            attention: physical::attention(),
+            dirty: machine.vgic.dirty_flag(vcpu.index()).unwrap_or(&NEVER),
+        };
         resident.update_traps();
         resident
     }
@@ -136,13 +148,14 @@ impl<'a> Resident<'a> {
     }
 
     /// Runs the guest until its caller has something to do.
+    #[inline(never)]
     pub fn run(&mut self) -> Leave {
-        let index = self.vcpu.index();
         loop {
             if self.attention.load(Ordering::Relaxed) {
                 return Leave::Attention;
             }
-            if self.machine.vgic.dirty(index) {
+            if self.dirty.load(Ordering::Relaxed) {
+                let index = self.vcpu.index();
                 self.machine.vgic.flush(index, &mut self.inner.vgic, &mut Hardware, &Outside(self.machine));
             }
             let leave = match switch::enter(&mut self.inner.context) {
@@ -167,6 +180,9 @@ impl<'a> Resident<'a> {
         let esr = switch::esr();
         if let Some(immediate) = exit::hvc(esr) {
             self.count(ExitKind::Hvc);
+            if self.answer_unknown() {
+                return None;
+            }
             return self.call(Conduit::Hvc, immediate);
         }
         let (outcome, bytes) = if let Some(abort) = DataAbort::decode(esr, switch::fault_address) {
@@ -198,6 +214,9 @@ impl<'a> Resident<'a> {
             Exit::Smc { immediate } => {
                 self.count(ExitKind::Smc);
                 self.inner.context.skip_instruction(INSTRUCTION_BYTES);
+                if immediate == 0 && self.answer_unknown() {
+                    return None;
+                }
                 return self.call(Conduit::Smc, immediate);
             }
             Exit::Wait(wait) => {
@@ -214,7 +233,17 @@ impl<'a> Resident<'a> {
         None
     }
 
+    /// Answers a call that nobody implements, which a guest may make as often as any; `false` if it is another.
     #[inline(always)]
+    fn answer_unknown(&mut self) -> bool {
+        let unknown = hypercall::is_unknown(FunctionId(self.inner.context.gpr[0] as u32));
+        if unknown {
+            self.inner.context.set_results([NOT_SUPPORTED as u64, 0, 0, 0]);
+        }
+        unknown
+    }
+
+    #[inline(never)]
     fn call(&mut self, conduit: Conduit, immediate: u16) -> Option<Leave> {
         let registers = self.inner.context.gpr.first_chunk::<18>()?;
         let call = Call { conduit, immediate, aarch32: false, registers };
@@ -251,13 +280,8 @@ impl<'a> Resident<'a> {
             Outcome::Interrupt { vcpus, sgi } => {
                 let inner = &mut *self.inner;
                 let host = Exiting { machine: self.machine, vcpu: self.vcpu, vgic: RefCell::new(&mut inner.vgic) };
-                for vcpu in
-                    self.machine.vcpus.iter().filter(|vcpu| vcpus & 1_u64.unbounded_shl(vcpu.index() as u32) != 0)
-                {
-                    // ICC_SGI1R_EL1: the target is bit Aff0 of the list, in the cluster of its Aff1.
-                    let affinity = vcpu.mpidr();
-                    let value = u64::from(sgi) << 24 | (affinity >> 8 & 0xff) << 16 | 1 << (affinity & 0xf);
-                    self.machine.vgic.send_sgi(self.vcpu.index(), SgiRegister::Sgi1r, value, &host);
+                for vcpu in (0..64).filter(|vcpu| vcpus & 1 << vcpu != 0) {
+                    self.machine.vgic.send_sgi_to(vcpu, sgi, &host);
                 }
             }
             Outcome::YieldTo(index) => {
@@ -281,6 +305,13 @@ impl<'a> Resident<'a> {
         let inner = &mut *self.inner;
         let size = AccessSize::from_log2(abort.size().into());
         let (target, offset) = self.machine.bus.find(abort.ipa(), size)?;
+        // What drivers do most, when no device has to do anything for it.
+        if abort.is_word_load()
+            && let Some(value) = self.machine.peek(target, offset)
+        {
+            inner.context.set_register(abort.register(), value.into());
+            return Some(());
+        }
         let host = Exiting { machine: self.machine, vcpu: self.vcpu, vgic: RefCell::new(&mut inner.vgic) };
         if abort.is_write() {
             let value = inner.context.register(abort.register()) & size.mask();
@@ -362,7 +393,9 @@ impl<'a> Resident<'a> {
         } else if intid == gic::SGI_KICK {
             gic::deactivate(intid);
             self.count(ExitKind::Kick);
-            self.serve_requests();
+            if self.vcpu.requests.load(Ordering::SeqCst) != 0 {
+                self.serve_requests();
+            }
         } else if intid == host.maintenance {
             self.count(ExitKind::Maintenance);
             self.machine.vgic.maintenance(index);
@@ -381,6 +414,7 @@ impl<'a> Resident<'a> {
         None
     }
 
+    #[inline(never)]
     fn serve_requests(&mut self) {
         if self.vcpu.requests.load(Ordering::SeqCst) & request::SYNC != 0 {
             self.machine.vgic.sync(self.vcpu.index(), &mut self.inner.vgic, &mut Hardware, &Outside(self.machine));
