@@ -9,6 +9,7 @@ mod gic;
 mod memory;
 mod mmio;
 mod psci;
+mod services;
 mod smccc;
 mod stress;
 mod stub;
@@ -20,6 +21,7 @@ pub const ALL: &[&[Case]] = &[
     memory::CASES,
     smccc::CASES,
     psci::CASES,
+    services::CASES,
     sysreg::CASES,
     mmio::CASES,
     gic::CASES,
