@@ -20,6 +20,8 @@ pub struct Guests {
     pub demo: PathBuf,
     /// `build/test-kernel`; `build/test-kernel.elf` is the same with symbols.
     pub test_kernel: PathBuf,
+    /// `build/ptp-time`: a Linux program that prints the time of /dev/ptp0.
+    pub ptp_time: PathBuf,
 }
 
 /// What was built, and how large it is.
@@ -59,7 +61,12 @@ pub fn build_guests() -> Result<Guests> {
         keep(&format!("{name}.elf"), &file)?;
         keep(name, &elf::strip(&file).with_context(|| artifact.to_string())?)
     };
-    Ok(Guests { demo: guest("demo", "demo")?, test_kernel: guest("keel-test-kernel", "test-kernel")? })
+    Ok(Guests {
+        demo: guest("demo", "demo")?,
+        test_kernel: guest("keel-test-kernel", "test-kernel")?,
+        // As it was linked: Linux maps its segments from the file, page by page.
+        ptp_time: keep("ptp-time", &read_artifact(&kernels, "ptp-time")?)?,
+    })
 }
 
 /// Builds everything that is not up to date.
