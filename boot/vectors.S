@@ -116,13 +116,13 @@ hvc_smccc_version:
     add     x0, x0, #1
     b       hvc_return
 
-// w0 = 0x8400_nnnn. The version is the VM's (0.1 answers NOT_SUPPORTED: the context then holds -1).
+// w0 = 0x8400_nnnn. The version is the VM's; bit 63 says that it is not for here to answer.
 hvc_standard:
     tst     w0, #0xffff
     b.ne    1f
     ldr     x0, [sp, #16]
     ldr     x0, [x0, #{ctx_psci_version}]
-    b       hvc_return
+    tbz     x0, #63, hvc_return
 1:  mov     x0, #{exit_sync}
     b       vcpu_exit
 

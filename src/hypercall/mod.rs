@@ -80,6 +80,8 @@ pub enum Outcome {
     System(SystemEvent),
     /// SYSTEM_SUSPEND: whoever runs the VM decides; the call's registers stay as they are.
     SystemSuspend,
+    /// The call is for whoever runs the VM; its registers stay as they are.
+    Forward,
     /// The calling vCPU's PV time structure at this address: clear it and count from here on, then answer the address.
     StolenTime {
         /// Guest physical address of the structure.
@@ -132,7 +134,7 @@ impl Outcome {
             Self::ReturnX0(x0) => Results::X0(x0),
             Self::CpuOff => Results::Four([psci::SUCCESS as u64, 0, 0, 0]),
             Self::System(_) => Results::Four([psci::INTERNAL_FAILURE as u64, 0, 0, 0]),
-            Self::SystemSuspend => Results::None,
+            Self::SystemSuspend | Self::Forward => Results::None,
             Self::StolenTime { address } => Results::Four([address, 0, 0, 0]),
             Self::Wake(_) | Self::YieldTo(_) => Results::X0(0),
             Self::Interrupt { vcpus, .. } => Results::X0(vcpus.count_ones() as u64),
@@ -151,6 +153,17 @@ pub struct Clock {
     pub physical_counter: u64,
 }
 
+/// What the VM's filter does with a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FilterAction {
+    /// Nothing: it is answered here.
+    Handle,
+    /// NOT_SUPPORTED, as if there were no such function.
+    Deny,
+    /// It is for whoever runs the VM.
+    Forward,
+}
+
 /// What a protected guest says about a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PageState {
@@ -166,6 +179,9 @@ pub enum PageState {
 pub trait HypercallHost {
     /// The services this VM has.
     fn services(&self) -> &Services;
+
+    /// What the VM's filter does with a call.
+    fn filter(&self, function: FunctionId) -> FilterAction;
 
     /// The index of the calling vCPU.
     fn caller(&self) -> usize;
@@ -213,8 +229,8 @@ pub trait HypercallHost {
     fn guest_has_ssbs(&self) -> bool;
 }
 
-/// Whether a call by HVC is one that nobody implements: NOT_SUPPORTED in x0, x1 to x3 zero. The answer that
-/// [`dispatch`] gives, for who wants it sooner.
+/// Whether a call is one that nobody implements: NOT_SUPPORTED in x0, x1 to x3 zero. The answer that [`dispatch`] gives to
+/// an HVC, or an SMC with immediate 0, of a VM without a filter; for who wants it sooner.
 #[inline(always)]
 pub fn is_unknown(function: FunctionId) -> bool {
     table::find(function).is_none() && !generic::is_one(function)
@@ -228,6 +244,11 @@ pub fn is_unknown(function: FunctionId) -> bool {
 pub fn dispatch(host: &impl HypercallHost, call: &Call<'_>) -> Outcome {
     if matches!(call.conduit, Conduit::Smc) && call.immediate != 0 {
         return Outcome::ReturnX0(NOT_SUPPORTED as u64);
+    }
+    match host.filter(call.function()) {
+        FilterAction::Handle => {}
+        FilterAction::Deny => return Outcome::code(NOT_SUPPORTED),
+        FilterAction::Forward => return Outcome::Forward,
     }
     match table::find(call.function()) {
         Some(row) => answer(host, call, row),

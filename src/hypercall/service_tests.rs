@@ -318,6 +318,26 @@ fn map_gpa_range() {
 }
 
 #[test]
+fn filtered_calls() {
+    let mut vm = vm();
+    vm.filter = |function| match function.0 {
+        0x8400_0050 | 0xc600_0103 => FilterAction::Deny,
+        0x8400_0051 | 0xc700_0000 => FilterAction::Forward,
+        _ => FilterAction::Handle,
+    };
+    for conduit in [Conduit::Hvc, Conduit::Smc] {
+        let call = |id| vm.call(conduit, 0, false, &[id, 0x8400_0050]);
+        assert_eq!(call(0x8400_0050), returns(NS));
+        assert_eq!(call(0xc600_0103), returns(NS), "not -KVM_ENOSYS: as if there were no such function");
+        assert_eq!(call(0x8400_0051), Outcome::Forward);
+        assert_eq!(call(0xc700_0000), Outcome::Forward, "unknown or not");
+        assert_eq!(call(0x8400_0000), returns(0x1_0001));
+    }
+    assert_eq!(vm.call(Conduit::Smc, 1, false, &[0x8400_0051]), Outcome::ReturnX0(NS), "the immediate comes first");
+    assert_eq!(Outcome::Forward.results(), Results::None);
+}
+
+#[test]
 fn services_are_what_the_bitmaps_say() {
     use Service::*;
     let all = [Trng, PvTime, VendorFeatures, Ptp, DiscoverVersion, DiscoverCpus, SystemSuspend, ProtectedMemory];

@@ -21,6 +21,7 @@ pub(super) struct Vm {
     mitigation: Mitigation,
     ssbs: bool,
     pub(super) services: Services,
+    pub(super) filter: fn(FunctionId) -> FilterAction,
     pub(super) clock: Option<Clock>,
     pub(super) stolen_time: Option<u64>,
     pub(super) entropy: bool,
@@ -46,6 +47,7 @@ impl Vm {
             mitigation: Mitigation::Unaffected,
             ssbs: true,
             services: Services::DEFAULT,
+            filter: |_| FilterAction::Handle,
             clock: None,
             stolen_time: None,
             entropy: true,
@@ -72,6 +74,10 @@ fn in_memory(start: u64, bytes: u64) -> bool {
 impl HypercallHost for Vm {
     fn services(&self) -> &Services {
         &self.services
+    }
+
+    fn filter(&self, function: FunctionId) -> FilterAction {
+        (self.filter)(function)
     }
 
     fn caller(&self) -> usize {

@@ -3,7 +3,10 @@
 
 use super::{
     Errno,
-    uapi::vcpu::{GROUP_PVTIME, PVTIME_IPA},
+    uapi::{
+        SmcccFilter,
+        vcpu::{GROUP_PVTIME, PVTIME_IPA},
+    },
     vcpu::Vcpu,
     vm::Vm,
 };
@@ -58,6 +61,15 @@ impl Vcpu {
 }
 
 impl Vm {
+    /// KVM_SET_DEVICE_ATTR of KVM_ARM_VM_SMCCC_FILTER: says what becomes of a range of calls.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Filter::insert`](super::filter::Filter::insert).
+    pub fn set_smccc_filter(&self, range: &SmcccFilter) -> Result<(), Errno> {
+        self.change_filter(|filter, ran| filter.insert(range, ran))
+    }
+
     /// KVM_ENABLE_CAP for KVM_CAP_ARM_SYSTEM_SUSPEND: PSCI's SYSTEM_SUSPEND is there.
     ///
     /// # Errors

@@ -4,10 +4,10 @@ use super::{Machine, Vcpu, clock, entropy, physical, run::caller_is_big_endian, 
 use crate::{
     arch::timer,
     hypercall::{
-        Clock, HypercallHost, PageState,
+        Clock, FilterAction, HypercallHost, PageState,
         psci::{self, CpuOnResult, VcpuPower},
         services::Services,
-        smccc::{Mitigation, Vulnerability},
+        smccc::{FunctionId, Mitigation, Vulnerability},
     },
     mm::Ipa,
 };
@@ -22,6 +22,10 @@ pub(super) struct Caller<'a> {
 impl HypercallHost for Caller<'_> {
     fn services(&self) -> &Services {
         &self.machine.services
+    }
+
+    fn filter(&self, function: FunctionId) -> FilterAction {
+        self.machine.filter.action(function)
     }
 
     fn caller(&self) -> usize {

@@ -2,6 +2,7 @@
 
 use super::{
     Errno,
+    filter::Filter,
     interrupts::Outside,
     memory::Slots,
     pages::PageStates,
@@ -12,8 +13,10 @@ use super::{
 use crate::{
     arch::{cpu, features, hcr, timer},
     hypercall::{
+        FilterAction,
         psci::{self, SystemEvent},
         services::Services,
+        smccc::FunctionId,
     },
     mm::Ipa,
     vdev::{
@@ -87,6 +90,7 @@ pub(super) struct MachineSetup {
     pub devices: Vec<Device>,
     pub psci: psci::Version,
     pub services: Services,
+    pub filter: Filter,
     pub slots: Arc<Slots>,
     pub pages: Option<PageStates>,
     pub id_registers: GuestIdRegisters,
@@ -148,6 +152,7 @@ pub struct Machine {
     /// The version of PSCI, as PSCI_VERSION returns it.
     psci: AtomicU32,
     pub(super) services: Services,
+    pub(super) filter: Filter,
     pub(super) slots: Arc<Slots>,
     /// The states of a protected guest's pages.
     pub(super) pages: Option<PageStates>,
@@ -231,6 +236,7 @@ impl Machine {
             rtc,
             psci: AtomicU32::new(setup.psci.encoding()),
             services: setup.services,
+            filter: setup.filter,
             slots: setup.slots,
             pages: setup.pages,
             epoch: wall_clock,
@@ -251,6 +257,14 @@ impl Machine {
     #[inline]
     pub(super) fn psci_version(&self) -> psci::Version {
         psci::Version::from_encoding(self.psci.load(Ordering::Relaxed)).unwrap_or(psci::Version::V0_1)
+    }
+
+    /// What PSCI_VERSION answers, if that is the whole truth: a number, and no filter has a say.
+    pub(super) fn plain_psci_version(&self) -> Option<u32> {
+        const PSCI_VERSION: FunctionId = FunctionId(0x8400_0000);
+        let version = self.psci_version();
+        let plain = version > psci::Version::V0_1 && self.filter.action(PSCI_VERSION) == FilterAction::Handle;
+        plain.then_some(version.encoding())
     }
 
     /// Changes it: vCPUs see it when a CPU next loads them.

@@ -20,11 +20,12 @@ use crate::{
         timer,
     },
     hypercall::{
-        self, Call, Conduit, Outcome, Results, psci,
+        self, Call, Conduit, Outcome, Results,
         smccc::{FunctionId, NOT_SUPPORTED},
     },
     vcpu::{
         Exit, GuestFault,
+        context::ASK_FOR_PSCI_VERSION,
         exit::{self, DataAbort, INSTRUCTION_BYTES, SystemAccess, Wait},
         switch::{self, Trap},
     },
@@ -54,6 +55,8 @@ pub enum Leave {
     Yield,
     /// SYSTEM_SUSPEND: its arguments are in x1 (where to go on) and x2 (its x0); nothing has changed.
     Suspend,
+    /// A call that the VM's filter leaves to the caller (KVM_EXIT_HYPERCALL); nothing has changed.
+    Hypercall,
     /// The vCPU switched itself off.
     Off,
     /// The VM is to stop.
@@ -108,10 +111,7 @@ impl<'a> Resident<'a> {
             machine.set_timer_level(vcpu.index(), intid, deadline.is_some_and(|at| at <= timer::now()));
         }
         inner.state.load(&config);
-        inner.context.psci_version = match machine.psci_version() {
-            psci::Version::V0_1 => psci::NOT_SUPPORTED as u64,
-            version => u64::from(version.encoding()),
-        };
+        inner.context.psci_version = machine.plain_psci_version().map_or(ASK_FOR_PSCI_VERSION, u64::from);
         if machine.note_running(vcpu.index()) {
             crate::arch::tlb::flush_local_vmid();
         }
@@ -236,7 +236,8 @@ impl<'a> Resident<'a> {
     /// Answers a call that nobody implements, which a guest may make as often as any; `false` if it is another.
     #[inline(always)]
     fn answer_unknown(&mut self) -> bool {
-        let unknown = hypercall::is_unknown(FunctionId(self.inner.context.gpr[0] as u32));
+        let unknown =
+            self.machine.filter.is_empty() && hypercall::is_unknown(FunctionId(self.inner.context.gpr[0] as u32));
         if unknown {
             self.inner.context.set_results([NOT_SUPPORTED as u64, 0, 0, 0]);
         }
@@ -267,6 +268,7 @@ impl<'a> Resident<'a> {
     fn carry_out(&mut self, outcome: Outcome) -> Option<Leave> {
         match outcome {
             Outcome::SystemSuspend => return Some(Leave::Suspend),
+            Outcome::Forward => return Some(Leave::Hypercall),
             Outcome::StolenTime { .. } => self.vcpu.stolen.start(),
             Outcome::Wake(index) if index == self.vcpu.index() => {
                 self.vcpu.requests.fetch_or(request::WAKE, Ordering::SeqCst);

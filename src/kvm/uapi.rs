@@ -35,6 +35,22 @@ pub struct VcpuInit {
 
 const _: () = assert!(size_of::<VcpuInit>() == 32);
 
+/// `struct kvm_smccc_filter`, 24 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SmcccFilter {
+    /// First function id.
+    pub base: u32,
+    /// How many.
+    pub nr_functions: u32,
+    /// KVM_SMCCC_FILTER_HANDLE (0), DENY (1), FWD_TO_USER (2).
+    pub action: u8,
+    /// Zero.
+    pub pad: [u8; 15],
+}
+
+const _: () = assert!(size_of::<SmcccFilter>() == 24);
+
 /// KVM_GET_MP_STATE, KVM_SET_MP_STATE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]

@@ -172,8 +172,10 @@ impl Vcpu {
         Ok(())
     }
 
+    /// The state of an initialised vCPU; a start that is pending is carried out first, so that registers are those with
+    /// which it will run.
     fn initialised(&self) -> Result<MutexGuard<'_, Inner>, Errno> {
-        let inner = self.inner.lock();
+        let inner = self.take();
         if inner.initialised { Ok(inner) } else { Err(Errno::ENOEXEC) }
     }
 

@@ -2,6 +2,7 @@
 
 use super::{
     Errno,
+    filter::Filter,
     firmware::{self, Firmware, Surroundings},
     machine::{Device, Machine, MachineSetup, Serial},
     memory::{Slot, Slots},
@@ -85,6 +86,7 @@ struct Setup {
     vgic: VgicSetup,
     features: Option<u32>,
     firmware: Firmware,
+    filter: Filter,
     devices: Vec<Device>,
 }
 
@@ -153,6 +155,7 @@ impl Vm {
                 vgic: VgicSetup::default(),
                 features: None,
                 firmware: Firmware::NEW,
+                filter: Filter::default(),
                 devices: Vec::new(),
             }),
             machine: Once::new(),
@@ -294,6 +297,15 @@ impl Vm {
         Ok(())
     }
 
+    /// Changes the filter; `change` is told whether a vCPU has run.
+    pub(super) fn change_filter(
+        &self,
+        change: impl FnOnce(&mut Filter, bool) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let mut setup = self.setup.lock();
+        change(&mut setup.filter, self.machine.is_completed())
+    }
+
     /// The optional calls it has.
     pub fn services(&self) -> Services {
         self.setup.lock().firmware.services
@@ -409,6 +421,7 @@ impl Vm {
             devices: setup.devices.clone(),
             psci,
             services,
+            filter: setup.filter.clone(),
             slots: self.slots.clone(),
             pages,
             id_registers: self.id_registers.clone(),

@@ -175,8 +175,8 @@ fn run_vcpu(entry: &Entry, position: usize, contended: bool, deadline: Option<u6
                 set_waiting(&entry.vcpu, until);
                 return;
             }
-            // The launcher gives no VM SYSTEM_SUSPEND.
-            Leave::Suspend => continue,
+            // The launcher gives no VM SYSTEM_SUSPEND, and none a filter.
+            Leave::Suspend | Leave::Hypercall => continue,
             Leave::Yield => {
                 if end.is_some() {
                     return;

@@ -10,10 +10,10 @@ mod hypercall;
 
 use core::{cell::Cell, ops::Range};
 use hypercall::{
-    Call, Clock, Conduit, HypercallHost, Outcome, PageState, Results,
+    Call, Clock, Conduit, FilterAction, HypercallHost, Outcome, PageState, Results,
     psci::{CpuOnResult, VcpuPower, Version},
     services::Services,
-    smccc::{Mitigation, Vulnerability},
+    smccc::{FunctionId, Mitigation, Vulnerability},
 };
 use keel_test_kernel::{
     exec::{self, Registers},
@@ -99,6 +99,10 @@ impl core::fmt::Display for Wrong {
 impl HypercallHost for Model<'_> {
     fn services(&self) -> &Services {
         &Services::DEFAULT
+    }
+
+    fn filter(&self, _: FunctionId) -> FilterAction {
+        FilterAction::Handle
     }
 
     fn caller(&self) -> usize {
