@@ -115,7 +115,7 @@ struct Entry<D> {
 const WINDOW_BITS: u32 = 16;
 /// How many windows there are: the devices of the `virt` platform are below 256 MiB.
 const WINDOWS: usize = 1 << (28 - WINDOW_BITS);
-/// In a window that several regions share, or that one has a part of: they are searched.
+/// What stands for a window that several regions share, or that none has anything of: the regions are searched.
 const SEARCH: u8 = u8::MAX;
 
 /// The devices of a VM by address. `D` says which device, cheaply copied: an enum of the VM.

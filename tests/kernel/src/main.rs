@@ -7,7 +7,8 @@
 //! `hyp=stub` says that keel-stub is, and the kernel owns the machine: then only the cases of the stub run, or with `bench`
 //! what they cost, or with `crash` an exception of EL2 that the stub has to report.
 //!
-//! `protected` says that the machine was built as a protected guest (`keel,features`).
+//! `protected` says that the machine was built as a protected guest (`keel,features`), `no-entropy` that the board has no
+//! source of random bits.
 //!
 //! The last line is `N passed, N failed, N skipped`; then the machine is powered off.
 

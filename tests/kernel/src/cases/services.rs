@@ -20,6 +20,7 @@ pub const CASES: &[Case] = &[
     case("trng/random", 1, Keel, trng_random),
     case("trng/bad_lengths", 1, Keel, trng_bad_lengths),
     case("trng/on_every_cpu", 2, Keel, trng_on_every_cpu),
+    case("trng/no_entropy", 1, Keel, trng_no_entropy),
     case("pvtime/discovery", 1, Keel, pv_time_discovery),
     case("pvtime/structure", 1, Keel, pv_time_structure),
     case("pvtime/each_cpu_its_own", 2, Keel, pv_time_each_cpu),
@@ -131,6 +132,18 @@ fn trng_bad_lengths(_: &Machine) -> Check {
     }
     check_eq!(call(TRNG_RND64, 1 << 32 | 64), refused, "TRNG_RND64 of 2^32 + 64 bits");
     check_eq!(call(TRNG_RND32, 1 << 32 | 32)[0], 0, "TRNG_RND32: x1's upper half");
+    Ok(())
+}
+
+fn trng_no_entropy(machine: &Machine) -> Check {
+    if !machine.has("no-entropy") {
+        return skip("needs a board without any source of random bits");
+    }
+    for id in [TRNG_RND32, TRNG_RND64] {
+        check_eq!(call(id, 32), [-3_i64 as u64, 0, 0, 0], "{id:#x} with nothing to give");
+        check_eq!(call(id, 193), [-2_i64 as u64, 0, 0, 0], "{id:#x} of 193 bits");
+    }
+    check_eq!(call(TRNG_VERSION, 0)[0], 0x1_0000, "TRNG_VERSION");
     Ok(())
 }
 
