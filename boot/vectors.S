@@ -5,9 +5,8 @@
 //
 // While a guest runs, SP_EL2 is where `vcpu_enter` left it:
 //      sp + 0   VcpuContext of the guest
-//      sp + 8   caller's x18 (unused), kept for alignment
+//      sp + 8   caller's x19
 //      sp + 16  caller's x29, x30
-//      sp + 32  caller's x19
 // The caller treats every other register as clobbered (src/vcpu/switch.rs), so none is saved here that it does not need.
 
 // A slot that is too long is an error of the assembler: `.org` cannot move backwards.
@@ -15,11 +14,11 @@
     .org \start + 0x80
 .endm
 
-// An exception out of a guest that Rust handles: x0, x1 go to the stack, x1 = reason.
+// An exception out of a guest that Rust handles: x0, x1 go to the stack, x0 = reason.
 .macro guest_slot reason
 9990:
     stp     x0, x1, [sp, #-16]!
-    mov     x1, #\reason
+    mov     x0, #\reason
     b       vcpu_exit
     slot_end 9990b
 .endm
@@ -34,10 +33,8 @@
     slot_end 9991b
 .endm
 
-    .section .text.hot.vectors, "ax"
-    .balign 0x800
-    .global keel_vectors
-keel_vectors:
+// A table of vectors. \arch is where calls of owner 0 go.
+.macro vector_table arch
     fatal_slot 0                        // current EL with SP_EL0: keel never uses it
     fatal_slot 1
     fatal_slot 2
@@ -49,7 +46,7 @@ keel_vectors:
 
 // Lower EL, AArch64, synchronous. The calls whose answer is a constant of the VM are answered here: SMCCC_VERSION,
 // the three ARCH_WORKAROUNDs (SMCCC, owner 0) and PSCI_VERSION. Result in x0, x1-x3 = 0 (SMCCC 1.1).
-vector_lower_sync:
+9992:
     stp     x0, x1, [sp, #-16]!
     mrs     x1, esr_el2
     lsr     x1, x1, #26
@@ -57,12 +54,12 @@ vector_lower_sync:
     b.ne    1f
     eor     w1, w0, #0x80000000         // fast call, SMC32 convention
     lsr     w1, w1, #16
-    cbz     w1, hvc_arch                // owner 0, bits 23:16 clear
+    cbz     w1, \arch                   // owner 0, bits 23:16 clear
     cmp     w1, #0x400                  // owner 4: standard secure services
     b.eq    hvc_standard
-1:  mov     x1, #{exit_sync}
+1:  mov     x0, #{exit_sync}
     b       vcpu_exit
-    slot_end vector_lower_sync
+    slot_end 9992b
 
     guest_slot {exit_irq}
     guest_slot {exit_fiq}
@@ -72,6 +69,33 @@ vector_lower_sync:
     guest_slot {exit_irq}
     guest_slot {exit_fiq}
     guest_slot {exit_serror}
+.endm
+
+    .section .text.hot.vectors, "ax"
+    .balign 0x800
+    .global keel_vectors
+keel_vectors:
+    vector_table hvc_arch
+
+// For a CPU on which a workaround is firmware's: its calls go there.
+    .balign 0x800
+    .global keel_vectors_firmware
+keel_vectors_firmware:
+    vector_table hvc_arch_firmware
+
+// w0 = 0x8000_nnnn. WORKAROUND_1 and WORKAROUND_3 are carried out by firmware, which keeps x4-x30 (SMCCC 1.1) and ELR_EL2
+// and SPSR_EL2 (they are not EL3's). WORKAROUND_2 is a switch for the whole CPU that keel has set (src/init/smp.rs): no
+// guest's to turn.
+hvc_arch_firmware:
+    and     w1, w0, #0xffff
+    cmp     w1, #8, lsl #12             // SMCCC_ARCH_WORKAROUND_1, 0x8000_8000
+    b.eq    1f
+    add     w1, w1, #1
+    cmp     w1, #4, lsl #12             // SMCCC_ARCH_WORKAROUND_3, 0x8000_3fff
+    b.ne    hvc_arch
+1:  mov     w0, w0
+    smc     #0
+    b       hvc_return_zero
 
 // w0 = 0x8000_nnnn.
 hvc_arch:
@@ -84,7 +108,7 @@ hvc_arch:
     b.eq    hvc_return_zero
     cmp     w1, #4, lsl #12             // SMCCC_ARCH_WORKAROUND_3, 0x8000_3fff
     b.eq    hvc_return_zero
-    mov     x1, #{exit_sync}
+    mov     x0, #{exit_sync}
     b       vcpu_exit
 
 hvc_smccc_version:
@@ -92,14 +116,14 @@ hvc_smccc_version:
     add     x0, x0, #1
     b       hvc_return
 
-// w0 = 0x8400_nnnn. The version is the VM's (0.1 answers NOT_SUPPORTED: the context then holds -1).
+// w0 = 0x8400_nnnn. The version is the VM's; bit 63 says that it is not for here to answer.
 hvc_standard:
     tst     w0, #0xffff
     b.ne    1f
     ldr     x0, [sp, #16]
     ldr     x0, [x0, #{ctx_psci_version}]
-    b       hvc_return
-1:  mov     x1, #{exit_sync}
+    tbz     x0, #63, hvc_return
+1:  mov     x0, #{exit_sync}
     b       vcpu_exit
 
 hvc_return_zero:
@@ -115,13 +139,12 @@ hvc_return:
 
 // vcpu_enter: runs a guest until it traps.
 //   in: x0 = &mut VcpuContext. out: x0 = reason (EXIT_*).
-//   Preserves x19, x29, sp. Clobbers everything else. Stack: 48 bytes.
+//   Preserves x19, x29, sp. Clobbers everything else. Stack: 32 bytes.
     .balign 64
     .global vcpu_enter
 vcpu_enter:
-    stp     x0, x18, [sp, #-48]!
+    stp     x0, x19, [sp, #-32]!
     stp     x29, x30, [sp, #16]
-    str     x19, [sp, #32]
     ldp     x2, x3, [x0, #{ctx_elr}]
     msr     elr_el2, x2
     msr     spsr_el2, x3
@@ -145,34 +168,32 @@ vcpu_enter:
     dsb     nsh
     isb
 
-// vcpu_exit: in x1 = reason; the guest's x0, x1 on the stack. Returns from the vcpu_enter that ran the guest.
+// vcpu_exit: in x0 = reason; the guest's x0, x1 on the stack. Returns from the vcpu_enter that ran the guest.
     .balign 64
 vcpu_exit:
-    ldr     x0, [sp, #16]
-    stp     x2, x3, [x0, #{ctx_gpr} + 16]
-    stp     x4, x5, [x0, #{ctx_gpr} + 32]
-    stp     x6, x7, [x0, #{ctx_gpr} + 48]
-    stp     x8, x9, [x0, #{ctx_gpr} + 64]
-    stp     x10, x11, [x0, #{ctx_gpr} + 80]
-    stp     x12, x13, [x0, #{ctx_gpr} + 96]
-    stp     x14, x15, [x0, #{ctx_gpr} + 112]
-    stp     x16, x17, [x0, #{ctx_gpr} + 128]
-    stp     x18, x19, [x0, #{ctx_gpr} + 144]
-    stp     x20, x21, [x0, #{ctx_gpr} + 160]
-    stp     x22, x23, [x0, #{ctx_gpr} + 176]
-    stp     x24, x25, [x0, #{ctx_gpr} + 192]
-    stp     x26, x27, [x0, #{ctx_gpr} + 208]
-    stp     x28, x29, [x0, #{ctx_gpr} + 224]
-    str     x30, [x0, #{ctx_gpr} + 240]
+    ldr     x1, [sp, #16]
+    stp     x2, x3, [x1, #{ctx_gpr} + 16]
+    stp     x4, x5, [x1, #{ctx_gpr} + 32]
+    stp     x6, x7, [x1, #{ctx_gpr} + 48]
+    stp     x8, x9, [x1, #{ctx_gpr} + 64]
+    stp     x10, x11, [x1, #{ctx_gpr} + 80]
+    stp     x12, x13, [x1, #{ctx_gpr} + 96]
+    stp     x14, x15, [x1, #{ctx_gpr} + 112]
+    stp     x16, x17, [x1, #{ctx_gpr} + 128]
+    stp     x18, x19, [x1, #{ctx_gpr} + 144]
+    stp     x20, x21, [x1, #{ctx_gpr} + 160]
+    stp     x22, x23, [x1, #{ctx_gpr} + 176]
+    stp     x24, x25, [x1, #{ctx_gpr} + 192]
+    stp     x26, x27, [x1, #{ctx_gpr} + 208]
+    stp     x28, x29, [x1, #{ctx_gpr} + 224]
+    str     x30, [x1, #{ctx_gpr} + 240]
     ldp     x2, x3, [sp], #16
-    stp     x2, x3, [x0, #{ctx_gpr}]
+    stp     x2, x3, [x1, #{ctx_gpr}]
     mrs     x2, elr_el2
     mrs     x3, spsr_el2
-    stp     x2, x3, [x0, #{ctx_elr}]
-    mov     x0, x1
-    ldr     x19, [sp, #32]
+    stp     x2, x3, [x1, #{ctx_elr}]
     ldp     x29, x30, [sp, #16]
-    add     sp, sp, #48
+    ldp     x2, x19, [sp], #32          // x2: not needed any more
     ret
 
 // keel_fatal_entry: keel's own exception. in: x0 = kind (0-7), TPIDRRO_EL0, TPIDR_EL0 = x0, x30 at the exception.

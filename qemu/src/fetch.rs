@@ -60,7 +60,8 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// There is no apt, no Debian mirror, no network, or the packages are not found: the message says which.
 pub fn debian(mirror: Option<&str>, again: bool) -> Result<()> {
     let busybox = tree::guest("busybox");
-    let wanted: Vec<_> = KERNELS.iter().filter(|(folder, _)| again || !kernel_path(folder).exists()).collect();
+    let complete = |folder: &str| kernel_path(folder).exists() && module(folder).is_some();
+    let wanted: Vec<_> = KERNELS.iter().filter(|(folder, _)| again || !complete(folder)).collect();
     if !wanted.is_empty() || again || !busybox.exists() {
         let apt = Apt::new(mirror)?;
         apt.update()?;
@@ -69,6 +70,12 @@ pub fn debian(mirror: Option<&str>, again: bool) -> Result<()> {
             let deb = apt.download(&package)?;
             let image = read_member(&deb, "./boot/vmlinuz-*")?;
             tree::store(&kernel_path(folder), &image)?;
+            for suffix in ["ko", "ko.xz"] {
+                let name = format!("{MODULE}.{suffix}");
+                if let Ok(contents) = read_member(&deb, &format!("*/{name}")) {
+                    tree::store(&tree::guest(folder).join(name), &contents)?;
+                }
+            }
             tree::store(&tree::guest(folder).join("package"), format!("{package}\n").as_bytes())?;
             println!("{}: {package}, {} bytes", tree::show(&kernel_path(folder)), image.len());
         }
@@ -85,7 +92,8 @@ pub fn debian(mirror: Option<&str>, again: bool) -> Result<()> {
             println!("{}: from {}", tree::show(&path), package.trim());
         }
     }
-    let archive = initramfs::pack(&std::fs::read(&busybox)?);
+    let modules: Vec<_> = KERNELS.iter().filter_map(|(folder, _)| module(folder)).collect();
+    let archive = initramfs::pack(&std::fs::read(&busybox)?, &modules);
     if std::fs::read(initramfs_path()).ok().as_deref() != Some(&archive[..]) {
         tree::store(&initramfs_path(), &archive)?;
         println!("{}: {} bytes", tree::show(&initramfs_path()), archive.len());
@@ -95,6 +103,20 @@ pub fn debian(mirror: Option<&str>, again: bool) -> Result<()> {
         println!("{}: ready ({})", tree::show(&kernel_path(folder)), package.trim());
     }
     Ok(())
+}
+
+/// The driver of the TRNG calls, which Debian's kernels have as a module.
+const MODULE: &str = "arm_smccc_trng";
+
+/// That module of a folder of [`KERNELS`]; the release is the package's name without its beginning.
+fn module(folder: &str) -> Option<initramfs::Module> {
+    let package = std::fs::read_to_string(tree::guest(folder).join("package")).ok()?;
+    let release = package.trim().strip_prefix("linux-image-")?.to_string();
+    ["ko", "ko.xz"].into_iter().find_map(|suffix| {
+        let name = format!("{MODULE}.{suffix}");
+        let contents = std::fs::read(tree::guest(folder).join(&name)).ok()?;
+        Some(initramfs::Module { release: release.clone(), name, contents })
+    })
 }
 
 /// One file of a package, by a pattern that matches only it.

@@ -22,6 +22,8 @@ pub struct Guests {
     pub test_kernel: PathBuf,
     /// `build/spin-table.img`: firmware that holds CPUs in a spin-table pen, as an arm64 Image.
     pub spin_table: PathBuf,
+    /// `build/ptp-time`: a Linux program that prints the time of /dev/ptp0.
+    pub ptp_time: PathBuf,
 }
 
 /// What was built, and how large it is.
@@ -66,6 +68,8 @@ pub fn build_guests() -> Result<Guests> {
         demo: guest("demo", "demo")?,
         test_kernel: guest("keel-test-kernel", "test-kernel")?,
         spin_table: keep("spin-table.img", &firmware)?,
+        // As it was linked: Linux maps its segments from the file, page by page.
+        ptp_time: keep("ptp-time", &read_artifact(&kernels, "ptp-time")?)?,
     })
 }
 

@@ -67,6 +67,19 @@ dmesg -r | grep '^<[0-4]>' >/tmp/warnings
 echo KEEL-WARNINGS-BEGIN
 cat /tmp/warnings
 echo KEEL-WARNINGS-END
+# Kernels that have the driver as a module.
+for module in /lib/modules/$(uname -r)/*; do
+    case $module in *.xz) xzcat $module >/tmp/module.ko; module=/tmp/module.ko ;; esac
+    [ -e $module ] && insmod $module
+done
+echo "rng=$(cat /sys/class/misc/hw_random/rng_available)"
+echo "rng-bytes=$(dd if=/dev/hwrng bs=16 count=4 2>/dev/null | wc -c)"
+echo "ptp=$(cat /sys/class/ptp/ptp0/clock_name)"
+[ -x /bin/ptp-time ] && echo "ptp-time=$(/bin/ptp-time) date=$(date -u +%s)"
+echo "services=$(dmesg | grep -c 'KVM: hypervisor services detected')"
+echo "stolen-time=$(dmesg | grep -c 'arm-pv: using stolen time PV')"
+set -- $(head -n 1 /proc/stat)
+echo "steal=$9"
 echo "warnings=$(wc -l </tmp/warnings)"
 echo "el=$(dmesg | grep -o 'CPU(s) started at EL[0-9]')"
 echo KEEL-DONE
@@ -74,11 +87,26 @@ poweroff -f
 sleep 60
 "#;
 
+/// A kernel module that is loaded for the report.
+#[derive(Clone, Debug)]
+pub struct Module {
+    /// The kernel's release, as `uname -r` says it.
+    pub release: String,
+    /// The file's name; one that ends in `.xz` is compressed.
+    pub name: String,
+    /// The file.
+    pub contents: Vec<u8>,
+}
+
 /// Packs the archive around a static arm64 busybox.
-pub fn pack(busybox: &[u8]) -> Vec<u8> {
+pub fn pack(busybox: &[u8], modules: &[Module]) -> Vec<u8> {
     let mut archive = Archive::default();
-    for folder in ["bin", "dev", "proc", "sys", "tmp"] {
+    for folder in ["bin", "dev", "proc", "sys", "tmp", "lib", "lib/modules"] {
         archive.directory(folder);
+    }
+    for Module { release, name, contents } in modules {
+        archive.directory(&format!("lib/modules/{release}"));
+        archive.file(&format!("lib/modules/{release}/{name}"), contents);
     }
     // The kernel opens /dev/console for init before anything can be mounted there.
     archive.device("dev/console", 5, 1);
@@ -86,6 +114,13 @@ pub fn pack(busybox: &[u8]) -> Vec<u8> {
     archive.program("bin/busybox", busybox);
     archive.link("bin/sh", "busybox");
     archive.program("init", SCRIPT.as_bytes());
+    archive.finish()
+}
+
+/// An archive of one program in /bin. Linux unpacks archives that follow one another as one.
+pub fn program(name: &str, contents: &[u8]) -> Vec<u8> {
+    let mut archive = Archive::default();
+    archive.program(&format!("bin/{name}"), contents);
     archive.finish()
 }
 
@@ -104,6 +139,27 @@ pub struct Report {
     pub timer_counts: Vec<u64>,
     /// Kernel messages of level warning and worse.
     pub warnings: Vec<String>,
+    /// What the kernel found of the hypervisor.
+    pub services: Services,
+}
+
+/// What a kernel found of KVM's guest interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Services {
+    /// "KVM: hypervisor services detected" is in the log.
+    pub detected: bool,
+    /// "using stolen time PV" is in the log.
+    pub stolen_time: bool,
+    /// Time stolen from all CPUs, in USER_HZ (1/100 s).
+    pub steal: u64,
+    /// Names of the hardware random number generators.
+    pub generators: String,
+    /// Bytes that /dev/hwrng gave, of 64.
+    pub random_bytes: u64,
+    /// Name of the first PTP clock.
+    pub ptp: String,
+    /// Seconds since 1970 by the PTP clock and by the system's, where the program is there that asks.
+    pub ptp_time: Option<(u64, u64)>,
 }
 
 /// Reads the report from a console transcript.
@@ -128,7 +184,21 @@ pub fn parse_report(console: &str) -> Result<Report, String> {
     let timer = section("INTERRUPTS")?.lines().find(|line| line.contains("arch_timer"));
     let timer = timer.ok_or("/proc/interrupts has no arch_timer")?;
     let counts = timer.split_whitespace().skip(1).map_while(|word| word.parse().ok()).collect();
+    let ptp_time = value("ptp-time").ok().and_then(|times| {
+        let (ptp, date) = times.split_once(" date=")?;
+        Some((ptp.trim().parse().ok()?, date.trim().parse().ok()?))
+    });
+    let services = Services {
+        detected: number("services")? > 0,
+        stolen_time: number("stolen-time")? > 0,
+        steal: number("steal")?,
+        generators: value("rng")?.trim().into(),
+        random_bytes: number("rng-bytes")?,
+        ptp: value("ptp")?.trim().into(),
+        ptp_time,
+    };
     Ok(Report {
+        services,
         nproc: number("nproc")? as u32,
         uname: value("uname")?.into(),
         date: number("date")?,
@@ -147,11 +217,19 @@ mod tests {
         let console = "boot\r\nKEEL-INIT\r\nnproc=2\r\nuname=Linux 6.1 aarch64\r\ndate=1700000000\r\ncpu0=ok\r\ncpu1=ok\r\n\
             KEEL-INTERRUPTS-BEGIN\r\n           CPU0       CPU1\r\n 11:        571        608     GICv3  27 Level     \
             arch_timer\r\nKEEL-INTERRUPTS-END\r\nKEEL-WARNINGS-BEGIN\r\n<4>[ 0.1] odd\r\nKEEL-WARNINGS-END\r\nwarnings=1\r\n\
-            KEEL-DONE\r\n";
+            services=1\r\nstolen-time=0\r\nsteal=7\r\nrng=smccc_trng\r\nrng-bytes=64\r\nptp=KVM virtual PTP\r\n\
+            ptp-time=1700000001 date=1700000002\r\nKEEL-DONE\r\n";
         let report = parse_report(console).unwrap();
         assert_eq!((report.nproc, report.working_cpus, report.date), (2, 2, 1_700_000_000));
         assert_eq!(report.timer_counts, [571, 608]);
         assert_eq!(report.warnings, ["<4>[ 0.1] odd"]);
+        let services = report.services;
+        assert_eq!((services.detected, services.stolen_time, services.steal), (true, false, 7));
+        assert_eq!((services.generators.as_str(), services.random_bytes), ("smccc_trng", 64));
+        assert_eq!(
+            (services.ptp.as_str(), services.ptp_time),
+            ("KVM virtual PTP", Some((1_700_000_001, 1_700_000_002)))
+        );
     }
 
     #[test]
@@ -163,8 +241,9 @@ mod tests {
 
     #[test]
     fn the_archive_has_init_and_a_console() {
-        let archive = pack(b"\x7fELF");
-        for name in ["init\0", "bin/busybox\0", "dev/console\0"] {
+        let module = Module { release: "6.1".into(), name: "a.ko.xz".into(), contents: vec![1] };
+        let archive = pack(b"\x7fELF", &[module]);
+        for name in ["init\0", "bin/busybox\0", "dev/console\0", "lib/modules/6.1/a.ko.xz\0"] {
             assert!(archive.windows(name.len()).any(|window| window == name.as_bytes()), "{name}");
         }
     }

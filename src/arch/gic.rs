@@ -358,6 +358,19 @@ pub fn send_sgi(value: u64) {
     isb();
 }
 
+/// Sends SGI `sgi`, below 16, to the CPU with this affinity.
+pub fn send_sgi_to(mpidr: u64, sgi: u32) {
+    let aff = |shift: u32| (mpidr >> shift) & 0xff;
+    send_sgi(
+        aff(32) << 48
+            | (aff(0) >> 4) << 44
+            | aff(16) << 32
+            | u64::from(sgi & 0xf) << 24
+            | aff(8) << 16
+            | 1 << (aff(0) & 0xf),
+    );
+}
+
 /// The physical CPU interface as the kernel that owns the machine uses it: ICC_*_EL1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CpuInterface {

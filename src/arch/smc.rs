@@ -63,10 +63,40 @@ pub fn system_reset() {
     call(SYSTEM_RESET, [0; 3]);
 }
 
+/// Whether firmware answers calls of SMCCC 1.1: PSCI_FEATURES(SMCCC_VERSION) tells.
+fn has_smccc_1_1() -> bool {
+    psci_version() >= 0x1_0000 && call(0x8400_000a, [0x8000_0000, 0, 0]) >= 0
+}
+
+/// Whether firmware has a random number generator with 64-bit calls (Arm DEN0098: TRNG_VERSION, TRNG_FEATURES).
+pub fn has_trng() -> bool {
+    const TRNG_VERSION: u32 = 0x8400_0050;
+    const TRNG_FEATURES: u32 = 0x8400_0051;
+    has_smccc_1_1()
+        && call(TRNG_VERSION, [0; 3]) as i32 >= 0x1_0000
+        && call(TRNG_FEATURES, [TRNG_RND64.into(), 0, 0]) as i32 >= 0
+}
+
+/// TRNG_RND64 (DEN0098).
+const TRNG_RND64: u32 = 0xc400_0053;
+
+/// 192 bits of firmware's generator; `None` while it has none to give. Only if there is one ([`has_trng`]).
+pub fn random() -> Option<[u64; 3]> {
+    let mut registers = [0; 17];
+    registers[0] = 192;
+    let results = smccc::smc64(TRNG_RND64, registers);
+    (results[0] == 0).then_some([results[3], results[2], results[1]])
+}
+
+/// SMCCC_ARCH_WORKAROUND_2 (SMCCC, 7.6): this CPU runs with the mitigation of Spectre v4 from now on.
+pub fn enable_workaround_2() {
+    call(0x8000_7fff, [1, 0, 0]);
+}
+
 /// What firmware answers to SMCCC_ARCH_FEATURES(`function`): the state of a workaround on this CPU.
 pub fn arch_features(function: u32) -> i64 {
-    // Below SMCCC 1.1 the call does not exist: PSCI_FEATURES(SMCCC_VERSION) tells.
-    if psci_version() < 0x1_0000 || call(0x8400_000a, [0x8000_0000, 0, 0]) < 0 {
+    // Below SMCCC 1.1 the call does not exist.
+    if !has_smccc_1_1() {
         return -1;
     }
     i64::from(call(0x8000_0001, [u64::from(function), 0, 0]) as i32)

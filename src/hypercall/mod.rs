@@ -11,15 +11,23 @@
 //! and because a call by SMC does not take that path.
 #![forbid(unsafe_code)]
 
+pub mod generic;
 pub mod psci;
+pub mod pvtime;
 pub mod relay;
+pub mod services;
 pub mod smccc;
 pub mod stub;
 pub mod table;
+pub mod trng;
+pub mod vendor;
+
+use core::ops::Range;
 
 use psci::{CpuOnResult, SystemEvent, VcpuPower};
+use services::Services;
 use smccc::{FunctionId, Mitigation, NOT_SUPPORTED, Vulnerability};
-use table::{Function, Gate};
+use table::Function;
 
 /// The instruction a call was made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,11 +79,33 @@ pub enum Outcome {
     CpuOff,
     /// Stop every vCPU of the VM, then switch it off or start it again.
     System(SystemEvent),
+    /// SYSTEM_SUSPEND: whoever runs the VM decides; the call's registers stay as they are.
+    SystemSuspend,
+    /// The call is for whoever runs the VM; its registers stay as they are.
+    Forward,
+    /// The calling vCPU's PV time structure at this address: clear it and count from here on, then answer the address.
+    StolenTime {
+        /// Guest physical address of the structure.
+        address: u64,
+    },
+    /// End the wait of the vCPU with this index, then answer 0 in x0.
+    Wake(usize),
+    /// Send an SGI, then answer in x0 to how many vCPUs.
+    Interrupt {
+        /// vCPUs by index, one bit each; each exists.
+        vcpus: u64,
+        /// SGI, 0 to 15.
+        sgi: u8,
+    },
+    /// Let the vCPU with this index run if it waits for the caller's CPU, then answer 0 in x0.
+    YieldTo(usize),
 }
 
 /// Registers that the end of a call writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Results {
+    /// None.
+    None,
     /// x0 to x3.
     Four([u64; 4]),
     /// x0 alone.
@@ -105,12 +135,81 @@ impl Outcome {
             Self::ReturnX0(x0) => Results::X0(x0),
             Self::CpuOff => Results::Four([psci::SUCCESS as u64, 0, 0, 0]),
             Self::System(_) => Results::Four([psci::INTERNAL_FAILURE as u64, 0, 0, 0]),
+            Self::SystemSuspend | Self::Forward => Results::None,
+            Self::StolenTime { address } => Results::Four([address, 0, 0, 0]),
+            Self::Wake(_) | Self::YieldTo(_) => Results::X0(0),
+            Self::Interrupt { vcpus, .. } => Results::X0(vcpus.count_ones() as u64),
         }
     }
 }
 
-/// What hypercalls need to know of the VM, and the one thing they do to it.
+/// Wall clock and counters of one instant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clock {
+    /// Nanoseconds since 1970.
+    pub nanoseconds: u64,
+    /// CNTVCT_EL0 as the guest reads it.
+    pub virtual_counter: u64,
+    /// CNTPCT_EL0 as the guest reads it.
+    pub physical_counter: u64,
+}
+
+/// What the VM's filter does with a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FilterAction {
+    /// Nothing: it is answered here.
+    Handle,
+    /// NOT_SUPPORTED, as if there were no such function.
+    Deny,
+    /// It is for whoever runs the VM.
+    Forward,
+}
+
+/// What a protected guest says about a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageState {
+    /// Its memory, for itself: how every page starts.
+    Private,
+    /// Its memory, for others to see too.
+    Shared,
+    /// A device's registers, no memory.
+    Mmio,
+}
+
+/// What hypercalls need to know of the VM, and the few things they do to it whose result is their answer.
 pub trait HypercallHost {
+    /// The services this VM has.
+    fn services(&self) -> &Services;
+
+    /// What the VM's filter does with a call.
+    fn filter(&self, function: FunctionId) -> FilterAction;
+
+    /// The index of the calling vCPU.
+    fn caller(&self) -> usize;
+
+    /// Fills `words` with random bits; `false` when there is nothing to take them from.
+    fn random(&self, words: &mut [u64; 3]) -> bool;
+
+    /// The time, if the machine has a clock that knows it.
+    fn clock(&self) -> Option<Clock>;
+
+    /// Where the calling vCPU's PV time structure is, if it was given one.
+    fn stolen_time(&self) -> Option<u64>;
+
+    /// Writes to guest memory; `false`, and nothing written, if some of it is not memory.
+    fn write_memory(&self, address: u64, bytes: &[u8]) -> bool;
+
+    /// Gives the page at `page` (a multiple of [`vendor::GRANULE`]) another state; `false` if it has that state already
+    /// or cannot have it: memory is private or shared, and nothing else is.
+    fn set_page_state(&self, page: u64, state: PageState) -> bool;
+
+    /// Makes the pages of a range (of whole granules) private or shared, whatever they were; `false`, and nothing done, if
+    /// some of it is not memory.
+    fn set_range_state(&self, range: Range<u64>, state: PageState) -> bool;
+
+    /// MIDR_EL1, REVIDR_EL1 and AIDR_EL1 of the `index`th kind of CPU that the VM may run on.
+    fn implementation(&self, index: usize) -> Option<[u64; 3]>;
+
     /// The PSCI version this VM is given.
     fn psci_version(&self) -> psci::Version;
 
@@ -131,16 +230,30 @@ pub trait HypercallHost {
     fn guest_has_ssbs(&self) -> bool;
 }
 
+/// Whether a call is one that nobody implements: NOT_SUPPORTED in x0, x1 to x3 zero. The answer that [`dispatch`] gives to
+/// an HVC, or an SMC with immediate 0, of a VM without a filter; for who wants it sooner.
+#[inline(always)]
+pub fn is_unknown(function: FunctionId) -> bool {
+    table::find(function).is_none() && !generic::is_one(function)
+}
+
 /// Answers a call.
 ///
-/// Never fails: a call that is unknown, not enabled for this VM or made in the wrong way is NOT_SUPPORTED.
+/// Never fails: a call that is unknown, not enabled for this VM or made in the wrong way is NOT_SUPPORTED, and a generic
+/// hypercall that is not there -KVM_ENOSYS.
 #[inline]
 pub fn dispatch(host: &impl HypercallHost, call: &Call<'_>) -> Outcome {
     if matches!(call.conduit, Conduit::Smc) && call.immediate != 0 {
         return Outcome::ReturnX0(NOT_SUPPORTED as u64);
     }
+    match host.filter(call.function()) {
+        FilterAction::Handle => {}
+        FilterAction::Deny => return Outcome::code(NOT_SUPPORTED),
+        FilterAction::Forward => return Outcome::Forward,
+    }
     match table::find(call.function()) {
         Some(row) => answer(host, call, row),
+        None if generic::is_one(call.function()) && !call.aarch32 => Outcome::ReturnX0(generic::ENOSYS as u64),
         None => Outcome::code(NOT_SUPPORTED),
     }
 }
@@ -149,8 +262,9 @@ pub fn dispatch(host: &impl HypercallHost, call: &Call<'_>) -> Outcome {
 /// that one for an unknown id saves no registers.
 #[inline(never)]
 fn answer(host: &impl HypercallHost, call: &Call<'_>, row: &table::Row) -> Outcome {
-    if !row.gate.is_open(host, call) || (call.aarch32 && row.id.is_64_bit()) {
-        return Outcome::code(NOT_SUPPORTED);
+    if !row.is_there(host, call) {
+        let missing = if generic::is_one(row.id) && !call.aarch32 { generic::ENOSYS } else { NOT_SUPPORTED };
+        return if missing == NOT_SUPPORTED { Outcome::code(missing) } else { Outcome::ReturnX0(missing as u64) };
     }
     match row.function {
         Function::SmcccVersion => Outcome::value(smccc::VERSION),
@@ -167,21 +281,32 @@ fn answer(host: &impl HypercallHost, call: &Call<'_>, row: &table::Row) -> Outco
         Function::SystemOff => Outcome::System(SystemEvent::Off),
         Function::SystemReset => Outcome::System(SystemEvent::Reset),
         Function::SystemReset2 => psci::system_reset2(call),
+        Function::SystemSuspend => Outcome::SystemSuspend,
+        Function::SystemOff2 => psci::system_off2(call),
+        Function::TrngVersion => Outcome::value(trng::VERSION),
+        Function::TrngFeatures => trng::features(host, call),
+        Function::TrngUuid => Outcome::Return(trng::UUID),
+        Function::TrngRandom => trng::random(host, call, if row.id.is_64_bit() { 64 } else { 32 }),
+        Function::PvTimeFeatures => pvtime::features(host, call),
+        Function::PvTimeStolen => pvtime::stolen_time(host),
+        Function::VendorUid => Outcome::Return(vendor::UID),
+        Function::VendorFeatures => vendor::features(host),
+        Function::Ptp => vendor::ptp(host, call),
+        Function::MemoryInformation => vendor::memory_information(call),
+        Function::SetPageState(state) => vendor::set_page_state(host, call, state),
+        Function::DiscoverVersion => vendor::discover_version(host),
+        Function::DiscoverCpus => vendor::discover_cpus(host, call),
+        Function::PollInterrupts => generic::poll_interrupts(),
+        Function::GenericFeatures => generic::features(host, call),
+        Function::KickCpu => generic::kick_cpu(host, call),
+        Function::ClockPairing => generic::clock_pairing(host, call),
+        Function::SendIpi => generic::send_ipi(host, call),
+        Function::SchedYield => generic::sched_yield(host, call),
+        Function::MapGpaRange => generic::map_gpa_range(host, call),
     }
 }
 
-impl Gate {
-    /// Whether a function behind this gate exists for this VM and this call.
-    #[inline]
-    fn is_open(self, host: &impl HypercallHost, call: &Call<'_>) -> bool {
-        match self {
-            Self::Always => true,
-            Self::HvcOnly => matches!(call.conduit, Conduit::Hvc),
-            Self::PsciSince(version) => host.psci_version() >= version,
-            Self::PsciUntil(version) => host.psci_version() <= version,
-        }
-    }
-}
-
+#[cfg(test)]
+mod service_tests;
 #[cfg(test)]
 mod tests;

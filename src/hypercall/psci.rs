@@ -43,6 +43,10 @@ pub enum Version {
     V1_0,
     /// 1.1.
     V1_1,
+    /// 1.2.
+    V1_2,
+    /// 1.3.
+    V1_3,
 }
 
 impl Version {
@@ -53,6 +57,8 @@ impl Version {
             Self::V0_2 => 0x0_0002,
             Self::V1_0 => 0x1_0000,
             Self::V1_1 => 0x1_0001,
+            Self::V1_2 => 0x1_0002,
+            Self::V1_3 => 0x1_0003,
         }
     }
 
@@ -63,6 +69,8 @@ impl Version {
             0x0_0002 => Some(Self::V0_2),
             0x1_0000 => Some(Self::V1_0),
             0x1_0001 => Some(Self::V1_1),
+            0x1_0002 => Some(Self::V1_2),
+            0x1_0003 => Some(Self::V1_3),
             _ => None,
         }
     }
@@ -93,6 +101,8 @@ pub enum CpuOnResult {
 pub enum SystemEvent {
     /// SYSTEM_OFF.
     Off,
+    /// SYSTEM_OFF2, HIBERNATE_OFF: off, with the guest's memory saved by itself.
+    Hibernate,
     /// SYSTEM_RESET.
     Reset,
     /// SYSTEM_RESET2: an architectural warm reset (0) or a vendor's type (0x8000_0000 and above), and its cookie.
@@ -107,8 +117,7 @@ pub enum SystemEvent {
 /// PSCI_FEATURES: the flags of a function that the VM's version has, else NOT_SUPPORTED.
 pub(super) fn features(host: &impl HypercallHost, call: &Call<'_>) -> Outcome {
     let [queried, ..] = call.arguments();
-    let known = table::find(FunctionId(queried as u32))
-        .filter(|row| row.gate.is_open(host, call) && !(call.aarch32 && row.id.is_64_bit()));
+    let known = table::find(FunctionId(queried as u32)).filter(|row| row.is_there(host, call));
     Outcome::code(match known.map(|row| row.discovery) {
         Some(Discovery::PsciFeatures(flags)) => i64::from(flags),
         _ => NOT_SUPPORTED,
@@ -160,4 +169,12 @@ pub(super) fn system_reset2(call: &Call<'_>) -> Outcome {
         return Outcome::code(INVALID_PARAMETERS);
     }
     Outcome::System(SystemEvent::Reset2 { reset_type, cookie })
+}
+
+/// SYSTEM_OFF2: the only type is HIBERNATE_OFF, 1, which 0 stands for too; the cookie must be zero.
+pub(super) fn system_off2(call: &Call<'_>) -> Outcome {
+    match call.arguments() {
+        [0 | 1, 0, _] => Outcome::System(SystemEvent::Hibernate),
+        _ => Outcome::code(INVALID_PARAMETERS),
+    }
 }

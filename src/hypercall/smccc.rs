@@ -72,9 +72,11 @@ pub enum Mitigation {
 pub(super) fn arch_features(host: &impl HypercallHost, call: &Call<'_>) -> Outcome {
     let [queried, ..] = call.arguments();
     let code = match table::find(FunctionId(queried as u32)) {
+        // The workarounds are reported whatever the conduit of the question.
         Some(row) if row.discovery == Discovery::ArchFeatures => match row.function {
             Function::Workaround(vulnerability) => workaround_state(host, vulnerability),
-            _ => SUCCESS,
+            _ if row.is_there(host, call) => SUCCESS,
+            _ => NOT_SUPPORTED,
         },
         _ => NOT_SUPPORTED,
     };

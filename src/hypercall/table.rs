@@ -8,7 +8,9 @@
 //! NOT_SUPPORTED as any unknown id is.
 
 use super::psci::Version;
+use super::services::Service;
 use super::smccc::{FunctionId, Vulnerability};
+use super::{Call, Conduit, HypercallHost, PageState};
 
 /// What a function does; 32-bit and 64-bit ids of one function share it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +41,50 @@ pub enum Function {
     SystemReset,
     /// SYSTEM_RESET2.
     SystemReset2,
+    /// SYSTEM_SUSPEND.
+    SystemSuspend,
+    /// SYSTEM_OFF2.
+    SystemOff2,
+    /// TRNG_VERSION.
+    TrngVersion,
+    /// TRNG_FEATURES.
+    TrngFeatures,
+    /// TRNG_GET_UUID.
+    TrngUuid,
+    /// TRNG_RND32, TRNG_RND64.
+    TrngRandom,
+    /// PV_TIME_FEATURES.
+    PvTimeFeatures,
+    /// PV_TIME_ST.
+    PvTimeStolen,
+    /// CALL_UID of the vendor hypervisor.
+    VendorUid,
+    /// FEATURES of the vendor hypervisor.
+    VendorFeatures,
+    /// PTP.
+    Ptp,
+    /// HYP_MEMINFO.
+    MemoryInformation,
+    /// MEM_SHARE, MEM_UNSHARE, MMIO_GUARD.
+    SetPageState(PageState),
+    /// DISCOVER_IMPL_VER.
+    DiscoverVersion,
+    /// DISCOVER_IMPL_CPUS.
+    DiscoverCpus,
+    /// KVM_HC_VAPIC_POLL_IRQ.
+    PollInterrupts,
+    /// KVM_HC_FEATURES.
+    GenericFeatures,
+    /// KVM_HC_KICK_CPU.
+    KickCpu,
+    /// KVM_HC_CLOCK_PAIRING.
+    ClockPairing,
+    /// KVM_HC_SEND_IPI.
+    SendIpi,
+    /// KVM_HC_SCHED_YIELD.
+    SchedYield,
+    /// KVM_HC_MAP_GPA_RANGE.
+    MapGpaRange,
 }
 
 /// What has to hold for a function to be there at all.
@@ -52,6 +98,10 @@ pub enum Gate {
     PsciSince(Version),
     /// The VM's PSCI version is this one or older.
     PsciUntil(Version),
+    /// The VM has the service.
+    Has(Service),
+    /// The VM's PSCI version is this one or newer, and it has the service.
+    PsciSinceWith(Version, Service),
 }
 
 /// Which of the discovery calls knows a function.
@@ -63,6 +113,8 @@ pub enum Discovery {
     PsciFeatures(u32),
     /// SMCCC_ARCH_FEATURES, with an answer that depends on the machine.
     ArchFeatures,
+    /// TRNG_FEATURES.
+    TrngFeatures,
 }
 
 /// One function id.
@@ -78,6 +130,22 @@ pub struct Row {
     pub discovery: Discovery,
     /// The specification's name.
     pub name: &'static str,
+}
+
+impl Row {
+    /// Whether this VM has the function, for this call.
+    #[inline]
+    pub(super) fn is_there(&self, host: &impl HypercallHost, call: &Call<'_>) -> bool {
+        let open = match self.gate {
+            Gate::Always => true,
+            Gate::HvcOnly => matches!(call.conduit, Conduit::Hvc),
+            Gate::PsciSince(version) => host.psci_version() >= version,
+            Gate::PsciUntil(version) => host.psci_version() <= version,
+            Gate::Has(service) => host.services().has(service),
+            Gate::PsciSinceWith(version, service) => host.psci_version() >= version && host.services().has(service),
+        };
+        open && !(call.aarch32 && self.id.is_64_bit())
+    }
 }
 
 const fn row(id: u32, function: Function, gate: Gate, discovery: Discovery, name: &'static str) -> Row {
@@ -99,14 +167,31 @@ const fn psci_0_1(id: u32, function: Function, name: &'static str) -> Row {
     row(id, function, Gate::PsciUntil(Version::V0_1), Discovery::Nowhere, name)
 }
 
+/// A TRNG function.
+const fn trng(id: u32, function: Function, name: &'static str) -> Row {
+    row(id, function, Gate::Has(Service::Trng), Discovery::TrngFeatures, name)
+}
+
+/// A function of a hypervisor, standard or vendor's, that comes with a service.
+const fn hypervisor(id: u32, function: Function, service: Service, discovery: Discovery, name: &'static str) -> Row {
+    row(id, function, Gate::Has(service), discovery, name)
+}
+
+/// One of KVM's generic hypercalls.
+const fn generic(number: u32, function: Function, gate: Gate, name: &'static str) -> Row {
+    row(super::generic::BASE + number, function, gate, Discovery::Nowhere, name)
+}
+
 use Discovery::{ArchFeatures, Nowhere, PsciFeatures};
-use Gate::{Always, HvcOnly};
-use Version::{V0_2, V1_0, V1_1};
+use Gate::{Always, Has, HvcOnly, PsciSinceWith};
+use PageState::{Mmio, Private, Shared};
+use Service::{DiscoverCpus, DiscoverVersion, ProtectedMemory, Ptp, PvTime, SystemSuspend, VendorFeatures};
+use Version::{V0_2, V1_0, V1_1, V1_3};
 use Vulnerability::{SpectreBhb, SpectreV2, SpectreV4};
 
 /// Every function keel answers.
 #[rustfmt::skip]
-pub static FUNCTIONS: [Row; 21] = [
+pub static FUNCTIONS: [Row; 49] = [
     // SMCCC, Arm architecture calls (DEN0028, section 7).
     arch(0x8000_0000, Function::SmcccVersion, Always, PsciFeatures(0), "SMCCC_VERSION"),
     arch(0x8000_0001, Function::ArchFeatures, Always, Nowhere, "SMCCC_ARCH_FEATURES"),
@@ -128,8 +213,41 @@ pub static FUNCTIONS: [Row; 21] = [
     psci(0x8400_000a, Function::PsciFeatures, V1_0, "PSCI_FEATURES"),
     psci(0x8400_0012, Function::SystemReset2, V1_1, "SYSTEM_RESET2"),
     psci(0xc400_0012, Function::SystemReset2, V1_1, "SYSTEM_RESET2"),
+    row(0x8400_000e, Function::SystemSuspend, PsciSinceWith(V1_0, SystemSuspend), PsciFeatures(0), "SYSTEM_SUSPEND"),
+    row(0xc400_000e, Function::SystemSuspend, PsciSinceWith(V1_0, SystemSuspend), PsciFeatures(0), "SYSTEM_SUSPEND"),
+    // The feature flag, bit 0: HIBERNATE_OFF.
+    row(0x8400_0015, Function::SystemOff2, Gate::PsciSince(V1_3), PsciFeatures(1), "SYSTEM_OFF2"),
+    row(0xc400_0015, Function::SystemOff2, Gate::PsciSince(V1_3), PsciFeatures(1), "SYSTEM_OFF2"),
     psci_0_1(0x95c1_ba5f, Function::CpuOff, "CPU_OFF"),
     psci_0_1(0x95c1_ba60, Function::CpuOn, "CPU_ON"),
+    // TRNG (DEN0098, section 2).
+    trng(0x8400_0050, Function::TrngVersion, "TRNG_VERSION"),
+    trng(0x8400_0051, Function::TrngFeatures, "TRNG_FEATURES"),
+    trng(0x8400_0052, Function::TrngUuid, "TRNG_GET_UUID"),
+    trng(0x8400_0053, Function::TrngRandom, "TRNG_RND32"),
+    trng(0xc400_0053, Function::TrngRandom, "TRNG_RND64"),
+    // PV time (DEN0057, section 3).
+    hypervisor(0xc500_0020, Function::PvTimeFeatures, PvTime, ArchFeatures, "PV_TIME_FEATURES"),
+    hypervisor(0xc500_0021, Function::PvTimeStolen, PvTime, Nowhere, "PV_TIME_ST"),
+    // The vendor hypervisor (Linux, Documentation/virt/kvm/arm/hypercalls.rst).
+    hypervisor(0x8600_ff01, Function::VendorUid, VendorFeatures, Nowhere, "VENDOR_HYP_CALL_UID"),
+    hypervisor(0x8600_0000, Function::VendorFeatures, VendorFeatures, Nowhere, "VENDOR_HYP_KVM_FEATURES"),
+    hypervisor(0x8600_0001, Function::Ptp, Ptp, Nowhere, "VENDOR_HYP_KVM_PTP"),
+    hypervisor(0xc600_0002, Function::MemoryInformation, ProtectedMemory, Nowhere, "VENDOR_HYP_KVM_HYP_MEMINFO"),
+    hypervisor(0xc600_0003, Function::SetPageState(Shared), ProtectedMemory, Nowhere, "VENDOR_HYP_KVM_MEM_SHARE"),
+    hypervisor(0xc600_0004, Function::SetPageState(Private), ProtectedMemory, Nowhere, "VENDOR_HYP_KVM_MEM_UNSHARE"),
+    hypervisor(0xc600_0007, Function::SetPageState(Mmio), ProtectedMemory, Nowhere, "VENDOR_HYP_KVM_MMIO_GUARD"),
+    hypervisor(0xc600_0040, Function::DiscoverVersion, DiscoverVersion, Nowhere, "VENDOR_HYP_KVM_DISCOVER_IMPL_VER"),
+    hypervisor(0xc600_0041, Function::DiscoverCpus, DiscoverCpus, Nowhere, "VENDOR_HYP_KVM_DISCOVER_IMPL_CPUS"),
+    // KVM's generic hypercalls (Linux, uapi linux/kvm_para.h). Number 0 asks what there is, as FEATURES does.
+    generic(0, Function::GenericFeatures, Always, "KVM_HC_FEATURES"),
+    generic(1, Function::PollInterrupts, Always, "KVM_HC_VAPIC_POLL_IRQ"),
+    generic(3, Function::GenericFeatures, Always, "KVM_HC_FEATURES"),
+    generic(5, Function::KickCpu, Always, "KVM_HC_KICK_CPU"),
+    generic(9, Function::ClockPairing, Always, "KVM_HC_CLOCK_PAIRING"),
+    generic(10, Function::SendIpi, Always, "KVM_HC_SEND_IPI"),
+    generic(11, Function::SchedYield, Always, "KVM_HC_SCHED_YIELD"),
+    generic(12, Function::MapGpaRange, Has(ProtectedMemory), "KVM_HC_MAP_GPA_RANGE"),
 ];
 
 /// log2 of the number of slots of [`INDEX`].

@@ -10,20 +10,34 @@ use super::psci::Version;
 use super::table::{Discovery, FUNCTIONS};
 use super::*;
 
-const NS: u64 = u64::MAX;
+pub(super) const NS: u64 = u64::MAX;
 const INVALID: u64 = -2i64 as u64;
 
 /// A VM of which a test sets everything and that remembers what was started.
-struct Vm {
-    version: Version,
+pub(super) struct Vm {
+    pub(super) version: Version,
     vcpus: RefCell<Vec<VcpuPower>>,
     started: Cell<Option<(usize, u64, u64)>>,
     mitigation: Mitigation,
     ssbs: bool,
+    pub(super) services: Services,
+    pub(super) filter: fn(FunctionId) -> FilterAction,
+    pub(super) clock: Option<Clock>,
+    pub(super) stolen_time: Option<u64>,
+    pub(super) entropy: bool,
+    /// 64 KiB of memory at [`RAM`].
+    pub(super) memory: RefCell<Vec<u8>>,
+    /// Pages of that memory that are shared.
+    pub(super) shared: RefCell<Vec<u64>>,
 }
 
+/// Where a test's VM has memory.
+pub(super) const RAM: u64 = 0x4000_0000;
+/// How much.
+pub(super) const RAM_SIZE: u64 = 0x1_0000;
+
 impl Vm {
-    fn new(version: Version) -> Self {
+    pub(super) fn new(version: Version) -> Self {
         // Affinities of two clusters; bits 31 (RES1), 30 (U) and 24 (MT) must not matter.
         let vcpus = [(0x8000_0000, true), (0x8000_0001, false), (0x8100_0100, false), (0x01_8000_0101, false)];
         Self {
@@ -32,21 +46,96 @@ impl Vm {
             started: Cell::new(None),
             mitigation: Mitigation::Unaffected,
             ssbs: true,
+            services: Services::DEFAULT,
+            filter: |_| FilterAction::Handle,
+            clock: None,
+            stolen_time: None,
+            entropy: true,
+            memory: RefCell::new(vec![0xa5; RAM_SIZE as usize]),
+            shared: RefCell::default(),
         }
     }
 
-    fn hvc(&self, arguments: &[u64]) -> Outcome {
+    pub(super) fn hvc(&self, arguments: &[u64]) -> Outcome {
         self.call(Conduit::Hvc, 0, false, arguments)
     }
 
-    fn call(&self, conduit: Conduit, immediate: u16, aarch32: bool, arguments: &[u64]) -> Outcome {
+    pub(super) fn call(&self, conduit: Conduit, immediate: u16, aarch32: bool, arguments: &[u64]) -> Outcome {
         let mut registers = [0xdead_beef_dead_beef; 18];
         registers[..arguments.len()].copy_from_slice(arguments);
         dispatch(self, &Call { conduit, immediate, aarch32, registers: &registers })
     }
 }
 
+fn in_memory(start: u64, bytes: u64) -> bool {
+    start >= RAM && start.checked_add(bytes).is_some_and(|end| end <= RAM + RAM_SIZE)
+}
+
 impl HypercallHost for Vm {
+    fn services(&self) -> &Services {
+        &self.services
+    }
+
+    fn filter(&self, function: FunctionId) -> FilterAction {
+        (self.filter)(function)
+    }
+
+    fn caller(&self) -> usize {
+        0
+    }
+
+    /// All ones, so that a bit that should be zero is seen.
+    fn random(&self, words: &mut [u64; 3]) -> bool {
+        *words = [u64::MAX; 3];
+        self.entropy
+    }
+
+    fn clock(&self) -> Option<Clock> {
+        self.clock
+    }
+
+    fn stolen_time(&self) -> Option<u64> {
+        self.stolen_time
+    }
+
+    fn write_memory(&self, address: u64, bytes: &[u8]) -> bool {
+        let inside = in_memory(address, bytes.len() as u64);
+        if inside {
+            let offset = (address - RAM) as usize;
+            self.memory.borrow_mut()[offset..offset + bytes.len()].copy_from_slice(bytes);
+        }
+        inside
+    }
+
+    fn set_page_state(&self, page: u64, state: PageState) -> bool {
+        if state == PageState::Mmio {
+            return !in_memory(page, 1);
+        }
+        let mut shared = self.shared.borrow_mut();
+        let (is, becomes) = (shared.contains(&page), state == PageState::Shared);
+        if !in_memory(page, 4096) || is == becomes {
+            return false;
+        }
+        if becomes {
+            shared.push(page)
+        } else {
+            shared.retain(|other| *other != page)
+        }
+        true
+    }
+
+    fn set_range_state(&self, range: Range<u64>, state: PageState) -> bool {
+        let inside = in_memory(range.start, range.end - range.start);
+        for page in range.step_by(4096).filter(|_| inside) {
+            self.set_page_state(page, state);
+        }
+        inside
+    }
+
+    fn implementation(&self, index: usize) -> Option<[u64; 3]> {
+        [[0x410f_d034, 0, 0], [0x411f_d070, 1, 2]].get(index).copied()
+    }
+
     fn psci_version(&self) -> Version {
         self.version
     }
@@ -78,7 +167,7 @@ impl HypercallHost for Vm {
     }
 }
 
-fn returns(x0: u64) -> Outcome {
+pub(super) fn returns(x0: u64) -> Outcome {
     Outcome::Return([x0, 0, 0, 0])
 }
 
@@ -148,9 +237,14 @@ fn aarch32_callers_have_no_64_bit_functions() {
 
 #[test]
 fn versions() {
-    for (version, encoding) in
-        [(Version::V0_1, 1), (Version::V0_2, 2), (Version::V1_0, 0x1_0000), (Version::V1_1, 0x1_0001)]
-    {
+    for (version, encoding) in [
+        (Version::V0_1, 1),
+        (Version::V0_2, 2),
+        (Version::V1_0, 0x1_0000),
+        (Version::V1_1, 0x1_0001),
+        (Version::V1_2, 0x1_0002),
+        (Version::V1_3, 0x1_0003),
+    ] {
         assert_eq!(version.encoding(), encoding);
         assert_eq!(Version::from_encoding(encoding), Some(version));
         let vm = Vm::new(version);
@@ -161,7 +255,7 @@ fn versions() {
         let reset2 = vm.hvc(&[0x8400_0012, 1]);
         assert_eq!(reset2, returns(if version >= Version::V1_1 { INVALID } else { NS }));
     }
-    for encoding in [0, 3, 0x1_0002, 0x1_0003, u32::MAX] {
+    for encoding in [0, 3, 0x1_0004, 0x2_0000, u32::MAX] {
         assert_eq!(Version::from_encoding(encoding), None);
     }
 }
@@ -211,7 +305,7 @@ fn arch_features() {
         assert_eq!(found, expected.map(|code: i64| returns(code as u64)), "{mitigation:?} {ssbs}");
     }
     vm.mitigation = Mitigation::Unaffected;
-    for id in [0x8000_0000, 0x8000_0001, 0x8000_0002, 0x8400_0000, 0xc500_0020, 0] {
+    for id in [0x8000_0000, 0x8000_0001, 0x8000_0002, 0x8400_0000, 0x8500_0020, 0xc500_0021, 0] {
         assert_eq!(vm.hvc(&[0x8000_0001, id]), returns(NS), "{id:#x}");
     }
     // Discovery by SMC tells of the calls that exist by HVC, as with KVM.
@@ -252,7 +346,7 @@ fn psci_0_1() {
     assert_eq!(vm.hvc(&[0x95c1_ba60, 0]), returns(INVALID));
     assert_eq!(vm.hvc(&[0x95c1_ba60, 1, 0x1_4020_0000, 0x2_0000_0001]), returns(0));
     assert_eq!(vm.started.get(), Some((1, 0x1_4020_0000, 0x2_0000_0001)));
-    for row in FUNCTIONS.iter().filter(|row| row.id.owner() == 4) {
+    for row in FUNCTIONS.iter().filter(|row| matches!(row.gate, table::Gate::PsciSince(_))) {
         assert_eq!(vm.hvc(&[row.id.0.into()]), returns(NS), "{}", row.name);
     }
 }
@@ -339,18 +433,25 @@ proptest! {
     fn any_call_is_answered(
         id in any_id(), arguments in proptest::array::uniform3(any_argument()),
         smc in any::<bool>(), immediate in prop_oneof![Just(0u16), any::<u16>()], aarch32 in any::<bool>(),
-        version in prop_oneof![Just(Version::V0_1), Just(Version::V0_2), Just(Version::V1_0), Just(Version::V1_1)],
+        version in prop_oneof![Just(Version::V0_1), Just(Version::V0_2), Just(Version::V1_1), Just(Version::V1_3)],
     ) {
         let vm = Vm::new(version);
         let conduit = if smc { Conduit::Smc } else { Conduit::Hvc };
         let [x1, x2, x3] = arguments;
         let outcome = vm.call(conduit, immediate, aarch32, &[id, x1, x2, x3]);
         let row = FUNCTIONS.iter().find(|row| row.id.0 == id as u32);
+        if is_unknown(FunctionId(id as u32)) && !(smc && immediate != 0) {
+            prop_assert_eq!(outcome, returns(NS));
+        }
         if smc && immediate != 0 {
             prop_assert_eq!(outcome, Outcome::ReturnX0(NS));
+        } else if row.is_none() && id as u32 & 0xffff_ff00 == 0xc600_0100 && !aarch32 {
+            prop_assert_eq!(outcome, Outcome::ReturnX0(-1000i64 as u64));
         } else if row.is_none_or(|row| aarch32 && row.id.is_64_bit()) {
             prop_assert_eq!(outcome, returns(NS));
-        } else if let Outcome::Return([_, x1, x2, x3]) = outcome {
+        } else if let Outcome::Return([_, x1, x2, x3]) = outcome
+            && row.is_some_and(|row| row.id.owner() == 0 || matches!(row.gate, table::Gate::PsciSince(_)))
+        {
             prop_assert_eq!([x1, x2, x3], [0; 3]);
         }
         if row.is_none_or(|row| row.function != Function::CpuOn) || outcome != returns(0) {

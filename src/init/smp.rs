@@ -104,6 +104,7 @@ impl Interrupts {
         arch::gic::start_cpu_interface()?;
         arch::state::prepare_cpu();
         timer::set_deadline(None);
+        physical::add_implementation(index);
         physical::set_redistributor(index, redistributor);
         Ok(())
     }
@@ -123,7 +124,7 @@ pub fn start_counters() -> bool {
 }
 
 /// Finds out how this CPU stands with the vulnerabilities that SMCCC has calls for: by its ID registers, else by asking
-/// firmware.
+/// firmware. Where firmware mitigates, guests' calls reach it from now on; the one that is a switch is switched on.
 pub fn add_mitigations() {
     for (vulnerability, function, immune) in [
         (Vulnerability::SpectreV2, 0x8000_8000, features::is_immune_to_spectre_v2()),
@@ -139,6 +140,11 @@ pub fn add_mitigations() {
             _ => Mitigation::Vulnerable,
         };
         physical::add_mitigation(vulnerability, mitigation);
+        match (vulnerability, mitigation) {
+            (Vulnerability::SpectreV4, Mitigation::Mitigated) => smc::enable_workaround_2(),
+            (_, Mitigation::Mitigated) => switch::forward_workarounds(),
+            _ => {}
+        }
     }
 }
 

@@ -10,7 +10,10 @@ use super::{
 };
 use crate::{
     arch::{self, cpu, image, mmu, sysreg, timer, uart},
-    kvm::physical::{self, HostInterrupts},
+    kvm::{
+        self,
+        physical::{self, HostInterrupts},
+    },
     mm::{
         Pa,
         addr::{BLOCK_2M, PAGE_SIZE},
@@ -196,6 +199,7 @@ pub fn primary(tree: u64, entry: u64) -> ! {
         vmm::console::enable_input();
     }
     vmm::entropy::seed(&host.rng_seed);
+    debug!("guests' random bits: {}", kvm::entropy::source());
     let launch = vmm::lifecycle::Host {
         id_registers,
         cpus,

@@ -1,21 +1,73 @@
 //! What hypercalls may ask of the VM they come from.
 
-use super::{Machine, physical, run::caller_is_big_endian, vcpu::Start};
-use crate::arch::{cpu::MPIDR_AFFINITY, smc};
-use crate::hypercall::{
-    HypercallHost,
-    psci::{self, CpuOnResult, VcpuPower},
-    smccc::{Mitigation, Vulnerability},
+use super::{Machine, Vcpu, clock, entropy, physical, run::caller_is_big_endian, vcpu::Start};
+use crate::{
+    arch::{cpu::MPIDR_AFFINITY, smc, timer},
+    hypercall::{
+        Clock, FilterAction, HypercallHost, PageState,
+        psci::{self, CpuOnResult, VcpuPower},
+        services::Services,
+        smccc::{FunctionId, Mitigation, Vulnerability},
+    },
+    mm::Ipa,
 };
+use core::ops::Range;
 
 /// Hypercalls of a vCPU.
 pub(super) struct Caller<'a> {
     pub machine: &'a Machine,
+    pub vcpu: &'a Vcpu,
 }
 
 impl HypercallHost for Caller<'_> {
+    fn services(&self) -> &Services {
+        &self.machine.services
+    }
+
+    fn filter(&self, function: FunctionId) -> FilterAction {
+        self.machine.filter.action(function)
+    }
+
+    fn caller(&self) -> usize {
+        self.vcpu.index()
+    }
+
+    fn random(&self, words: &mut [u64; 3]) -> bool {
+        entropy::fill(words)
+    }
+
+    fn clock(&self) -> Option<Clock> {
+        let epoch = self.machine.epoch?;
+        let now = timer::now();
+        Some(Clock {
+            nanoseconds: clock::wall(epoch, now, timer::frequency()),
+            virtual_counter: now.wrapping_sub(self.machine.counter_offset),
+            physical_counter: now,
+        })
+    }
+
+    fn stolen_time(&self) -> Option<u64> {
+        self.vcpu.stolen.address()
+    }
+
+    fn write_memory(&self, address: u64, bytes: &[u8]) -> bool {
+        self.machine.slots.write_whole(Ipa(address), bytes)
+    }
+
+    fn set_page_state(&self, page: u64, state: PageState) -> bool {
+        self.machine.pages.as_ref().is_some_and(|pages| pages.set(page, state))
+    }
+
+    fn set_range_state(&self, range: Range<u64>, state: PageState) -> bool {
+        self.machine.pages.as_ref().is_some_and(|pages| pages.set_range(range, state))
+    }
+
+    fn implementation(&self, index: usize) -> Option<[u64; 3]> {
+        physical::implementations().nth(index)
+    }
+
     fn psci_version(&self) -> psci::Version {
-        self.machine.psci
+        self.machine.psci_version()
     }
 
     fn vcpu_count(&self) -> usize {

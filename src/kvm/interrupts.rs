@@ -21,6 +21,12 @@ fn kick(vcpu: &Vcpu) {
     }
 }
 
+/// Ends the wait for an interrupt of `vcpu`, or its next one.
+pub(super) fn wake(vcpu: &Vcpu) {
+    vcpu.requests.fetch_or(request::WAKE, Ordering::SeqCst);
+    kick(vcpu);
+}
+
 /// Interrupts that come from outside a vCPU: the console's input.
 pub struct Outside<'a>(pub &'a Machine);
 

@@ -2,16 +2,24 @@
 
 use super::{
     Errno,
+    filter::Filter,
     interface::Hardware,
     interrupts::Outside,
+    memory::Slots,
     owner::{Owner, Owning},
+    pages::PageStates,
     physical::{self, MAX_CPUS},
     uapi::vgic,
     vcpu::{Inner, Vcpu},
 };
 use crate::{
     arch::{cpu, features, hcr, timer},
-    hypercall::psci::{self, SystemEvent},
+    hypercall::{
+        FilterAction,
+        psci::{self, SystemEvent},
+        services::Services,
+        smccc::FunctionId,
+    },
     mm::Ipa,
     vdev::{
         idregs::GuestIdRegisters,
@@ -88,6 +96,10 @@ pub(super) struct MachineSetup {
     pub initialised: bool,
     pub devices: Vec<Device>,
     pub psci: psci::Version,
+    pub services: Services,
+    pub filter: Filter,
+    pub slots: Arc<Slots>,
+    pub pages: Option<PageStates>,
     pub id_registers: GuestIdRegisters,
     pub serial: Serial,
     pub vttbr: u64,
@@ -148,7 +160,18 @@ pub struct Machine {
     pub(super) bus: Bus<Target>,
     uart: Option<(u32, Mutex<SerialPort>)>,
     rtc: Option<(u32, Mutex<Pl031>)>,
-    pub(super) psci: psci::Version,
+    /// The version of PSCI, as PSCI_VERSION returns it.
+    psci: AtomicU32,
+    pub(super) services: Services,
+    pub(super) filter: Filter,
+    /// A function that nobody knows is NOT_SUPPORTED without further ado: no filter has a say, nor is it the owner's number
+    /// for the stub.
+    pub(super) answers_unknown: bool,
+    pub(super) slots: Arc<Slots>,
+    /// The states of a protected guest's pages.
+    pub(super) pages: Option<PageStates>,
+    /// Seconds since 1970 when the machine's counter was 0, if it knows.
+    pub(super) epoch: Option<u64>,
     pub(super) id_registers: GuestIdRegisters,
     serial: Serial,
     pub(super) vttbr: u64,
@@ -185,6 +208,7 @@ impl Machine {
             });
         }
         let (mut uart, mut rtc) = (None, None);
+        let mut wall_clock = None;
         for device in &setup.devices {
             match *device {
                 Device::Pl011 { base, intid } => {
@@ -194,6 +218,7 @@ impl Machine {
                 Device::Pl031 { base, intid, epoch } => {
                     regions.push(Region { name: "pl031", start: base, length: pl031::LENGTH, device: Target::Rtc });
                     let now = timer::now() / timer::frequency().max(1);
+                    wall_clock = (epoch != 0).then_some(epoch);
                     rtc = Some((intid, Mutex::new(Pl031::new(epoch.wrapping_add(now), now))));
                 }
             }
@@ -210,13 +235,6 @@ impl Machine {
                 timers.into_iter().zip(physical).for_each(|(guest, host)| vgic.map_hw(index, guest, Some(host)));
             }
         }
-        let psci_version = match setup.psci {
-            psci::Version::V0_1 => psci::NOT_SUPPORTED as u64,
-            version => u64::from(version.encoding()),
-        };
-        for vcpu in &setup.vcpus {
-            vcpu.parked().context.psci_version = psci_version;
-        }
         let ids = crate::arch::cpu::id_registers();
         // CRm 7 op2 1 and CRm 4 op2 0.
         let mut hcr = hcr::guest_hcr(ids[49], ids[24], features::has_pauth());
@@ -227,6 +245,7 @@ impl Machine {
             let late = owner.traps().is_some();
             hcr = if late { hcr::late_owner_hcr(features::has_fwb()) } else { hcr::owner_hcr(hcr) };
         }
+        let answers_unknown = setup.filter.is_empty() && setup.owner.is_none();
         Ok(Self {
             name: setup.name,
             vcpus: setup.vcpus,
@@ -236,7 +255,13 @@ impl Machine {
             bus: Bus::new(&regions).map_err(|_| Errno::EINVAL)?,
             uart,
             rtc,
-            psci: setup.psci,
+            psci: AtomicU32::new(setup.psci.encoding()),
+            services: setup.services,
+            answers_unknown,
+            filter: setup.filter,
+            slots: setup.slots,
+            pages: setup.pages,
+            epoch: wall_clock,
             id_registers: setup.id_registers,
             serial: setup.serial,
             vttbr: setup.vttbr,
@@ -248,6 +273,25 @@ impl Machine {
             frequency: timer::frequency().max(1),
         })
         .inspect(|_| debug_assert!(setup.ipa_bits >= 32))
+    }
+
+    /// The version of PSCI that guests see.
+    #[inline]
+    pub(super) fn psci_version(&self) -> psci::Version {
+        psci::Version::from_encoding(self.psci.load(Ordering::Relaxed)).unwrap_or(psci::Version::V0_1)
+    }
+
+    /// What PSCI_VERSION answers, if that is the whole truth: a number, and no filter has a say.
+    pub(super) fn plain_psci_version(&self) -> Option<u32> {
+        const PSCI_VERSION: FunctionId = FunctionId(0x8400_0000);
+        let version = self.psci_version();
+        let plain = version > psci::Version::V0_1 && self.filter.action(PSCI_VERSION) == FilterAction::Handle;
+        plain.then_some(version.encoding())
+    }
+
+    /// Changes it: vCPUs see it when a CPU next loads them.
+    pub(super) fn set_psci_version(&self, version: psci::Version) {
+        self.psci.store(version.encoding(), Ordering::Relaxed);
     }
 
     /// Stops the VM: every CPU that has one of its vCPUs looks. The first reason stays.
@@ -288,6 +332,9 @@ impl Machine {
         }
         for last in &self.last {
             last.store(0, Ordering::Relaxed);
+        }
+        if let Some(pages) = &self.pages {
+            pages.reset();
         }
         self.event.store(0, Ordering::SeqCst);
     }
@@ -439,6 +486,16 @@ impl Machine {
         }
     }
 
+    /// Carries out the load of a word that changes nothing anywhere; `None` for any other, which [`read`](Self::read) does.
+    #[inline(always)]
+    pub(super) fn peek(&self, target: Target, offset: u64) -> Option<u32> {
+        match target {
+            Target::Distributor => self.vgic.dist_peek(offset),
+            Target::Uart => self.uart.as_ref()?.1.lock().pl011.peek(offset),
+            Target::Redistributors | Target::Owned(_) | Target::Rtc => None,
+        }
+    }
+
     fn with_uart(&self, host: &dyn VgicHost, access: impl FnOnce(&mut Pl011, Serial) -> u64) -> u64 {
         let Some((intid, uart)) = &self.uart else { return 0 };
         let mut port = uart.lock();
@@ -472,7 +529,7 @@ fn redistributor(offset: u64) -> (usize, u64) {
 /// The stop that a system call of PSCI asks for.
 pub(super) fn stop_of(event: SystemEvent) -> Stop {
     match event {
-        SystemEvent::Off => Stop::Off,
+        SystemEvent::Off | SystemEvent::Hibernate => Stop::Off,
         SystemEvent::Reset | SystemEvent::Reset2 { .. } => Stop::Reset,
     }
 }

@@ -4,11 +4,19 @@
 //! methods here and nothing else. A VM goes from being configured to having run; its first run freezes what
 //! configuration may change into a `Machine`, which exits work on without locks.
 
+pub mod clock;
 pub mod errno;
+pub mod filter;
+pub mod firmware;
+pub mod pages;
 pub mod uapi;
 
 #[cfg(target_os = "none")]
+mod attributes;
+#[cfg(target_os = "none")]
 mod caller;
+#[cfg(target_os = "none")]
+pub mod entropy;
 #[cfg(target_os = "none")]
 mod interface;
 #[cfg(target_os = "none")]
@@ -16,11 +24,15 @@ mod interrupts;
 #[cfg(target_os = "none")]
 pub mod machine;
 #[cfg(target_os = "none")]
+mod memory;
+#[cfg(target_os = "none")]
 pub mod owner;
 #[cfg(target_os = "none")]
 pub mod physical;
 #[cfg(target_os = "none")]
 pub mod run;
+#[cfg(target_os = "none")]
+mod stolen;
 #[cfg(target_os = "none")]
 pub mod vcpu;
 #[cfg(target_os = "none")]

@@ -80,6 +80,25 @@ pub fn take_attention() -> bool {
     CPUS.get(cpu::index()).is_some_and(|cpu| cpu.attention.swap(false, Ordering::SeqCst))
 }
 
+/// MIDR_EL1, REVIDR_EL1 and AIDR_EL1 of each CPU.
+static IDENTITIES: [Once<[u64; 3]>; MAX_CPUS] = [const { Once::new() }; MAX_CPUS];
+
+/// Notes which kind of CPU this one, with index `index`, is.
+pub fn add_implementation(index: usize) {
+    if let Some(identity) = IDENTITIES.get(index) {
+        identity.call_once(|| [cpu::midr(), cpu::revidr(), cpu::aidr()]);
+    }
+}
+
+/// The kinds of CPU that the machine has, each once.
+pub fn implementations() -> impl Iterator<Item = [u64; 3]> {
+    let known = || IDENTITIES.iter().filter_map(|identity| identity.get().copied());
+    known()
+        .enumerate()
+        .filter(move |&(n, identity)| !known().take(n).any(|other| other == identity))
+        .map(|(_, kind)| kind)
+}
+
 /// Interrupts of the machine that keel handles itself, by INTID.
 #[derive(Clone, Copy, Debug)]
 pub struct HostInterrupts {

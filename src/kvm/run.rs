@@ -7,7 +7,7 @@
 use super::{
     caller::Caller,
     interface::Hardware,
-    interrupts::{Exiting, Outside},
+    interrupts::{self, Exiting, Outside},
     machine::{Machine, Stop, Target, stop_of},
     owner::{Onward, Owner},
     physical,
@@ -22,10 +22,12 @@ use crate::{
     },
     hypercall::{
         self, Call, Conduit, Outcome, Results,
+        smccc::{FunctionId, NOT_SUPPORTED},
         stub::{self, HVC_STUB_ERR, StubCall},
     },
     vcpu::{
         Exit, GuestFault,
+        context::ASK_FOR_PSCI_VERSION,
         exit::{self, DataAbort, INSTRUCTION_BYTES, SystemAccess, Wait},
         switch::{self, Trap},
     },
@@ -54,6 +56,10 @@ pub enum Leave {
     Wait(Option<u64>),
     /// The guest gives way.
     Yield,
+    /// SYSTEM_SUSPEND: its arguments are in x1 (where to go on) and x2 (its x0); nothing has changed.
+    Suspend,
+    /// A call that the VM's filter leaves to the caller (KVM_EXIT_HYPERCALL); nothing has changed.
+    Hypercall,
     /// The vCPU switched itself off.
     Off,
     /// The VM is to stop.
@@ -83,8 +89,12 @@ pub struct Resident<'a> {
     machine: &'a Machine,
     inner: MutexGuard<'a, Inner>,
     hcr: u64,
+    /// WFI leaves to the caller, as [`Self::trap_wait`] said.
+    trap: bool,
     /// Set when this CPU is to look at its vCPUs.
     attention: &'static AtomicBool,
+    /// Set when the vGIC is to be looked at before the next entry.
+    dirty: &'a AtomicBool,
 }
 
 impl<'a> Resident<'a> {
@@ -111,6 +121,7 @@ impl<'a> Resident<'a> {
             machine.set_timer_level(vcpu.index(), intid, deadline.is_some_and(|at| at <= timer::now()));
         }
         inner.state.load(&config);
+        inner.context.psci_version = machine.plain_psci_version().map_or(ASK_FOR_PSCI_VERSION, u64::from);
         if machine.note_running(vcpu.index()) {
             crate::arch::tlb::flush_local_vmid();
         }
@@ -119,11 +130,30 @@ impl<'a> Resident<'a> {
             Some(owner) => owner.gic.load(vcpu.index(), &mut inner.owner, &mut Hardware, owner),
         }
         vcpu.resident.store(true, Ordering::SeqCst);
-        Self { vcpu, machine, hcr: machine.hcr, inner: guard, attention: physical::attention() }
+        static NEVER: AtomicBool = AtomicBool::new(false);
+        let mut resident = Self {
+            vcpu,
+            machine,
+            hcr: machine.hcr,
+            trap: false,
+            inner: guard,
+            attention: physical::attention(),
+            // The owner's interrupts are not the vGIC's.
+            dirty: machine.vgic.dirty_flag(vcpu.index()).filter(|_| !machine.is_owner()).unwrap_or(&NEVER),
+        };
+        resident.update_traps();
+        resident
     }
 
     /// Whether WFI is to be seen by the caller: it is, while another vCPU could use this CPU.
     pub fn trap_wait(&mut self, trap: bool) {
+        self.trap = trap;
+        self.update_traps();
+    }
+
+    /// A vCPU that was told to wake has its next WFI seen here too, so that it does not sleep over that.
+    fn update_traps(&mut self) {
+        let trap = self.trap || self.vcpu.requests.load(Ordering::SeqCst) & request::WAKE != 0;
         let hcr = if trap { self.machine.hcr | hcr::HCR_TWI } else { self.machine.hcr };
         if hcr != self.hcr {
             self.hcr = hcr;
@@ -132,13 +162,14 @@ impl<'a> Resident<'a> {
     }
 
     /// Runs the guest until its caller has something to do.
+    #[inline(never)]
     pub fn run(&mut self) -> Leave {
-        let index = self.vcpu.index();
         loop {
             if self.attention.load(Ordering::Relaxed) {
                 return Leave::Attention;
             }
-            if self.machine.vgic.dirty(index) && self.machine.owner.is_none() {
+            if self.dirty.load(Ordering::Relaxed) {
+                let index = self.vcpu.index();
                 self.machine.vgic.flush(index, &mut self.inner.vgic, &mut Hardware, &Outside(self.machine));
             }
             let leave = match switch::enter(&mut self.inner.context) {
@@ -163,6 +194,9 @@ impl<'a> Resident<'a> {
         let esr = switch::esr();
         if let Some(immediate) = exit::hvc(esr) {
             self.count(ExitKind::Hvc);
+            if self.answer_unknown() {
+                return None;
+            }
             return self.call(Conduit::Hvc, immediate);
         }
         let (outcome, bytes) = if let Some(abort) = DataAbort::decode(esr, switch::fault_address) {
@@ -194,12 +228,15 @@ impl<'a> Resident<'a> {
             Exit::Smc { immediate } => {
                 self.count(ExitKind::Smc);
                 self.inner.context.skip_instruction(INSTRUCTION_BYTES);
+                if immediate == 0 && self.answer_unknown() {
+                    return None;
+                }
                 return self.call(Conduit::Smc, immediate);
             }
             Exit::Wait(wait) => {
                 self.count(ExitKind::Wait);
                 self.inner.context.skip_instruction(INSTRUCTION_BYTES);
-                return Some(self.wait(wait));
+                return self.wait(wait);
             }
             Exit::Unexpected { esr } => return Some(self.crash(esr)),
             Exit::Instruction(abort) => GuestFault::InstructionAbort { far: abort.far },
@@ -210,7 +247,18 @@ impl<'a> Resident<'a> {
         None
     }
 
+    /// Answers a call that nobody implements, which a guest may make as often as any; `false` if it is another.
     #[inline(always)]
+    fn answer_unknown(&mut self) -> bool {
+        let unknown =
+            self.machine.answers_unknown && hypercall::is_unknown(FunctionId(self.inner.context.gpr[0] as u32));
+        if unknown {
+            self.inner.context.set_results([NOT_SUPPORTED as u64, 0, 0, 0]);
+        }
+        unknown
+    }
+
+    #[inline(never)]
     fn call(&mut self, conduit: Conduit, immediate: u16) -> Option<Leave> {
         let registers = self.inner.context.gpr.first_chunk::<18>()?;
         if stub::is_stub_number(registers[0])
@@ -220,8 +268,9 @@ impl<'a> Resident<'a> {
         }
         let registers = self.inner.context.gpr.first_chunk::<18>()?;
         let call = Call { conduit, immediate, aarch32: false, registers };
-        let outcome = hypercall::dispatch(&Caller { machine: self.machine }, &call);
+        let outcome = hypercall::dispatch(&Caller { machine: self.machine, vcpu: self.vcpu }, &call);
         match outcome.results() {
+            Results::None => {}
             Results::Four(results) => self.inner.context.set_results(results),
             Results::X0(x0) => self.inner.context.set_register(0, x0),
         }
@@ -230,6 +279,7 @@ impl<'a> Resident<'a> {
             Outcome::Suspend(_) => Some(Leave::Wait(None)),
             Outcome::CpuOff => Some(Leave::Off),
             Outcome::System(event) => Some(Leave::Stop(stop_of(event))),
+            rare => self.carry_out(rare),
         }
     }
 
@@ -263,6 +313,44 @@ impl<'a> Resident<'a> {
         }
     }
 
+    /// What a call asked for beside its answer.
+    #[cold]
+    fn carry_out(&mut self, outcome: Outcome) -> Option<Leave> {
+        match outcome {
+            Outcome::SystemSuspend => return Some(Leave::Suspend),
+            Outcome::Forward => return Some(Leave::Hypercall),
+            Outcome::StolenTime { .. } => self.vcpu.stolen.start(),
+            Outcome::Wake(index) if index == self.vcpu.index() => {
+                self.vcpu.requests.fetch_or(request::WAKE, Ordering::SeqCst);
+                self.update_traps();
+            }
+            Outcome::Wake(index) => {
+                if let Some(vcpu) = self.machine.vcpus.get(index) {
+                    interrupts::wake(vcpu);
+                }
+            }
+            Outcome::Interrupt { vcpus, sgi } => {
+                let inner = &mut *self.inner;
+                let host = Exiting { machine: self.machine, vcpu: self.vcpu, vgic: RefCell::new(&mut inner.vgic) };
+                for vcpu in (0..64).filter(|vcpu| vcpus & 1 << vcpu != 0) {
+                    if self.machine.is_owner() {
+                        // Its SGIs are the machine's.
+                        let target = self.machine.vcpus.get(vcpu);
+                        target.into_iter().for_each(|vcpu| gic::send_sgi_to(vcpu.mpidr(), sgi.into()));
+                        continue;
+                    }
+                    self.machine.vgic.send_sgi_to(vcpu, sgi, &host);
+                }
+            }
+            Outcome::YieldTo(index) => {
+                let same_cpu = self.machine.vcpus.get(index).is_some_and(|vcpu| vcpu.cpu() == self.vcpu.cpu());
+                return same_cpu.then_some(Leave::Yield);
+            }
+            Outcome::Return(_) | Outcome::ReturnX0(_) | Outcome::Suspend(_) | Outcome::CpuOff | Outcome::System(_) => {}
+        }
+        None
+    }
+
     /// A data access that stage 2 refused: a device's, or nobody's.
     #[inline(always)]
     fn data(&mut self, abort: &DataAbort) -> Result<(), GuestFault> {
@@ -281,6 +369,13 @@ impl<'a> Resident<'a> {
             if !abort.is_write() {
                 inner.context.finish_load(abort.load(), value);
             }
+            return Some(());
+        }
+        // What drivers do most, when no device has to do anything for it.
+        if abort.is_word_load()
+            && let Some(value) = self.machine.peek(target, offset)
+        {
+            inner.context.set_register(abort.register(), value.into());
             return Some(());
         }
         let host = Exiting { machine: self.machine, vcpu: self.vcpu, vgic: RefCell::new(&mut inner.vgic) };
@@ -342,13 +437,17 @@ impl<'a> Resident<'a> {
         Ok(())
     }
 
-    fn wait(&mut self, wait: Wait) -> Leave {
+    fn wait(&mut self, wait: Wait) -> Option<Leave> {
+        if self.vcpu.take_wake() {
+            self.update_traps();
+            return None;
+        }
         let deadline = |register| self.inner.context.register(register).wrapping_add(self.machine.counter_offset);
-        match wait {
+        Some(match wait {
             Wait::Interrupt => Leave::Wait(None),
             Wait::InterruptTimeout(register) => Leave::Wait(Some(deadline(register))),
             Wait::Event | Wait::EventTimeout(_) => Leave::Yield,
-        }
+        })
     }
 
     /// A physical interrupt took this CPU out of the guest.
@@ -408,6 +507,7 @@ impl<'a> Resident<'a> {
         is_due.then_some(Leave::Timer)
     }
 
+    #[inline(never)]
     fn serve_requests(&mut self) {
         if self.vcpu.requests.load(Ordering::SeqCst) & request::SYNC != 0 {
             if let Some(owner) = &self.machine.owner {
@@ -417,6 +517,7 @@ impl<'a> Resident<'a> {
             self.machine.vgic.sync(self.vcpu.index(), &mut self.inner.vgic, &mut Hardware, &Outside(self.machine));
             self.vcpu.requests.fetch_and(!request::SYNC, Ordering::SeqCst);
         }
+        self.update_traps();
     }
 
     /// A physical SError while the guest ran: it is the guest's doing as far as anyone can tell, and it may have lost data.
@@ -494,7 +595,7 @@ pub fn is_runnable(machine: &Machine, vcpu: &Vcpu, now: u64) -> (bool, Option<u6
         }
     }
     // The owner's timers are hardware's: whether they may interrupt is found out when it runs.
-    (machine.has_pending_interrupt(vcpu.index(), &inner) || is_due && machine.is_owner(), next)
+    (vcpu.take_wake() || machine.has_pending_interrupt(vcpu.index(), &inner) || is_due && machine.is_owner(), next)
 }
 
 /// SCTLR_EL1.EE of the guest that this CPU holds.

@@ -35,6 +35,22 @@ pub struct VcpuInit {
 
 const _: () = assert!(size_of::<VcpuInit>() == 32);
 
+/// `struct kvm_smccc_filter`, 24 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SmcccFilter {
+    /// First function id.
+    pub base: u32,
+    /// How many.
+    pub nr_functions: u32,
+    /// KVM_SMCCC_FILTER_HANDLE (0), DENY (1), FWD_TO_USER (2).
+    pub action: u8,
+    /// Zero.
+    pub pad: [u8; 15],
+}
+
+const _: () = assert!(size_of::<SmcccFilter>() == 24);
+
 /// KVM_GET_MP_STATE, KVM_SET_MP_STATE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -47,6 +63,14 @@ pub enum MpState {
 
 /// `kvm_create_device.type`: ARM_VGIC_V3.
 pub const DEVICE_ARM_VGIC_V3: u32 = 7;
+
+/// Groups and attributes of a vCPU.
+pub mod vcpu {
+    /// KVM_ARM_VCPU_PVTIME_CTRL.
+    pub const GROUP_PVTIME: u32 = 2;
+    /// KVM_ARM_VCPU_PVTIME_IPA.
+    pub const PVTIME_IPA: u64 = 0;
+}
 
 /// Groups and attributes of the vGIC device.
 pub mod vgic {
@@ -82,9 +106,6 @@ pub mod reg {
     pub const PC: u64 = CORE_U64 + 0x40;
     /// PSTATE.
     pub const PSTATE: u64 = CORE_U64 + 0x42;
-    /// KVM_REG_ARM_PSCI_VERSION.
-    pub const PSCI_VERSION: u64 = 0x6030_0000_0014_0000;
-
     /// The part of an id that must be this for arm64 registers, with the size taken out.
     pub const ARM64: u64 = 0x6000_0000;
 }

@@ -1,7 +1,8 @@
 //! KVM's calls on a vCPU: initialisation, registers, power state. Running it is [`super::run`].
 
 use super::{
-    Errno, Machine,
+    Errno, Machine, firmware,
+    stolen::StolenTime,
     uapi::{MpState, TARGET_GENERIC_V8, VcpuInit, feature, reg},
     vm::Vm,
 };
@@ -17,6 +18,8 @@ use spin::{Mutex, MutexGuard};
 pub(super) mod request {
     /// Fold the list registers back.
     pub const SYNC: u32 = 1 << 0;
+    /// End its wait for an interrupt, or the next one: KVM_HC_KICK_CPU.
+    pub const WAKE: u32 = 1 << 1;
 }
 
 /// Why guests left, counted; the index is [`ExitKind`].
@@ -100,6 +103,7 @@ pub struct Vcpu {
     /// It waits for an interrupt, off its CPU: whoever makes one pending has to call that CPU's attention, once.
     waiting: AtomicBool,
     pub(super) requests: AtomicU32,
+    pub(super) stolen: StolenTime,
     inner: Mutex<Inner>,
 }
 
@@ -115,6 +119,7 @@ impl Vcpu {
             resident: AtomicBool::new(false),
             waiting: AtomicBool::new(false),
             requests: AtomicU32::new(0),
+            stolen: StolenTime::default(),
             inner: Mutex::new(Inner {
                 context: VcpuContext::reset(),
                 state: GuestState::reset(),
@@ -175,8 +180,10 @@ impl Vcpu {
         Ok(())
     }
 
+    /// The state of an initialised vCPU; a start that is pending is carried out first, so that registers are those with
+    /// which it will run.
     fn initialised(&self) -> Result<MutexGuard<'_, Inner>, Errno> {
-        let inner = self.inner.lock();
+        let inner = self.take();
         if inner.initialised { Ok(inner) } else { Err(Errno::ENOEXEC) }
     }
 
@@ -184,7 +191,8 @@ impl Vcpu {
     ///
     /// # Errors
     ///
-    /// `ENOEXEC` before [`init`](Self::init); `EINVAL` for an id that is not arm64's; `ENOENT` for an unknown register.
+    /// `ENOEXEC` before [`init`](Self::init); `EINVAL` for an id that is not arm64's; `ENOENT` for an unknown register;
+    /// those of [`firmware`] registers.
     pub fn set_one_reg(&self, vm: &Vm, id: u64, value: u64) -> Result<(), Errno> {
         let mut inner = self.initialised()?;
         match core_register(id)? {
@@ -192,7 +200,7 @@ impl Vcpu {
             Register::Pc => inner.context.pc = value,
             Register::Pstate if matches!(value & 0x1f, 0 | 4 | 5) => inner.context.pstate = value,
             Register::Pstate => return Err(Errno::EINVAL),
-            Register::PsciVersion => vm.set_psci_version(value)?,
+            Register::Firmware(register) => vm.set_firmware_register(register, value)?,
         }
         Ok(())
     }
@@ -208,7 +216,7 @@ impl Vcpu {
             Register::X(n) => inner.context.gpr[n],
             Register::Pc => inner.context.pc,
             Register::Pstate => inner.context.pstate,
-            Register::PsciVersion => u64::from(vm.psci_version().encoding()),
+            Register::Firmware(register) => vm.firmware_register(register),
         })
     }
 
@@ -289,6 +297,18 @@ impl Vcpu {
         self.waiting.load(Ordering::SeqCst) && self.waiting.swap(false, Ordering::SeqCst)
     }
 
+    /// It could have run for `ticks` of a counter of `frequency` Hz while its CPU ran another. Called on that CPU before
+    /// it is entered.
+    pub fn add_stolen_time(&self, ticks: u64, frequency: u64) {
+        self.stolen.add(ticks, frequency);
+    }
+
+    /// Whether somebody asked to end its wait; nobody has then.
+    pub(super) fn take_wake(&self) -> bool {
+        self.requests.load(Ordering::SeqCst) & request::WAKE != 0
+            && self.requests.fetch_and(!request::WAKE, Ordering::SeqCst) & request::WAKE != 0
+    }
+
     /// The state, for the CPU that runs it; a start that is pending is carried out first.
     pub(super) fn take(&self) -> MutexGuard<'_, Inner> {
         let mut inner = self.inner.lock();
@@ -330,7 +350,7 @@ enum Register {
     X(usize),
     Pc,
     Pstate,
-    PsciVersion,
+    Firmware(firmware::Register),
 }
 
 fn core_register(id: u64) -> Result<Register, Errno> {
@@ -340,7 +360,7 @@ fn core_register(id: u64) -> Result<Register, Errno> {
     match id {
         reg::PC => Ok(Register::Pc),
         reg::PSTATE => Ok(Register::Pstate),
-        reg::PSCI_VERSION => Ok(Register::PsciVersion),
+        _ if let Some(register) = firmware::find(id) => Ok(Register::Firmware(register)),
         _ => (0..31).find(|&n| reg::x(n) == id).map(|n| Register::X(n as usize)).ok_or(Errno::ENOENT),
     }
 }

@@ -2,14 +2,22 @@
 
 use super::{
     Errno,
+    filter::Filter,
+    firmware::{self, Firmware, Surroundings},
     machine::{Device, Machine, MachineSetup, Serial},
+    memory::{Slot, Slots},
     owner::Owner,
+    pages::PageStates,
+    physical,
     uapi::{DEVICE_ARM_VGIC_V3, vgic},
     vcpu::Vcpu,
 };
 use crate::{
     arch::{features, mmu, tlb},
-    hypercall::psci,
+    hypercall::{
+        psci,
+        services::{Service, Services},
+    },
     mm::{
         Ipa, Pa,
         addr::PAGE_SIZE,
@@ -52,14 +60,6 @@ impl Drop for Vmid {
     }
 }
 
-/// A memory slot: guest addresses and the memory behind them.
-#[derive(Debug)]
-struct Slot {
-    ipa: Ipa,
-    memory: Block,
-    kind: Memory,
-}
-
 /// TLB maintenance for a VM that is not loaded on this CPU: all guests' translations go.
 struct AllGuests;
 
@@ -88,7 +88,8 @@ struct VgicSetup {
 struct Setup {
     vgic: VgicSetup,
     features: Option<u32>,
-    psci: Option<psci::Version>,
+    firmware: Firmware,
+    filter: Filter,
     devices: Vec<Device>,
     /// The VM owns the machine.
     owner: Option<Owner>,
@@ -102,7 +103,7 @@ pub struct Vm {
     id_registers: GuestIdRegisters,
     serial: Serial,
     stage2: Mutex<Stage2<TableMemory>>,
-    slots: Mutex<Vec<Slot>>,
+    slots: Arc<Slots>,
     vcpus: Mutex<Vec<Arc<Vcpu>>>,
     setup: Mutex<Setup>,
     machine: Once<Arc<Machine>>,
@@ -153,12 +154,13 @@ impl Vm {
             id_registers,
             serial,
             stage2: Mutex::new(stage2),
-            slots: Mutex::default(),
+            slots: Arc::default(),
             vcpus: Mutex::default(),
             setup: Mutex::new(Setup {
                 vgic: VgicSetup::default(),
                 features: None,
-                psci: None,
+                firmware: Firmware::NEW,
+                filter: Filter::default(),
                 devices: Vec::new(),
                 owner: None,
             }),
@@ -202,44 +204,35 @@ impl Vm {
             return Err(Errno::EFAULT);
         }
         stage2.map(ipa, range.start, size, kind, &AllGuests)?;
-        self.slots.lock().push(Slot { ipa, memory, kind });
+        self.slots.0.lock().push(Slot { ipa, memory: Arc::new(memory), kind });
         Ok(())
     }
 
     /// Its memory, as guest addresses, in no order.
     pub fn memory_ranges(&self) -> Vec<Range<u64>> {
-        self.slots.lock().iter().map(|slot| slot.ipa.0..slot.ipa.0 + slot.size()).collect()
+        self.slots.0.lock().iter().map(|slot| slot.ipa.0..slot.ipa.0 + slot.size()).collect()
     }
 
     /// Copies into the VM's memory; `false` if some of it is not memory (what comes before may have been written).
-    pub fn write_memory(&self, ipa: Ipa, mut bytes: &[u8]) -> bool {
-        let slots = self.slots.lock();
-        let mut at = ipa;
-        while !bytes.is_empty() {
-            let Some(slot) = slots.iter().find(|slot| slot.contains(at)) else { return false };
-            let offset = at.0 - slot.ipa.0;
-            let room = (slot.size() - offset).min(bytes.len() as u64) as usize;
-            let (now, later) = bytes.split_at(room);
-            if !slot.memory.write(offset, now) {
-                return false;
-            }
-            bytes = later;
-            let Some(next) = at.checked_add(room as u64) else { return bytes.is_empty() };
-            at = next;
-        }
-        true
+    pub fn write_memory(&self, ipa: Ipa, bytes: &[u8]) -> bool {
+        self.slots.write(ipa, bytes)
+    }
+
+    /// Its memory.
+    pub(super) fn slots(&self) -> &Slots {
+        &self.slots
     }
 
     /// Clears all memory of the VM.
     pub fn clear_memory(&self) {
-        for slot in self.slots.lock().iter() {
+        for slot in self.slots.0.lock().iter() {
             slot.memory.clear();
         }
     }
 
     /// Makes what was written to the VM's memory visible to a guest that starts with its caches off.
     pub fn publish_memory(&self) {
-        for slot in self.slots.lock().iter() {
+        for slot in self.slots.0.lock().iter() {
             slot.memory.publish(slot.kind == Memory::Owned);
         }
     }
@@ -301,26 +294,66 @@ impl Vm {
         }
     }
 
-    /// KVM_REG_ARM_PSCI_VERSION: the version that guests see; 1.1 unless set.
-    pub fn psci_version(&self) -> psci::Version {
-        let setup = self.setup.lock();
-        let has_psci_0_2 = setup.features.is_some_and(|features| features & (1 << super::uapi::feature::PSCI_0_2) != 0);
-        if has_psci_0_2 { setup.psci.unwrap_or(psci::Version::V1_1) } else { psci::Version::V0_1 }
+    fn surroundings(&self, setup: &Setup) -> Surroundings {
+        Surroundings {
+            psci_0_2: setup.features.is_some_and(|features| features & (1 << super::uapi::feature::PSCI_0_2) != 0),
+            ran: self.machine.is_completed(),
+            mitigation: physical::mitigation,
+        }
     }
 
-    /// Sets KVM_REG_ARM_PSCI_VERSION.
+    /// The version of PSCI that guests see.
+    pub fn psci_version(&self) -> psci::Version {
+        let setup = self.setup.lock();
+        setup.firmware.psci_version(self.surroundings(&setup).psci_0_2)
+    }
+
+    /// KVM_GET_ONE_REG of a firmware register.
+    pub(super) fn firmware_register(&self, register: firmware::Register) -> u64 {
+        let setup = self.setup.lock();
+        setup.firmware.get(register, &self.surroundings(&setup))
+    }
+
+    /// KVM_SET_ONE_REG of a firmware register.
     ///
     /// # Errors
     ///
-    /// `EINVAL` for a version that keel does not have or that contradicts the PSCI_0_2 feature.
-    pub fn set_psci_version(&self, encoding: u64) -> Result<(), Errno> {
-        let version = u32::try_from(encoding).ok().and_then(psci::Version::from_encoding).ok_or(Errno::EINVAL)?;
+    /// Those of [`Firmware::set`].
+    pub(super) fn set_firmware_register(&self, register: firmware::Register, value: u64) -> Result<(), Errno> {
         let mut setup = self.setup.lock();
-        let has_psci_0_2 = setup.features.is_some_and(|features| features & (1 << super::uapi::feature::PSCI_0_2) != 0);
-        if has_psci_0_2 == (version == psci::Version::V0_1) {
-            return Err(Errno::EINVAL);
+        let around = self.surroundings(&setup);
+        setup.firmware.set(register, value, &around)?;
+        // The version alone may still change when the VM has run.
+        if let Some(machine) = self.machine.get() {
+            machine.set_psci_version(setup.firmware.psci_version(around.psci_0_2));
         }
-        setup.psci = Some(version);
+        Ok(())
+    }
+
+    /// Changes the filter; `change` is told whether a vCPU has run.
+    pub(super) fn change_filter(
+        &self,
+        change: impl FnOnce(&mut Filter, bool) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let mut setup = self.setup.lock();
+        change(&mut setup.filter, self.machine.is_completed())
+    }
+
+    /// The optional calls it has.
+    pub fn services(&self) -> Services {
+        self.setup.lock().firmware.services
+    }
+
+    /// Changes them.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` once a vCPU has run.
+    pub(super) fn change_services(&self, change: impl FnOnce(&mut Services)) -> Result<(), Errno> {
+        if self.machine.is_completed() {
+            return Err(Errno::EBUSY);
+        }
+        change(&mut self.setup.lock().firmware.services);
         Ok(())
     }
 
@@ -448,6 +481,9 @@ impl Vm {
         let needed = |address: Option<Ipa>| if owner.is_some() { Ok(Ipa(0)) } else { address.ok_or(Errno::ENXIO) };
         let (distributor, redistributors) = (needed(vgic.distributor)?, needed(vgic.redistributors)?);
         let stage2 = self.stage2.lock();
+        let services = setup.firmware.services;
+        let end = 1 << stage2.ipa_bits();
+        let pages = services.has(Service::ProtectedMemory).then(|| PageStates::new(self.guest_memory(), end));
         Machine::new(MachineSetup {
             name: self.name.clone(),
             vcpus: self.vcpus.lock().clone(),
@@ -458,6 +494,10 @@ impl Vm {
             owner,
             devices: setup.devices.clone(),
             psci,
+            services,
+            filter: setup.filter.clone(),
+            slots: self.slots.clone(),
+            pages,
             id_registers: self.id_registers.clone(),
             serial: self.serial,
             vttbr: u64::from(self.vmid.0) << 48 | stage2.root().0,
@@ -465,6 +505,15 @@ impl Vm {
             ipa_bits: stage2.ipa_bits(),
             counter_offset: self.counter_offset.load(Ordering::Relaxed),
         })
+    }
+
+    /// The memory that is the guest's to share: all but what holds PV time structures.
+    fn guest_memory(&self) -> Vec<core::ops::Range<u64>> {
+        let vcpus = self.vcpus.lock();
+        let is_ours =
+            |slot: &Slot| vcpus.iter().any(|vcpu| vcpu.stolen.address().is_some_and(|ipa| slot.contains(Ipa(ipa))));
+        let slots = self.slots.0.lock();
+        slots.iter().filter(|slot| !is_ours(slot)).map(|slot| slot.ipa.0..slot.ipa.0 + slot.size()).collect()
     }
 
     /// Where a guest address is in the machine's memory.
@@ -486,17 +535,6 @@ fn set_address(slot: &mut Option<Ipa>, value: u64, size: u64, ipa_bits: u32) -> 
     }
     *slot = Some(Ipa(value));
     Ok(())
-}
-
-impl Slot {
-    fn size(&self) -> u64 {
-        let range = self.memory.range();
-        range.end.0 - range.start.0
-    }
-
-    fn contains(&self, ipa: Ipa) -> bool {
-        ipa >= self.ipa && ipa.0 - self.ipa.0 < self.size()
-    }
 }
 
 impl Drop for Vm {

@@ -153,6 +153,27 @@ impl Block {
     }
 }
 
+impl Block {
+    /// The 64-bit word at `offset`, read at once; `None` if that is misaligned or not inside.
+    pub fn read_word(&self, offset: u64) -> Option<u64> {
+        // SAFETY: `word` is in bounds of memory that this block owns, and aligned; no reference to it is made. A guest may
+        // write it at the same time and is seen before or after.
+        self.word(offset).map(|word| unsafe { word.read_volatile() })
+    }
+
+    /// Writes the 64-bit word at `offset` at once: whoever reads it at the same time sees the old value or the new one.
+    /// `false`, and nothing done, if that is misaligned or not inside.
+    pub fn write_word(&self, offset: u64, value: u64) -> bool {
+        // SAFETY: as in `read_word`. An aligned 64-bit store is single-copy atomic (Arm ARM B2.2.1).
+        self.word(offset).map(|word| unsafe { word.write_volatile(value) }).is_some()
+    }
+
+    fn word(&self, offset: u64) -> Option<*mut u64> {
+        let inside = offset.is_multiple_of(8) && offset.checked_add(8).is_some_and(|end| end <= self.size);
+        inside.then_some((self.start.0.wrapping_add(offset)) as *mut u64)
+    }
+}
+
 impl Drop for Block {
     fn drop(&mut self) {
         self.clear();

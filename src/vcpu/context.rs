@@ -8,7 +8,7 @@ use super::exit::Load;
 pub struct VcpuContext {
     /// x0-x30.
     pub gpr: [u64; 31],
-    /// What PSCI_VERSION answers, in assembly; -1 when the VM has PSCI 0.1.
+    /// What PSCI_VERSION answers, in assembly; [`ASK_FOR_PSCI_VERSION`] when that is not for assembly to say.
     pub psci_version: u64,
     /// PC (ELR_EL2).
     pub pc: u64,
@@ -16,13 +16,16 @@ pub struct VcpuContext {
     pub pstate: u64,
 }
 
+/// `VcpuContext::psci_version`: the call goes to Rust. Bit 63 is what assembly looks at.
+pub const ASK_FOR_PSCI_VERSION: u64 = 1 << 63;
+
 /// PSTATE of a CPU after reset: EL1h, D, A, I and F masked.
 pub const PSTATE_RESET: u64 = 0x3c5;
 
 impl VcpuContext {
     /// All zero, but PSTATE as after reset.
     pub const fn reset() -> Self {
-        Self { gpr: [0; 31], psci_version: 0, pc: 0, pstate: PSTATE_RESET }
+        Self { gpr: [0; 31], psci_version: ASK_FOR_PSCI_VERSION, pc: 0, pstate: PSTATE_RESET }
     }
 
     /// Register `n` as an instruction names it: 31 is the zero register.

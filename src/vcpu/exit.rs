@@ -107,6 +107,8 @@ pub enum Exit {
 pub const INSTRUCTION_BYTES: u64 = 4;
 
 const ISV: u64 = 1 << 24;
+const SAS: u64 = 3 << 22;
+const SAS_WORD: u64 = 2 << 22;
 const SSE: u64 = 1 << 21;
 const SF: u64 = 1 << 15;
 const CM: u64 = 1 << 8;
@@ -148,6 +150,13 @@ impl DataAbort {
         let iss = esr::iss(self.esr);
         // Address size, translation and access flag faults of all levels come before permission faults.
         iss & (ISV | CM | S1PTW) == ISV && iss & 0x3f < fsc::PERMISSION
+    }
+
+    /// Whether it is the load of a 32-bit word that is not sign-extended, what drivers do most; for an access that is
+    /// [described](Self::is_described).
+    #[inline(always)]
+    pub const fn is_word_load(&self) -> bool {
+        self.esr & (SAS | SSE | WNR) == SAS_WORD
     }
 
     /// Where the guest meant to go: FIPA, HPFAR_EL2 bits 43:4, is the IPA's bits 51:12; the offset in the page is the
@@ -198,7 +207,8 @@ impl DataAbort {
     /// Bytes of the instruction: a T32 load or store may have two.
     #[inline(always)]
     pub const fn instruction_bytes(&self) -> u64 {
-        if self.esr & esr::IL != 0 { INSTRUCTION_BYTES } else { 2 }
+        // IL, bit 25, counts as 2.
+        2 + (self.esr >> 24 & 2)
     }
 }
 
@@ -261,6 +271,15 @@ mod tests {
     }
 
     #[test]
+    fn word_loads() {
+        let word = ISV | SAS_WORD | 7;
+        assert!(abort(word).is_word_load() && abort(word | SF | 31 << 16).is_word_load());
+        for other in [word | SSE, word | WNR, word ^ 1 << 22, word ^ 2 << 22] {
+            assert!(!abort(other).is_word_load(), "{other:#x}");
+        }
+    }
+
+    #[test]
     fn only_what_is_known_can_be_carried_out() {
         for status in [0, 4, 7, 8, 11] {
             assert!(abort(ISV | status).is_described(), "status {status:#x}");
@@ -318,6 +337,7 @@ mod tests {
             ];
             prop_assert!(frequent.iter().filter(|&&is| is).count() <= 1);
             if let Some(abort) = DataAbort::decode(esr, || address) {
+                prop_assert!(!abort.is_word_load() || !abort.is_write() && abort.size() == 2 && !abort.load().signed);
                 prop_assert!(abort.ipa().0 < 1 << 52 && abort.size() < 4 && abort.register() < 32);
             }
             let _ = Exit::decode(esr, address);

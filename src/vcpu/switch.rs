@@ -35,11 +35,19 @@ const _: () = assert!(offset_of!(VcpuContext, pc) < 504 && offset_of!(VcpuContex
 
 unsafe extern "C" {
     static keel_vectors: u8;
+    static keel_vectors_firmware: u8;
 }
 
 /// Installs keel's vectors on this CPU.
 pub fn install_vectors() {
     write_sysreg!("vbar_el2", &raw const keel_vectors as u64);
+    crate::arch::sysreg::isb();
+}
+
+/// Makes guests' calls of SMCCC_ARCH_WORKAROUND_1 and 3 on this CPU firmware's: it says that it mitigates, and entering
+/// EL2 alone does not.
+pub fn forward_workarounds() {
+    write_sysreg!("vbar_el2", &raw const keel_vectors_firmware as u64);
     crate::arch::sysreg::isb();
 }
 

@@ -5,6 +5,7 @@
 //! it does: one that starts in a region and runs past its end is claimed by nobody, and the guest takes the same
 //! external abort as for an address where nothing is.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -102,18 +103,36 @@ pub enum BusError {
     Overlap(RegionName, RegionName),
 }
 
-/// A device's range as `find` wants it: `last` is the last address, so that a region may end at 2^64.
+/// A device's range as `find` wants it.
 #[derive(Clone, Copy, Debug)]
 struct Entry<D> {
     start: u64,
-    last: u64,
+    length: u64,
     device: D,
 }
+
+/// log2 of the bytes of a window of [`Bus::windows`].
+const WINDOW_BITS: u32 = 16;
+/// How many windows there are: the devices of the `virt` platform are below 256 MiB.
+const WINDOWS: usize = 1 << (28 - WINDOW_BITS);
+/// What stands for a window that several regions share, or that none has anything of: the regions are searched.
+const SEARCH: u8 = u8::MAX;
 
 /// The devices of a VM by address. `D` says which device, cheaply copied: an enum of the VM.
 #[derive(Clone, Debug)]
 pub struct Bus<D> {
     entries: Vec<Entry<D>>,
+    /// For each window of the low addresses the only region that has something of it, by index, or [`SEARCH`].
+    windows: Box<[u8; WINDOWS]>,
+}
+
+impl<D: Copy> Entry<D> {
+    #[inline(always)]
+    fn claims(&self, ipa: Ipa, size: AccessSize) -> Option<(D, u64)> {
+        let offset = ipa.0.wrapping_sub(self.start);
+        let fits = offset < self.length && self.length - offset >= size.bytes();
+        fits.then_some((self.device, offset))
+    }
 }
 
 impl<D: Copy> Bus<D> {
@@ -136,25 +155,42 @@ impl<D: Copy> Bus<D> {
                 return Err(BusError::Overlap(before, name));
             }
             previous = Some((name, last));
-            entries.push(Entry { start: region.start.0, last, device: region.device });
+            entries.push(Entry { start: region.start.0, length: region.length, device: region.device });
         }
-        Ok(Self { entries })
+        let mut windows = Box::new([SEARCH; WINDOWS]);
+        for (index, entry) in entries.iter().enumerate().take(usize::from(SEARCH)) {
+            let last = (entry.start + (entry.length - 1)) >> WINDOW_BITS;
+            for (window, only) in windows.iter_mut().enumerate().skip((entry.start >> WINDOW_BITS) as usize) {
+                if window as u64 > last {
+                    break;
+                }
+                let shared = entries.iter().enumerate().any(|(other, region)| {
+                    let first = region.start >> WINDOW_BITS;
+                    let last = (region.start + (region.length - 1)) >> WINDOW_BITS;
+                    other != index && (first..=last).contains(&(window as u64))
+                });
+                *only = if shared { SEARCH } else { index as u8 };
+            }
+        }
+        Ok(Self { entries, windows })
     }
 
     /// The device that has all bytes of an access, and the offset of the first one in its region; `None` when nobody
     /// claims the access.
     ///
-    /// Regions are few and the interrupt controller's, by far the busiest, are the lowest ones, so a walk in order of
-    /// address finds them sooner than a binary search would.
-    #[inline]
+    /// A window names the region in a few instructions; what it does not know is searched.
+    #[inline(always)]
     pub fn find(&self, ipa: Ipa, size: AccessSize) -> Option<(D, u64)> {
-        for entry in &self.entries {
-            if ipa.0 <= entry.last {
-                let offset = ipa.0.checked_sub(entry.start)?;
-                return (entry.last - ipa.0 >= size.bytes() - 1).then_some((entry.device, offset));
-            }
+        let window = self.windows.get((ipa.0 >> WINDOW_BITS) as usize).copied().unwrap_or(SEARCH);
+        match self.entries.get(usize::from(window)) {
+            Some(entry) => entry.claims(ipa, size),
+            None => self.search(ipa, size),
         }
-        None
+    }
+
+    #[inline(never)]
+    fn search(&self, ipa: Ipa, size: AccessSize) -> Option<(D, u64)> {
+        self.entries.iter().find_map(|entry| entry.claims(ipa, size))
     }
 }
 

@@ -183,6 +183,21 @@ impl Pl011 {
         read_words(offset, size, |offset| self.read_word(offset).into())
     }
 
+    /// Answers a load of the word at `offset` if it is a register whose reading changes nothing; what it does not answer,
+    /// [`read`](Self::read) does.
+    #[inline(always)]
+    pub fn peek(&self, offset: u64) -> Option<u32> {
+        let value = match offset {
+            offset::FR => self.flags(),
+            offset::IMSC => self.mask,
+            offset::RIS => self.raw,
+            offset::MIS => self.raw & self.mask,
+            offset::CR => self.control,
+            _ => return None,
+        };
+        Some(value.into())
+    }
+
     /// Obeys a store of `size` at `offset`; characters sent go to `transmit`.
     ///
     /// Offsets that have no register, or one that cannot be written, ignore it; [`write_words`] says what other sizes
@@ -259,11 +274,18 @@ impl Pl011 {
     }
 
     /// The bits of UARTFR that come from modem lines: outputs fed back in loopback, otherwise all low.
+    #[inline]
     fn modem_inputs(&self) -> u16 {
-        let high = |output| self.control & control::LBE != 0 && self.control & output != 0;
+        if self.control & control::LBE == 0 { 0 } else { self.looped_back() }
+    }
+
+    #[cold]
+    fn looped_back(&self) -> u16 {
+        let high = |output| self.control & output != 0;
         MODEM_LINES.iter().filter(|(output, ..)| high(*output)).fold(0, |inputs, (_, input, _)| inputs | input)
     }
 
+    #[inline]
     fn flags(&self) -> u16 {
         let empty = if self.count == 0 { flag::RXFE } else { 0 };
         let full = if self.can_receive() { 0 } else { flag::RXFF };

@@ -14,6 +14,9 @@ pub const SPI_BASE: u32 = 32;
 /// vCPUs a guest may have. The redistributor window below ends at the UART and has room for 123.
 pub const MAX_VCPUS: usize = 64;
 
+/// Bytes of [`GuestMachine::pv_time`] for each vCPU.
+pub const PV_TIME_STRIDE: u64 = 64;
+
 /// A stretch of a guest's address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Region {
@@ -92,6 +95,8 @@ pub struct GuestMachine {
     pub uart_clock_hz: u32,
     /// PL031 real-time clock.
     pub rtc: Device,
+    /// The vCPUs' PV time structures: memory that is no RAM, and in no tree; each vCPU asks for its own (DEN0057).
+    pub pv_time: Region,
     /// Generic timers.
     pub timers: TimerIntids,
     /// The CPUs' level-1 data and instruction caches, where the machine has them apart.
@@ -108,6 +113,7 @@ pub const VIRT: GuestMachine = GuestMachine {
     uart: Device { region: Region::new(0x0900_0000, 0x1000), intid: SPI_BASE + 1 },
     uart_clock_hz: 24_000_000,
     rtc: Device { region: Region::new(0x0901_0000, 0x1000), intid: SPI_BASE + 2 },
+    pv_time: Region::new(0x090A_0000, 0x1000),
     timers: TimerIntids {
         secure: PPI_BASE + 13,
         physical: PPI_BASE + 14,
@@ -117,6 +123,7 @@ pub const VIRT: GuestMachine = GuestMachine {
     l1: None,
 };
 
+const _: () = assert!(VIRT.pv_time.size / PV_TIME_STRIDE >= MAX_VCPUS as u64);
 const _: () = assert!(VIRT.gicr.size / VIRT.gicr_stride >= MAX_VCPUS as u64);
 
 impl GuestMachine {
@@ -142,7 +149,8 @@ mod tests {
 
     #[test]
     fn devices_do_not_overlap() {
-        let mut regions = [VIRT.gicd, VIRT.gicr, VIRT.uart.region, VIRT.rtc.region, Region::new(VIRT.ram_base.0, 1)];
+        let ram = Region::new(VIRT.ram_base.0, 1);
+        let mut regions = [VIRT.gicd, VIRT.gicr, VIRT.uart.region, VIRT.rtc.region, VIRT.pv_time, ram];
         regions.sort_by_key(|region| region.base);
         for pair in regions.windows(2) {
             assert!(pair[0].end() <= pair[1].base.0, "{:?} runs into {:?}", pair[0], pair[1]);

@@ -104,11 +104,16 @@ pub enum Feature {
     Pmu,
     /// EL1 in AArch32.
     El1Aarch32,
+    /// Page states, as a protected guest of KVM has them.
+    ProtectedMemory,
 }
 
 /// The names of [`KEEL_FEATURES`], and whether this keel has them yet.
-pub const FEATURES: [(&str, Feature, bool); 2] =
-    [("pmu", Feature::Pmu, false), ("el1-32bit", Feature::El1Aarch32, false)];
+pub const FEATURES: [(&str, Feature, bool); 3] = [
+    ("pmu", Feature::Pmu, false),
+    ("el1-32bit", Feature::El1Aarch32, false),
+    ("protected-memory", Feature::ProtectedMemory, true),
+];
 
 /// What happens when a VM crashes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

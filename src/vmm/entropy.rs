@@ -16,6 +16,7 @@ static POOL: Mutex<Pool> = Mutex::new(Pool { seed: Vec::new(), count: 0 });
 /// Takes the boot loader's random bytes.
 pub fn seed(bytes: &[u8]) {
     POOL.lock().seed = bytes.to_vec();
+    crate::kvm::entropy::start(bytes);
 }
 
 /// Fills `bytes`.

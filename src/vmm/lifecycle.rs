@@ -3,7 +3,7 @@
 
 use super::{
     bundle::Bundle,
-    config::{OnCrash, VmConfig},
+    config::{Feature, OnCrash, VmConfig},
     console, entropy,
     error::OutsideRam,
     load::{self, GuestMemory},
@@ -18,7 +18,7 @@ use crate::{
         owner::OwnerError,
         physical,
         run::Crash,
-        uapi::{DEVICE_ARM_VGIC_V3, TARGET_GENERIC_V8, VcpuInit, feature, reg, vgic},
+        uapi::{DEVICE_ARM_VGIC_V3, TARGET_GENERIC_V8, VcpuInit, feature, reg, vcpu, vgic},
         vcpu::ExitKind,
     },
     mm::{
@@ -29,7 +29,7 @@ use crate::{
     vdev::{
         console::VmState,
         idregs::{GuestFeatures, GuestIdRegisters, HostIdRegisters},
-        platform::{Cache, GuestMachine, VIRT},
+        platform::{Cache, GuestMachine, PV_TIME_STRIDE, Region, VIRT},
     },
 };
 use alloc::{sync::Arc, vec::Vec};
@@ -220,6 +220,10 @@ fn make(host: &Host, number: usize, config: &VmConfig<'static>) -> Result<Guest,
             vm.add_device(Device::Pl031 { base: VIRT.rtc.region.base, intid: VIRT.rtc.intid, epoch: host.epoch })
         })
         .map_err(api("adding a device"))?;
+    give_pv_time(&vm, config.cpus)?;
+    if config.features.contains(&Feature::ProtectedMemory) {
+        vm.protect_memory().map_err(api("KVM_ENABLE_CAP"))?;
+    }
     finish(number, config.name, Some(config), vm, config.cpus)
 }
 
@@ -245,6 +249,20 @@ fn finish(
         restarts: AtomicU64::new(0),
         counts: Mutex::default(),
     })
+}
+
+/// A page beside RAM for the vCPUs' PV time structures.
+fn give_pv_time(vm: &Vm, count: usize) -> Result<(), StartError> {
+    let Region { base, size } = VIRT.pv_time;
+    let page = Block::new(size).ok_or(StartError::Memory { wanted: size, free: frame::free_bytes() })?;
+    vm.set_user_memory_region(base, page).map_err(|errno| StartError::Api("KVM_SET_USER_MEMORY_REGION", errno))?;
+    for index in 0..count {
+        let vcpu = vm.vcpu(index).ok_or(StartError::Api("KVM_ARM_VCPU_PVTIME_IPA", Errno::EINVAL))?;
+        let address = base.0 + index as u64 * PV_TIME_STRIDE;
+        vcpu.set_device_attr(vm, vcpu::GROUP_PVTIME, vcpu::PVTIME_IPA, address)
+            .map_err(|errno| StartError::Api("KVM_ARM_VCPU_PVTIME_IPA", errno))?;
+    }
+    Ok(())
 }
 
 /// KVM_ARM_VCPU_INIT for all: the first runs, the others wait for CPU_ON.

@@ -27,6 +27,8 @@ struct Entry {
     vcpu: Arc<Vcpu>,
     /// `Some` while it waits for an interrupt, or until that tick of the physical counter.
     waiting: Option<Option<u64>>,
+    /// Since when it could run and does not, because this CPU runs another.
+    ready: Option<u64>,
 }
 
 static QUEUES: [Mutex<Vec<Entry>>; MAX_CPUS] = [const { Mutex::new(Vec::new()) }; MAX_CPUS];
@@ -34,7 +36,7 @@ static QUEUES: [Mutex<Vec<Entry>>; MAX_CPUS] = [const { Mutex::new(Vec::new()) }
 /// Puts a vCPU into the queue of its CPU.
 pub fn add(guest: &Arc<Guest>, vcpu: &Arc<Vcpu>) {
     if let Some(queue) = QUEUES.get(vcpu.cpu()) {
-        queue.lock().push(Entry { guest: guest.clone(), vcpu: vcpu.clone(), waiting: None });
+        queue.lock().push(Entry { guest: guest.clone(), vcpu: vcpu.clone(), waiting: None, ready: None });
         physical::call_attention(vcpu.cpu());
     }
 }
@@ -87,11 +89,17 @@ fn look(turn: usize, running: Option<&Vcpu>) -> Look {
             entry.waiting = None;
             entry.vcpu.set_waiting(false);
         }
-        if found.chosen.is_none() {
-            found.chosen = Some((position, entry.clone()));
-        } else {
+        if found.chosen.is_some() {
             found.contended = true;
+        } else {
+            found.chosen = Some((position, entry.clone()));
+            if running.is_none() {
+                // It gets this CPU at once, with the time it waited in the copy.
+                entry.ready = None;
+                continue;
+            }
         }
+        entry.ready.get_or_insert(now);
     }
     found
 }
@@ -168,6 +176,9 @@ fn run_vcpu(entry: &Entry, position: usize, contended: bool, deadline: Option<u6
     let slice = timer::frequency() / SLICES_PER_SECOND;
     let mut end = contended.then(|| timer::now() + slice);
     timer::set_deadline(earlier(end, deadline));
+    if let Some(since) = entry.ready {
+        entry.vcpu.add_stolen_time(timer::now().saturating_sub(since), timer::frequency());
+    }
     let mut resident = Resident::load(machine, &entry.vcpu);
     entry.guest.note_entry();
     resident.trap_wait(contended);
@@ -186,6 +197,8 @@ fn run_vcpu(entry: &Entry, position: usize, contended: bool, deadline: Option<u6
                 set_waiting(&entry.vcpu, until);
                 return;
             }
+            // The launcher gives no VM SYSTEM_SUSPEND, and none a filter.
+            Leave::Suspend | Leave::Hypercall => continue,
             Leave::Yield => {
                 if end.is_some() {
                     return;

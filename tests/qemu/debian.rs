@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use keel_qemu::fetch;
 use keel_qemu::initramfs::{self, Report};
 use keel_qemu::qemu::{Board, Event, Session, run_to_end};
+use keel_qemu::tree;
 use keel_qemu::verdict::Verdict;
 use keel_qemu::vms::{Hash, MemorySize, VmSpec};
 use libtest_mimic::{Completion, Failed, Trial};
@@ -43,6 +44,49 @@ pub fn trial(name: String, folder: &'static str, test: impl FnOnce() -> Outcome 
     })
 }
 
+/// What a kernel under keel must find of KVM's guest interface; `shared`: its CPUs run other vCPUs too.
+fn judge_services(console: &str, shared: bool) -> Outcome {
+    let fault = |what: String| Failed::from(format!("{what}\n{console}"));
+    let services = initramfs::parse_report(console).map_err(fault)?.services;
+    if !services.detected || !services.stolen_time {
+        return Err(fault(format!("the kernel's log misses KVM's services or stolen time: {services:?}")));
+    }
+    if (services.steal > 0) != shared {
+        return Err(fault(format!("steal is {}, CPUs shared: {shared}", services.steal)));
+    }
+    if !services.generators.contains("smccc_trng") || services.random_bytes != 64 {
+        return Err(fault(format!("hwrng: {}, {} bytes of 64", services.generators, services.random_bytes)));
+    }
+    if services.ptp != "KVM virtual PTP" {
+        return Err(fault(format!("the PTP clock is {:?}", services.ptp)));
+    }
+    // The system's clock was set from the real-time clock, in whole seconds.
+    match services.ptp_time {
+        Some((ptp, date)) if ptp.abs_diff(date) > 2 => Err(fault(format!("PTP says {ptp}, the clock {date}"))),
+        _ => Ok(()),
+    }
+}
+
+/// KVM's guest interface as Linux uses it, with the program that asks the PTP clock.
+fn services(folder: &'static str) -> Outcome {
+    let program = std::fs::read(&crate::guests()?.ptp_time)?;
+    let mut archive = std::fs::read(fetch::initramfs_path())?;
+    archive.resize(archive.len().next_multiple_of(4), 0);
+    archive.extend(initramfs::program("ptp-time", &program));
+    let path = tree::product(&format!("test-{folder}-ptp.cpio"));
+    tree::store(&path, &archive)?;
+    let mut vm = vm(folder, "keel.test=1", 2);
+    vm.initrd = Some(path);
+    let console = run_well(&board(&format!("{folder}-services"), &[vm])?)?;
+    judge_services(&console, false)?;
+    let report = initramfs::parse_report(&console)?;
+    if report.services.ptp_time.is_none() {
+        Err(format!("nobody read the PTP clock\n{console}").into())
+    } else {
+        Ok(())
+    }
+}
+
 /// Checks the report a guest printed; `harmless` are the warnings it may contain.
 pub fn judge(console: &str, folder: &str, cpus: u32, harmless: &[&[&str]]) -> Outcome {
     let fault = |what: String| Failed::from(format!("{what}\n{console}"));
@@ -72,7 +116,9 @@ pub fn judge(console: &str, folder: &str, cpus: u32, harmless: &[&[&str]]) -> Ou
 fn boots(folder: &str, cpu: &str, smp: u32, cpus: u32) -> Outcome {
     let mut board = board(&format!("{folder}-{cpus}"), &[vm(folder, "keel.test=1", cpus)])?;
     (board.cpu, board.smp) = (cpu.into(), smp);
-    judge(&run_well(&board)?, folder, cpus, &[HOST_IS_BUSY])
+    let console = run_well(&board)?;
+    judge(&console, folder, cpus, &[HOST_IS_BUSY])?;
+    judge_services(&console, smp < cpus)
 }
 
 /// The same kernel on QEMU alone, entered at EL1: the harness's own check.
@@ -134,7 +180,21 @@ pub fn trials() -> Vec<Trial> {
             }
         }
     }
+    for (folder, _) in fetch::KERNELS {
+        trials.push(trial(format!("debian::{folder}_services"), folder, || services(folder)));
+    }
     let folder = "linux-6.12";
+    trials.push(trial("debian::steal_grows_when_two_machines_share_a_cpu".into(), folder, move || {
+        let (mut first, mut second) = (vm(folder, "keel.test=1", 1), vm(folder, "keel.test=1", 1));
+        (first.name, second.name) = ("first".into(), "second".into());
+        (first.cpu_affinity, second.cpu_affinity) = (vec![1], vec![1]);
+        let console = run_well(&board("steal", &[first, second])?)?;
+        for prefix in ["[first] ", "[second] "] {
+            let lines: Vec<_> = console.lines().filter_map(|line| line.trim().strip_prefix(prefix)).collect();
+            judge_services(&lines.join("\n"), true)?;
+        }
+        Ok(())
+    }));
     trials.push(trial("debian::more_vcpus_than_cpus".into(), folder, move || boots(folder, "max", 1, 2)));
     trials.push(trial("debian::no_warning_when_time_is_instructions".into(), folder, move || {
         let mut board = board("linux-6.12-icount", &[vm(folder, "quiet keel.test=1", 2)])?;

@@ -87,6 +87,30 @@ pub fn trials() -> Vec<Trial> {
         }
         Ok(())
     }));
+    trials.push(Trial::test("kernel::protected_guest", || {
+        let mut vm = vm("hyp=keel protected only=/", 2)?;
+        vm.features = vec!["protected-memory".into()];
+        judge(&run_well(&board("protected", &[vm])?)?)
+    }));
+    trials.push(Trial::test("kernel::no_entropy", || {
+        let vm = vm("hyp=keel no-entropy only=trng/no_entropy", 1)?;
+        let mut board = board("no-entropy", &[vm])?;
+        // No FEAT_RNG, no TRNG in QEMU's firmware calls, and no rng-seed in the tree.
+        board.cpu = "cortex-a72".into();
+        board.extra = ["-machine", "dtb-randomness=off"].map(Into::into).into();
+        let console = run_well(&board)?;
+        crate::expect(&console, "1 passed, 0 failed, 0 skipped")
+    }));
+    for (seed, smp) in [(1, 4), (2, 2)] {
+        trials.push(Trial::test(format!("kernel::calls_answer_as_the_model_seed_{seed}_on_{smp}"), move || {
+            let mut board = board(&format!("calls-{seed}"), &[vm(&format!("hyp=keel calls={seed},25000"), 4)?])?;
+            board.smp = smp;
+            let console = run_well(&board)?;
+            crate::expect(&console, "calls: 0 of 100000 answers wrong")?;
+            crate::expect(&console, "calls: done 100000")?;
+            judge(&console)
+        }));
+    }
     for seed in [1, 2, 3] {
         trials.push(Trial::test(format!("kernel::hostile_guest_seed_{seed}"), move || {
             let console =

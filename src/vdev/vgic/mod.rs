@@ -244,6 +244,7 @@ impl Vgic {
     }
 
     /// Sends SGIs as a write of `value` to `register` by vCPU `from` does. Affinities that no vCPU has are ignored.
+    #[inline]
     pub fn send_sgi(&self, from: usize, register: SgiRegister, value: u64, host: &dyn VgicHost) {
         let bit = 1_u32 << (value >> 24 & 0xf);
         let any_group = register == SgiRegister::Sgi1r;
@@ -263,6 +264,11 @@ impl Vgic {
                 self.latch_sgi(target, bit, any_group, host);
             }
         }
+    }
+
+    /// Sends SGI `sgi` (0 to 15) to `target` alone, in whatever group it is.
+    pub fn send_sgi_to(&self, target: usize, sgi: u8, host: &dyn VgicHost) {
+        self.latch_sgi(target, 1 << (sgi & 0xf), true, host);
     }
 
     fn latch_sgi(&self, target: usize, bit: u32, any_group: bool, host: &dyn VgicHost) {
@@ -340,6 +346,12 @@ impl Vgic {
             redistributor.private.level.fetch_and(!bit, SeqCst);
         }
         redistributor.dirty.store(true, SeqCst);
+    }
+
+    /// The flag that [`dirty`](Self::dirty) reads, for who looks at it often; `None` for a vCPU that is not there.
+    #[inline]
+    pub fn dirty_flag(&self, vcpu: usize) -> Option<&AtomicBool> {
+        self.redistributors.get(vcpu).map(|redistributor| &redistributor.dirty)
     }
 
     /// Whether [`flush`](Self::flush) has something to do before `vcpu` is entered.

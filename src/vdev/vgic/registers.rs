@@ -13,6 +13,10 @@ use super::spi::intid_of;
 use super::{Redistributor, Vgic, VgicHost};
 use crate::vdev::mmio::AccessSize;
 
+/// GICD_CTLR.
+const CTLR: u64 = 0x0000;
+/// GICD_TYPER.
+const TYPER: u64 = 0x0004;
 /// GICD_IIDR.Revision of a new VM, as KVM's latest.
 pub(super) const REVISION_LATEST: u32 = 3;
 /// The oldest revision that can be restored.
@@ -126,8 +130,8 @@ use Width::{Word, WordOrByte, WordOrDouble};
 
 /// The distributor (IHI 0069 §12.9), the most read registers first.
 const DISTRIBUTOR: &[Row] = &[
-    /* CTLR       */ row(0x0000, 4, Word, read_ctlr, write_ctlr),
-    /* TYPER      */ row(0x0004, 4, Word, read_typer, ignore),
+    /* CTLR       */ row(CTLR, 4, Word, read_ctlr, write_ctlr),
+    /* TYPER      */ row(TYPER, 4, Word, read_typer, ignore),
     /* ISENABLER  */ row(0x0100, 0x80, Word, read_enabled, set_enabled),
     /* ICENABLER  */ row(0x0180, 0x80, Word, read_enabled, clear_enabled),
     /* ISPENDR    */
@@ -192,6 +196,26 @@ impl Vgic {
     /// A read by the guest at `offset` in the distributor's 64 KiB. What is not there reads as zero.
     pub fn dist_read(&self, offset: u64, size: AccessSize, host: &dyn VgicHost) -> u64 {
         self.guest_read(Frame::Distributor, offset, size, host)
+    }
+
+    /// The read of the word at `offset` of the distributor, if it needs no more than a look at the VM; `None` for what
+    /// [`dist_read`](Self::dist_read) has to be asked for.
+    #[inline(always)]
+    pub fn dist_peek(&self, offset: u64) -> Option<u32> {
+        let value = match offset {
+            CTLR => self.ctlr(),
+            TYPER => self.typer(),
+            _ => return None,
+        };
+        Some(value as u32)
+    }
+
+    fn ctlr(&self) -> u64 {
+        CTLR_ARE_DS | if self.enabled.load(SeqCst) { CTLR_ENABLE_GROUP1 } else { 0 }
+    }
+
+    fn typer(&self) -> u64 {
+        TYPER_ID_BITS | self.spis.words() as u64
     }
 
     /// A write by the guest at `offset` in the distributor's 64 KiB. What is not there ignores it.
@@ -337,7 +361,7 @@ fn ones(_: &Vgic, _: &Access<'_>) -> u64 {
 fn ignore(_: &Vgic, _: &Access<'_>, _: u64) {}
 
 fn read_ctlr(vgic: &Vgic, _: &Access<'_>) -> u64 {
-    CTLR_ARE_DS | if vgic.enabled.load(SeqCst) { CTLR_ENABLE_GROUP1 } else { 0 }
+    vgic.ctlr()
 }
 
 fn write_ctlr(vgic: &Vgic, access: &Access<'_>, value: u64) {
@@ -352,7 +376,7 @@ fn write_ctlr(vgic: &Vgic, access: &Access<'_>, value: u64) {
 }
 
 fn read_typer(vgic: &Vgic, _: &Access<'_>) -> u64 {
-    TYPER_ID_BITS | vgic.spis.words() as u64
+    vgic.typer()
 }
 
 fn read_iidr(vgic: &Vgic, _: &Access<'_>) -> u64 {

@@ -11,6 +11,7 @@ mod memory;
 mod mmio;
 mod psci;
 mod root;
+mod services;
 mod smccc;
 mod stress;
 mod stub;
@@ -22,6 +23,7 @@ pub const ALL: &[&[Case]] = &[
     memory::CASES,
     smccc::CASES,
     psci::CASES,
+    services::CASES,
     sysreg::CASES,
     mmio::CASES,
     gic::CASES,

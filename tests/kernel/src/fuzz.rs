@@ -4,9 +4,10 @@
 //! `fuzz=SEED,COUNT` does COUNT steps that depend on SEED alone. Every step is one instruction run by
 //! [`keel_test_kernel::exec`], so an exception is an answer like any other. Left out is only what ends this kernel by
 //! right: power off, reset, turning off the CPU that runs it, and writes to the registers that hold its own address
-//! space and stack. What it does to the GIC and timers is put back at the end, when a quick check must still pass.
+//! space and stack, or memory it needs. What it does to the GIC and timers is put back at the end, when a quick check must still pass.
 
 use crate::harness::{Check, Under::*, case, eventually_with_irqs, join, start};
+use crate::model::{Mitigations, Model};
 use crate::{check, check_eq, harness};
 use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use keel_test_kernel::{
@@ -74,6 +75,11 @@ const CALL_RANGES: [u32; 16] = [
     0xbf00_ff00,
 ];
 
+/// KVM_HC_CLOCK_PAIRING, which writes to memory.
+const CLOCK_PAIRING: u32 = 0xc600_0109;
+/// PTP, whose answer is the time.
+const PTP: u32 = 0x8600_0001;
+
 /// Whether a call ends or parks this kernel by right, or starts another CPU at an address it makes up.
 fn forbidden_call(id: u32) -> bool {
     matches!(
@@ -88,7 +94,8 @@ fn forbidden_call(id: u32) -> bool {
     )
 }
 
-fn call(random: &mut Random, machine: &Machine) -> (u32, Registers) {
+/// A call: its id, its registers, and whether it is made by SMC, with which immediate.
+fn any_call(random: &mut Random, machine: &Machine) -> (Registers, bool, u16) {
     let mut id = match random.below(4) {
         0 => random.next() as u32,
         1 => random.next() as u32 & 0x0f00_00ff | 0x8000_0000,
@@ -102,8 +109,16 @@ fn call(random: &mut Random, machine: &Machine) -> (u32, Registers) {
     for number in 1..8 {
         registers.x[number] = random.value(machine);
     }
+    if id == CLOCK_PAIRING && (machine.memory_base as u64).saturating_sub(64) < registers.x[1] {
+        // It would write into this kernel.
+        registers.x[1] &= 0x3fff_ff00;
+    }
     let immediate = if random.below(4) == 0 { random.next() as u16 } else { 0 };
-    let smc = machine.under_keel() && random.below(4) == 0;
+    (registers, machine.under_keel() && random.below(4) == 0, immediate)
+}
+
+fn call(random: &mut Random, machine: &Machine) -> (u32, Registers) {
+    let (registers, smc, immediate) = any_call(random, machine);
     (if smc { exec::smc(immediate) } else { exec::hvc(immediate) }, registers)
 }
 
@@ -322,4 +337,67 @@ pub fn run(machine: &'static Machine, argument: &str) {
     const CHECK: &[harness::Case] = &[case("fuzz/self_check", 1, Any, self_check)];
     harness::run(machine, &[CHECK], "");
     println!("fuzz: done {}", count * (started + 1));
+}
+
+static WRONG: AtomicUsize = AtomicUsize::new(0);
+static FINISHED: AtomicUsize = AtomicUsize::new(0);
+
+/// COUNT calls on this CPU, each compared with the model. No CPU leaves before all are done: it is on for the others.
+fn calls(cpu: usize) {
+    let Some(machine) = *MACHINE.lock() else { return };
+    FINISHED.fetch_add(1, SeqCst);
+    while FINISHED.load(SeqCst) < machine.cpus().len() {
+        arch::relax();
+    }
+    let model = Model::new(machine, cpu, Mitigations::ask());
+    let mut random = Random((SEED.load(SeqCst) as u64).wrapping_mul(0x9e37_79b9) ^ (cpu as u64) << 56 | 1);
+    (0..16).for_each(|_| _ = random.next());
+    for step in 0..STEPS.load(SeqCst) {
+        let (mut registers, smc, immediate) = any_call(&mut random, machine);
+        if [CLOCK_PAIRING, PTP].contains(&(registers.x[0] as u32)) {
+            registers.x[0] = 0xc600_0103;
+        }
+        if let Some(wrong) = model.check(smc, immediate, &registers)
+            && WRONG.fetch_add(1, SeqCst) < 10
+        {
+            println!(
+                "calls: FAILED: CPU {cpu} step {step} smc {smc} #{immediate:#x} {:x?}: {wrong}",
+                &registers.x[..5]
+            );
+        }
+    }
+    FINISHED.fetch_add(1, SeqCst);
+    while FINISHED.load(SeqCst) < 2 * machine.cpus().len() {
+        arch::relax();
+    }
+}
+
+/// Runs `SEED,COUNT` on every CPU at once: calls alone, with their answers compared, then the check.
+pub fn run_calls(machine: &'static Machine, argument: &str) {
+    let mut numbers = argument.split(',').map(|number| number.parse::<usize>());
+    let (Some(Ok(seed)), Some(Ok(count)), None) = (numbers.next(), numbers.next(), numbers.next()) else {
+        println!("calls: FAILED: calls={argument} is not SEED,COUNT");
+        return;
+    };
+    let cpus = machine.cpus().len();
+    println!("calls: seed {seed}, {count} calls on each of {cpus} CPUs");
+    SEED.store(seed, SeqCst);
+    STEPS.store(count, SeqCst);
+    *MACHINE.lock() = Some(machine);
+    for cpu in 1..cpus {
+        if let Err(error) = smp::start(machine, cpu, calls, cpu) {
+            println!("calls: FAILED: CPU_ON of CPU {cpu}: {error}");
+            return;
+        }
+    }
+    calls(0);
+    for cpu in 1..cpus {
+        if !smp::join(machine, cpu) {
+            println!("calls: FAILED: CPU {cpu} did not come to an end");
+        }
+    }
+    println!("calls: {} of {} answers wrong", WRONG.load(SeqCst), count * cpus);
+    const CHECK: &[harness::Case] = &[case("calls/self_check", 1, Any, self_check)];
+    harness::run(machine, &[CHECK], "");
+    println!("calls: done {}", count * cpus);
 }

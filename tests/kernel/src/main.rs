@@ -1,7 +1,8 @@
 //! The EL1 test kernel: every call of every interface, good input and bad.
 //!
 //! The boot arguments say what to do: nothing runs all cases, `only=TEXT` those whose name has TEXT in it, `bench` the
-//! benchmarks, `fuzz=SEED,COUNT` the hostile guest, `reset` one SYSTEM_RESET after another, `list` prints the names.
+//! benchmarks, `fuzz=SEED,COUNT` the hostile guest, `calls=SEED,COUNT` random calls that are compared with what they
+//! should answer, `reset` one SYSTEM_RESET after another, `list` prints the names.
 //! `hyp=keel` says that keel is underneath; without it the cases that only hold under a hypervisor are skipped, and say so.
 //! `hyp=stub` says that keel-stub is, and the kernel owns the machine: then only the cases of the stub run, or with `bench`
 //! what they cost, or with `late`, and keel's image in the RAM disk, those of keel installed under the kernel, or with `crash` an exception of EL2 that the stub has to report. `restart` leaves for the kernel of the
@@ -9,6 +10,9 @@
 //!
 //! `hyp=root` says that keel is underneath and the kernel owns the machine: all cases run that do not ask for a guest's
 //! machine, then keel is sent away, and the cases of the stub follow.
+//!
+//! `protected` says that the machine was built as a protected guest (`keel,features`), `no-entropy` that the board has no
+//! source of random bits.
 //!
 //! The last line is `N passed, N failed, N skipped`; then the machine is powered off.
 
@@ -25,6 +29,8 @@ mod cases;
 mod fuzz;
 #[cfg(target_os = "none")]
 mod harness;
+#[cfg(target_os = "none")]
+mod model;
 #[cfg(target_os = "none")]
 mod restart;
 
@@ -76,6 +82,8 @@ mod kernel {
             bench::run(machine);
         } else if let Some(argument) = machine.value("fuzz") {
             fuzz::run(machine, argument);
+        } else if let Some(argument) = machine.value("calls") {
+            fuzz::run_calls(machine, argument);
         } else if machine.has("list") {
             harness::list(cases::ALL);
         } else {

@@ -1,0 +1,79 @@
+//! A VM's memory as its exits reach it: the slots that KVM_SET_USER_MEMORY_REGION made.
+//!
+//! The list is behind a lock and for calls that are rare; what is reached often (a PV time structure) keeps the block it
+//! found here.
+
+use crate::mm::{Ipa, frame::Block, stage2::Memory};
+use alloc::{sync::Arc, vec::Vec};
+use core::ops::Range;
+use spin::Mutex;
+
+/// A memory slot: guest addresses and the memory behind them.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub ipa: Ipa,
+    pub memory: Arc<Block>,
+    pub kind: Memory,
+}
+
+impl Slot {
+    pub(super) fn size(&self) -> u64 {
+        let range = self.memory.range();
+        range.end.0 - range.start.0
+    }
+
+    pub(super) fn contains(&self, ipa: Ipa) -> bool {
+        ipa >= self.ipa && ipa.0 - self.ipa.0 < self.size()
+    }
+}
+
+/// All slots of a VM.
+#[derive(Debug, Default)]
+pub(super) struct Slots(pub Mutex<Vec<Slot>>);
+
+impl Slots {
+    /// The block in which all of `bytes` bytes at `ipa` are, and their offset there; `None` if they are not memory, or not
+    /// of one slot.
+    pub(super) fn locate(&self, ipa: Ipa, bytes: u64) -> Option<(Arc<Block>, u64)> {
+        let slots = self.0.lock();
+        let slot = slots.iter().find(|slot| slot.contains(ipa))?;
+        let offset = ipa.0 - slot.ipa.0;
+        (slot.size() - offset >= bytes).then(|| (slot.memory.clone(), offset))
+    }
+
+    /// Copies into memory; `false` if some of it is not memory (what comes before may have been written).
+    pub(super) fn write(&self, ipa: Ipa, mut bytes: &[u8]) -> bool {
+        let slots = self.0.lock();
+        let mut at = ipa;
+        while !bytes.is_empty() {
+            let Some(slot) = slots.iter().find(|slot| slot.contains(at)) else { return false };
+            let offset = at.0 - slot.ipa.0;
+            let room = (slot.size() - offset).min(bytes.len() as u64) as usize;
+            let (now, later) = bytes.split_at(room);
+            if !slot.memory.write(offset, now) {
+                return false;
+            }
+            bytes = later;
+            let Some(next) = at.checked_add(room as u64) else { return bytes.is_empty() };
+            at = next;
+        }
+        true
+    }
+
+    /// As [`write`](Self::write), but nothing is written unless all of it can be.
+    pub(super) fn write_whole(&self, ipa: Ipa, bytes: &[u8]) -> bool {
+        let end = ipa.0.checked_add(bytes.len() as u64);
+        end.is_some_and(|end| self.covers(ipa.0..end)) && self.write(ipa, bytes)
+    }
+
+    /// Whether every address of a range is memory.
+    fn covers(&self, range: Range<u64>) -> bool {
+        let slots = self.0.lock();
+        let mut at = range.start;
+        while at < range.end {
+            let Some(slot) = slots.iter().find(|slot| slot.contains(Ipa(at))) else { return false };
+            at = slot.ipa.0 + slot.size();
+        }
+        true
+    }
+}
