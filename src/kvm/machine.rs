@@ -164,9 +164,9 @@ pub struct Machine {
     psci: AtomicU32,
     pub(super) services: Services,
     pub(super) filter: Filter,
-    /// A function that nobody knows is NOT_SUPPORTED without further ado: no filter has a say, nor is it the owner's number
-    /// for the stub.
-    pub(super) answers_unknown: bool,
+    /// A function that nobody knows is not just NOT_SUPPORTED: a filter has a say, or it may be the owner's number for the
+    /// stub.
+    pub(super) dispatches_unknown: bool,
     pub(super) slots: Arc<Slots>,
     /// The states of a protected guest's pages.
     pub(super) pages: Option<PageStates>,
@@ -245,7 +245,7 @@ impl Machine {
             let late = owner.traps().is_some();
             hcr = if late { hcr::late_owner_hcr(features::has_fwb()) } else { hcr::owner_hcr(hcr) };
         }
-        let answers_unknown = setup.filter.is_empty() && setup.owner.is_none();
+        let dispatches_unknown = !setup.filter.is_empty() || setup.owner.is_some();
         Ok(Self {
             name: setup.name,
             vcpus: setup.vcpus,
@@ -257,7 +257,7 @@ impl Machine {
             rtc,
             psci: AtomicU32::new(setup.psci.encoding()),
             services: setup.services,
-            answers_unknown,
+            dispatches_unknown,
             filter: setup.filter,
             slots: setup.slots,
             pages: setup.pages,

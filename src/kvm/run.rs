@@ -33,6 +33,7 @@ use crate::{
     },
     vdev::{
         mmio::AccessSize,
+        owner_gic::Frame,
         sysreg::{Action, MachineRegister, SysRegId},
         vgic::SgiRegister,
     },
@@ -65,7 +66,7 @@ pub enum Leave {
     /// The VM is to stop.
     Stop(Stop),
     /// The VM that owns the machine wants keel to leave this CPU: [`Resident::depart`] or [`Resident::refuse`].
-    Depart(Onward),
+    Depart,
     /// The guest did something that keel cannot answer.
     Crash(Crash),
 }
@@ -173,7 +174,29 @@ impl<'a> Resident<'a> {
                 self.machine.vgic.flush(index, &mut self.inner.vgic, &mut Hardware, &Outside(self.machine));
             }
             let leave = match switch::enter(&mut self.inner.context) {
-                Trap::Synchronous => self.synchronous(),
+                // Each of the frequent ones goes straight to the next entry.
+                Trap::Synchronous => {
+                    let esr = switch::esr();
+                    if let Some(immediate) = exit::hvc(esr) {
+                        self.count(ExitKind::Hvc);
+                        if self.answer_unknown() {
+                            continue;
+                        }
+                        self.call(Conduit::Hvc, immediate)
+                    } else if let Some(abort) = DataAbort::decode(esr, switch::fault_address) {
+                        self.count(ExitKind::Mmio);
+                        let outcome = self.data(&abort);
+                        self.finish(outcome, abort.instruction_bytes());
+                        continue;
+                    } else if let Some(access) = SystemAccess::decode(esr) {
+                        self.count(ExitKind::System);
+                        let outcome = self.system(&access);
+                        self.finish(outcome, INSTRUCTION_BYTES);
+                        continue;
+                    } else {
+                        self.rare(Exit::decode(esr, switch::fault_address()))
+                    }
+                }
                 Trap::Interrupt => self.interrupt(),
                 Trap::SError => Some(self.serror()),
             };
@@ -186,30 +209,6 @@ impl<'a> Resident<'a> {
     #[inline(always)]
     fn count(&mut self, kind: ExitKind) {
         self.inner.exits[kind as usize] += 1;
-    }
-
-    /// Handles what the guest did.
-    #[inline(always)]
-    fn synchronous(&mut self) -> Option<Leave> {
-        let esr = switch::esr();
-        if let Some(immediate) = exit::hvc(esr) {
-            self.count(ExitKind::Hvc);
-            if self.answer_unknown() {
-                return None;
-            }
-            return self.call(Conduit::Hvc, immediate);
-        }
-        let (outcome, bytes) = if let Some(abort) = DataAbort::decode(esr, switch::fault_address) {
-            self.count(ExitKind::Mmio);
-            (self.data(&abort), abort.instruction_bytes())
-        } else if let Some(access) = SystemAccess::decode(esr) {
-            self.count(ExitKind::System);
-            (self.system(&access), INSTRUCTION_BYTES)
-        } else {
-            return self.rare(Exit::decode(esr, switch::fault_address()));
-        };
-        self.finish(outcome, bytes);
-        None
     }
 
     /// The end of every exit that does not leave: past the instruction, or into the guest's exception vector.
@@ -251,7 +250,7 @@ impl<'a> Resident<'a> {
     #[inline(always)]
     fn answer_unknown(&mut self) -> bool {
         let unknown =
-            self.machine.answers_unknown && hypercall::is_unknown(FunctionId(self.inner.context.gpr[0] as u32));
+            !self.machine.dispatches_unknown && hypercall::is_unknown(FunctionId(self.inner.context.gpr[0] as u32));
         if unknown {
             self.inner.context.set_results([NOT_SUPPORTED as u64, 0, 0, 0]);
         }
@@ -291,8 +290,7 @@ impl<'a> Resident<'a> {
             return None;
         }
         Some(match stub::decode(self.inner.context.gpr.first_chunk::<18>()?) {
-            StubCall::SoftRestart { entry, arguments } => Some(Leave::Depart(Onward::Payload { entry, arguments })),
-            StubCall::ResetVectors => Some(Leave::Depart(Onward::Caller)),
+            StubCall::SoftRestart { .. } | StubCall::ResetVectors => Some(Leave::Depart),
             StubCall::Refused => {
                 self.refuse();
                 None
@@ -306,8 +304,13 @@ impl<'a> Resident<'a> {
     }
 
     /// keel leaves this CPU, whose owner asked for it.
-    pub fn depart(mut self, onward: Onward) {
+    pub fn depart(mut self) {
         let machine = self.machine;
+        let call = self.inner.context.gpr.first_chunk::<18>().map(stub::decode);
+        let onward = match call {
+            Some(StubCall::SoftRestart { entry, arguments }) => Onward::Payload { entry, arguments },
+            _ => Onward::Caller,
+        };
         if let Some(owner) = &machine.owner {
             owner.depart(machine, self.vcpu, &mut self.inner, onward);
         }
@@ -364,11 +367,7 @@ impl<'a> Resident<'a> {
         let size = AccessSize::from_log2(abort.size().into());
         let (target, offset) = self.machine.bus.find(abort.ipa(), size)?;
         if let Target::Owned(frame) = target {
-            let value = abort.is_write().then(|| inner.context.register(abort.register()) & size.mask());
-            let value = self.machine.access_owned(frame, offset, size, value, self.vcpu, &mut inner.owner);
-            if !abort.is_write() {
-                inner.context.finish_load(abort.load(), value);
-            }
+            self.access_owned(abort, frame, offset, size);
             return Some(());
         }
         // What drivers do most, when no device has to do anything for it.
@@ -387,6 +386,18 @@ impl<'a> Resident<'a> {
             inner.context.finish_load(abort.load(), value);
         }
         Some(())
+    }
+
+    /// A load or store of the machine's owner to a frame of the interrupt controller.
+    #[cold]
+    #[inline(never)]
+    fn access_owned(&mut self, abort: &DataAbort, frame: Frame, offset: u64, size: AccessSize) {
+        let inner = &mut *self.inner;
+        let value = abort.is_write().then(|| inner.context.register(abort.register()) & size.mask());
+        let value = self.machine.access_owned(frame, offset, size, value, self.vcpu, &mut inner.owner);
+        if !abort.is_write() {
+            inner.context.finish_load(abort.load(), value);
+        }
     }
 
     /// A trapped system register.
@@ -459,21 +470,14 @@ impl<'a> Resident<'a> {
         }
         gic::drop_priority(intid);
         let host = physical::interrupts()?;
-        let index = self.vcpu.index();
         if intid == host.hypervisor_timer {
             return self.tick(intid);
         }
-        if let Some(owner) = &self.machine.owner {
-            self.inner.exits[ExitKind::Host as usize] += 1;
-            if intid == host.maintenance {
-                // Its level falls with what is loaded here; until then it must stay active.
-                owner.gic.maintenance(index, &mut self.inner.owner, &mut Hardware, owner);
-                gic::deactivate(intid);
-            } else {
-                owner.gic.take(index, intid, &mut self.inner.owner, &mut Hardware, owner);
-            }
+        if self.machine.is_owner() {
+            self.take_for_owner(intid, intid == host.maintenance);
             return None;
         }
+        let index = self.vcpu.index();
         // A guest's timer stays active until the guest ends it.
         if intid == host.virtual_timer {
             self.count(ExitKind::Timer);
@@ -494,6 +498,22 @@ impl<'a> Resident<'a> {
         None
     }
 
+    /// An interrupt of the machine, for the VM that owns it.
+    #[inline(never)]
+    fn take_for_owner(&mut self, intid: u32, is_maintenance: bool) {
+        let Some(owner) = &self.machine.owner else { return };
+        let (index, inner) = (self.vcpu.index(), &mut *self.inner);
+        if is_maintenance {
+            inner.exits[ExitKind::Maintenance as usize] += 1;
+            // Its level falls with what is loaded here; until then it must stay active.
+            owner.gic.maintenance(index, &mut inner.owner, &mut Hardware, owner);
+            gic::deactivate(intid);
+        } else {
+            inner.exits[ExitKind::Host as usize] += 1;
+            owner.gic.take(index, intid, &mut inner.owner, &mut Hardware, owner);
+        }
+    }
+
     /// keel's own interrupt: its timer, another CPU's call, or both.
     #[inline(always)]
     fn tick(&mut self, intid: u32) -> Option<Leave> {
@@ -503,7 +523,9 @@ impl<'a> Resident<'a> {
         }
         gic::deactivate(intid);
         self.count(if is_due { ExitKind::Host } else { ExitKind::Kick });
-        self.serve_requests();
+        if self.vcpu.requests.load(Ordering::SeqCst) != 0 {
+            self.serve_requests();
+        }
         is_due.then_some(Leave::Timer)
     }
 

@@ -511,6 +511,7 @@ mod tests {
             taken: &TAKEN,
             kept: KEPT,
             vectors: KEPT.start,
+            is_vm: false,
             pens: &[],
         };
         let mut memory = Ram(vec![0; (END - BASE) as usize]);

@@ -215,9 +215,9 @@ fn run_vcpu(entry: &Entry, position: usize, contended: bool, deadline: Option<u6
                 machine.stop(reason);
                 return;
             }
-            Leave::Depart(onward) => {
+            Leave::Depart => {
                 if lifecycle::may_depart(&entry.guest) {
-                    resident.depart(onward);
+                    resident.depart();
                     return;
                 }
                 resident.refuse();
