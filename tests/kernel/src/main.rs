@@ -1,7 +1,7 @@
 //! The EL1 test kernel: every call of every interface, good input and bad.
 //!
 //! The boot arguments say what to do: nothing runs all cases, `only=TEXT` those whose name has TEXT in it, `bench` the
-//! benchmarks, `fuzz=SEED,COUNT` the hostile guest, `reset` one SYSTEM_RESET after another, `list` prints the names.
+//! benchmarks, `transcript` prints what the machine answers, `fuzz=SEED,COUNT` the hostile guest, `reset` one SYSTEM_RESET after another, `list` prints the names.
 //! `hyp=keel` says that keel is underneath; without it the cases that only hold under a hypervisor are skipped, and say so.
 //! `hyp=stub` says that keel-stub is, and the kernel owns the machine: then only the cases of the stub run, or with `bench`
 //! what they cost, or with `crash` an exception of EL2 that the stub has to report.
@@ -21,10 +21,12 @@ mod cases;
 mod fuzz;
 #[cfg(target_os = "none")]
 mod harness;
+#[cfg(target_os = "none")]
+mod transcript;
 
 #[cfg(target_os = "none")]
 mod kernel {
-    use crate::{bench, cases, fuzz, harness};
+    use crate::{bench, cases, fuzz, harness, transcript};
     use keel_test_kernel::{arch, irq, kernel, machine::Machine, power, println};
 
     kernel!(main);
@@ -62,6 +64,8 @@ mod kernel {
             reset(machine);
         } else if machine.has("bench") {
             bench::run(machine);
+        } else if machine.has("transcript") {
+            transcript::run(machine);
         } else if let Some(argument) = machine.value("fuzz") {
             fuzz::run(machine, argument);
         } else if machine.has("list") {
