@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use keel_qemu::run::{BoardOptions, BootImage, RunOptions};
 use keel_qemu::vms::{MemorySize, VmSpec};
-use keel_qemu::{BadInput, bench, debug, fetch, image, run, symbolize, tree, vms};
+use keel_qemu::{BadInput, bench, debug, fetch, image, oracle, run, symbolize, tree, vms};
 
 /// Builds, bundles, runs, measures and debugs keel under QEMU.
 #[derive(Parser)]
@@ -58,6 +58,13 @@ enum Command {
     Fetch {
         #[command(subcommand)]
         what: Fetch,
+    },
+    /// Compare keel's answers with KVM's, line by line
+    #[command(after_help = ORACLE_HELP)]
+    Oracle {
+        /// Where to compare: max, max-nvhe, neoverse-n1, cortex-a72; everywhere when absent
+        #[arg(value_name = "HOST")]
+        hosts: Vec<String>,
     },
     /// Count instructions and check them against their limits
     Bench {
@@ -194,6 +201,13 @@ Examples:
   cargo keel run --image stub --kernel Image --smp 4
   cargo keel run vms.toml --icount --timeout 60 --log boot.log -- -d guest_errors"#;
 
+const ORACLE_HELP: &str = r#"Debian's kernel boots at EL2 and runs the same bundle on its KVM. What differs on purpose is listed, with the
+reasons, in tests/oracle/differences.toml; anything else, and a listed difference that is none, is an error. The
+transcripts are left in build/oracle. Needs the guests of `cargo keel fetch debian`.
+
+Example:
+  cargo keel oracle neoverse-n1"#;
+
 fn main() -> ExitCode {
     match dispatch(Cli::parse().command) {
         Ok(code) => ExitCode::from(code),
@@ -226,6 +240,13 @@ fn dispatch(command: Command) -> Result<u8> {
             Ok(verdict.exit_code())
         }
         Command::Fetch { what: Fetch::Debian { mirror, again } } => fetch::debian(mirror.as_deref(), again).map(|()| 0),
+        Command::Oracle { hosts } => {
+            let faults = oracle::oracle(&hosts)?;
+            for fault in &faults {
+                eprintln!("error: {fault}");
+            }
+            Ok(u8::from(!faults.is_empty()))
+        }
         Command::Bench { linux } => {
             let failures = if linux { bench::bench_linux()? } else { bench::bench()? };
             for failure in &failures {
@@ -329,6 +350,7 @@ mod tests {
             "symbolize",
             "debug --wait",
             "image",
+            "oracle max cortex-a72",
         ] {
             Cli::try_parse_from(std::iter::once("keel").chain(line.split(' ')))
                 .unwrap_or_else(|e| panic!("{line}: {e}"));

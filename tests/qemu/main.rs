@@ -8,6 +8,7 @@ mod bundles;
 mod debian;
 mod demo;
 mod kernel;
+mod oracle;
 mod stub;
 mod tool;
 
@@ -81,5 +82,6 @@ fn main() -> ExitCode {
     trials.extend(bundles::trials());
     trials.extend(debian::trials());
     trials.extend(stub::trials());
+    trials.extend(oracle::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }
