@@ -4,6 +4,8 @@
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 BARE := aarch64-unknown-none-softfloat
 LINUX := aarch64-unknown-linux-musl
+# Another hypervisor to measure beside keel, as in: make bench PEER=kvm
+PEER ?=
 # More for cargo keel, as in: make linux ARGS="--smp 4 --keel-args keel.loglevel=debug"
 ARGS ?=
 
@@ -42,8 +44,8 @@ debug: setup-run ## boot keel stopped at its first instruction, under gdb or lld
 image: setup-run ## build build/keel.img, build/keel-stub.img and their ELF files
 	@cargo keel image
 
-bench: setup-run ## count instructions and compare them with their limits
-	@cargo keel bench $(ARGS)
+bench: setup-run $(if $(PEER),setup-test fetch) ## count instructions and compare them with their limits; PEER=kvm: and with KVM's
+	@cargo keel bench $(addprefix --peer ,$(PEER)) $(ARGS)
 
 fetch: setup-run ## bring Debian's kernels and busybox into build/guests
 	@cargo keel fetch debian

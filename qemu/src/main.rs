@@ -69,8 +69,14 @@ enum Command {
     /// Count instructions and check them against their limits
     Bench {
         /// Boot Debian 6.12 on three CPU models and compare keel's instructions with the guest's
-        #[arg(long)]
+        #[arg(long, conflicts_with_all = ["peer", "plot"])]
         linux: bool,
+        /// Measure another hypervisor beside keel; may be given more than once
+        #[arg(long, value_enum)]
+        peer: Vec<bench::Peer>,
+        /// Draw a bar chart of the instructions
+        #[arg(long, value_name = "FILE.svg")]
+        plot: Option<PathBuf>,
     },
     /// Turn the addresses of a panic report into functions and lines
     #[command(after_help = "Example:\n  cargo keel run vms.toml --log boot.log; cargo keel symbolize boot.log")]
@@ -247,8 +253,8 @@ fn dispatch(command: Command) -> Result<u8> {
             }
             Ok(u8::from(!faults.is_empty()))
         }
-        Command::Bench { linux } => {
-            let failures = if linux { bench::bench_linux()? } else { bench::bench()? };
+        Command::Bench { linux, peer, plot } => {
+            let failures = if linux { bench::bench_linux()? } else { bench::bench(&peer, plot.as_deref())? };
             for failure in &failures {
                 eprintln!("error: {failure}");
             }
@@ -347,6 +353,7 @@ mod tests {
             "bundle vms.toml -o vms.itb",
             "fetch debian",
             "bench --linux",
+            "bench --peer kvm --peer kvm-nvhe --plot bench.svg",
             "symbolize",
             "debug --wait",
             "image",

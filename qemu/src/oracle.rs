@@ -113,6 +113,10 @@ pub fn board(host: &Host, hypervisor: Hypervisor, vm: &VmSpec, options: Options)
             }
             let mut board = Board::virt(fetch::kernel_path(KERNEL));
             board.initrd = Some(archive(&name, &std::fs::read(bundle)?)?);
+            if options.icount {
+                // Linux reads the clock while it boots, so a run repeats only if it always starts at the same moment.
+                board.extra = ["-rtc", "base=2026-01-01T00:00:00,clock=vm"].map(Into::into).into();
+            }
             board.append = format!("console=ttyAMA0 quiet loglevel=1 {}settle={}", mode.argument(), options.settle);
             board
         }
