@@ -186,7 +186,7 @@ pub fn differences() -> Result<Differences> {
 ///
 /// A run fails, or a transcript is not complete.
 pub fn ask(host: &Host, list: &Differences) -> Result<Comparison> {
-    let mut vm = VmSpec::new("transcript", &image::build_guests()?.test_kernel);
+    let mut vm = VmSpec::new("asked", &image::build_guests()?.test_kernel);
     vm.bootargs = "transcript".into();
     vm.cpus = 2;
     vm.memory = MemorySize(64 << 20);

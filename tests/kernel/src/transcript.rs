@@ -15,6 +15,7 @@
 mod accesses;
 mod calls;
 mod gic;
+mod interrupts;
 mod power;
 mod registers;
 
@@ -37,6 +38,7 @@ pub fn run(machine: &'static Machine) {
     accesses::run(machine);
     registers::run();
     gic::run(machine);
+    interrupts::run(machine);
     irq::init(machine);
     println!("transcript: {} lines", LINES.load(Relaxed));
 }

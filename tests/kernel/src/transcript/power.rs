@@ -2,7 +2,11 @@
 
 use super::Line;
 use crate::cases::psci::{bare_address, clear_entry, read_entry};
-use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use core::{
+    arch::naked_asm,
+    cell::UnsafeCell,
+    sync::atomic::{AtomicBool, Ordering::SeqCst},
+};
 use keel_test_kernel::{
     arch,
     exec::{self, Registers},
@@ -39,6 +43,7 @@ pub(super) fn run(machine: &'static Machine) {
     if machine.cpus().len() > 1 {
         start(machine);
         already_on(machine);
+        reset_state(machine);
     }
 }
 
@@ -130,4 +135,70 @@ fn already_on(machine: &Machine) {
     let mut line = Line::about(format_args!("CPU 1 goes off"));
     line.add(format_args!(" {}", smp::join(machine, 1)));
     line.end();
+}
+
+/// Words in memory that a CPU with its caches off writes.
+#[repr(C, align(64))]
+struct Words(UnsafeCell<[u64; 64]>);
+// SAFETY: the started CPU writes it while the boot CPU waits, and the boot CPU reads it when that one is off.
+unsafe impl Sync for Words {}
+
+static WORDS: Words = Words(UnsafeCell::new([0; 64]));
+
+macro_rules! at_entry {
+    ($($name:literal)*) => {
+        /// What is looked at; the last word says that all others are there.
+        const AT_ENTRY: &[&str] = &[$($name),*];
+
+        /// Entry point of a CPU: writes its registers to `WORDS`, then turns the CPU off. No stack, MMU off.
+        #[unsafe(naked)]
+        unsafe extern "C" fn write_registers() -> ! {
+            naked_asm!(
+                "adrp x9, {words}",
+                "add  x9, x9, :lo12:{words}",
+                $(concat!("mrs x10, ", $name), "str x10, [x9], #8",)*
+                "mov  x10, #1",
+                "str  x10, [x9]",
+                "dsb  sy",
+                "movz w0, 0x8400, lsl 16",
+                "movk w0, 0x0002",
+                "hvc  0",
+                "0: wfe",
+                "b 0b",
+                words = sym WORDS,
+            )
+        }
+    };
+}
+
+// Not those of vector registers: CPACR_EL1 lets nobody use them yet.
+at_entry!(
+    "CurrentEL" "DAIF" "SPSel" "NZCV" "SCTLR_EL1" "ACTLR_EL1" "CPACR_EL1" "TTBR0_EL1" "TTBR1_EL1" "TCR_EL1" "SP_EL0"
+    "SPSR_EL1" "ELR_EL1" "AFSR0_EL1" "AFSR1_EL1" "ESR_EL1" "FAR_EL1" "PAR_EL1" "MAIR_EL1" "AMAIR_EL1" "VBAR_EL1"
+    "CONTEXTIDR_EL1" "TPIDR_EL1" "TPIDR_EL0" "TPIDRRO_EL0" "CNTKCTL_EL1" "CNTV_CTL_EL0" "CNTV_CVAL_EL0" "CNTP_CTL_EL0"
+    "CNTP_CVAL_EL0" "CSSELR_EL1" "MDSCR_EL1" "OSLSR_EL1" "DBGBVR0_EL1" "DBGBCR0_EL1" "DBGWVR0_EL1" "DBGWCR0_EL1"
+    "S3_0_C4_C6_0" "S3_0_C12_C8_3" "S3_0_C12_C12_3" "S3_0_C12_C12_4" "S3_0_C12_C12_5" "S3_0_C12_C12_6" "S3_0_C12_C12_7"
+);
+
+const _: () = assert!(AT_ENTRY.len() < 64);
+
+/// The system registers of a CPU that has been on before, and had its own values in them, at its entry point.
+fn reset_state(machine: &Machine) {
+    let word = |index: usize| {
+        arch::flush_dcache(WORDS.0.get() as usize, size_of::<Words>());
+        // SAFETY: an element of the array; the started CPU may be writing it, hence volatile.
+        unsafe { WORDS.0.get().cast::<u64>().add(index).read_volatile() }
+    };
+    arch::flush_dcache(WORDS.0.get() as usize, size_of::<Words>());
+    let entry = write_registers as *const () as u64;
+    let outcome = call("hvc", 0xc400_0003, [machine.cpus()[1], entry, 0]);
+    let mut line = Line::about(format_args!("CPU 1 writes its registers"));
+    let here = outcome.after.x[0] == 0 && time::wait_until(|| word(AT_ENTRY.len()) == 1);
+    line.add(format_args!(" {}", here && time::wait_until(|| smp::is_off(machine, 1))));
+    line.end();
+    for (index, name) in AT_ENTRY.iter().enumerate() {
+        let mut line = Line::about(format_args!("{name} at CPU 1's entry"));
+        line.value(word(index));
+        line.end();
+    }
 }
