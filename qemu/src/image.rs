@@ -95,6 +95,13 @@ pub fn build() -> Result<Images> {
     })
 }
 
+/// Whether the toolchain of this tree can build for `target`.
+pub fn has_target(target: &str) -> bool {
+    let mut command = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    let output = command.current_dir(tree::root()).args(["--print", "target-libdir", "--target", target]).output();
+    output.is_ok_and(|output| Path::new(String::from_utf8_lossy(&output.stdout).trim()).is_dir())
+}
+
 /// Builds the runner that takes a bundle's machine to Linux's KVM, for user space of arm64 Linux; returns its bytes.
 ///
 /// # Errors
@@ -181,6 +188,12 @@ fn keep(name: &str, contents: &[u8]) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_target_is_there_or_not() {
+        assert!(has_target(tree::TARGET));
+        assert!(!has_target("pdp11-unknown-none"));
+    }
 
     #[test]
     fn executables_are_found_in_cargo_messages() {

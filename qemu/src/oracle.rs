@@ -81,7 +81,11 @@ pub const HOSTS: &[Host] = &[
 
 /// What is missing to ask KVM, as a reason to skip.
 pub fn missing() -> Option<String> {
-    fetch::missing(KERNEL)
+    fetch::missing(KERNEL).or_else(|| {
+        (!image::has_target(tree::LINUX_TARGET)).then(|| {
+            format!("Rust's standard library for {} is not there; `sh qemu/setup.sh test` adds it", tree::LINUX_TARGET)
+        })
+    })
 }
 
 /// How to run a machine.
