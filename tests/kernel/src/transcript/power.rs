@@ -1,6 +1,6 @@
 //! Calls that stop and start CPUs: what they answer, and how the started CPU finds itself.
 
-use super::Line;
+use super::{Line, known};
 use crate::cases::psci::{bare_address, clear_entry, read_entry};
 use core::{
     arch::naked_asm,
@@ -198,7 +198,7 @@ fn reset_state(machine: &Machine) {
     line.end();
     for (index, name) in AT_ENTRY.iter().enumerate() {
         let mut line = Line::about(format_args!("{name} at CPU 1's entry"));
-        line.value(word(index));
+        line.value(known(name, word(index)));
         line.end();
     }
 }

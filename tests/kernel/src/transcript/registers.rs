@@ -3,7 +3,7 @@
 //!
 //! Names and encodings are those of the Arm ARM, D24.2 and C5.3; registers without a name here are `S<op0>_<op1>_C<n>_C<m>_<op2>`.
 
-use super::Line;
+use super::{Line, known};
 use keel_test_kernel::exec::{self, Encoding, Outcome};
 
 /// Prints everything.
@@ -327,7 +327,9 @@ fn writes() {
                 line.exception(trap, None);
             } else {
                 line.add(format_args!(" done, reads"));
-                say(&mut line, &read(*encoding));
+                let mut now = read(*encoding);
+                now.after.x[0] = known(name, now.after.x[0]);
+                say(&mut line, &now);
                 if *name == "OSLAR_EL1" {
                     line.add(format_args!(", OSLSR_EL1"));
                     say(&mut line, &read(OSLSR));
