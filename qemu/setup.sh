@@ -2,7 +2,8 @@
 # Installs what building and running keel needs, and only what is missing.
 #
 #   sh qemu/setup.sh run      a C linker, Rust with the bare-metal target, QEMU
-#   sh qemu/setup.sh check    a C linker, Rust with the target, clippy and rustfmt
+#   sh qemu/setup.sh test     the same, and Rust's target for programs that run on the Linux in QEMU
+#   sh qemu/setup.sh check    a C linker, Rust with both targets, clippy and rustfmt
 #
 # Knows Debian 12 and 13, Ubuntu 24.04 and macOS with Homebrew. Elsewhere, or without the right to install, it says
 # what is missing. Nothing is asked; a second run takes a fraction of a second.
@@ -66,13 +67,21 @@ linker() {
     apt_install "Rust links host programs with it" gcc libc6-dev
 }
 
+# has_targets SYSROOT: whether a toolchain has the standard library for each of $targets.
+has_targets() {
+    for target in $targets; do
+        [ -d "$1/lib/rustlib/$target" ] || return 1
+    done
+}
+
 rust() {
     channel=$(sed -n 's/^channel *= *"\(.*\)"/\1/p' "$root/rust-toolchain.toml")
-    target=aarch64-unknown-none-softfloat
+    targets=aarch64-unknown-none-softfloat
+    [ "$goal" = run ] || targets="$targets aarch64-unknown-linux-musl"
     PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
     if ! have rustup; then
         if have rustc && at_least "${channel%.*}" "$(rustc --version | cut -d' ' -f2)" &&
-            [ -d "$(rustc --print sysroot)/lib/rustlib/$target" ]; then
+            has_targets "$(rustc --print sysroot)"; then
             return 0 # A toolchain of its own kind that has what is needed.
         fi
         rustup_itself
@@ -85,10 +94,12 @@ rust() {
             fail "rustup could not install Rust $channel"
         sysroot=$(rustup run "$channel" rustc --print sysroot)
     fi
-    if [ ! -d "$sysroot/lib/rustlib/$target" ]; then
-        say "installing Rust's standard library for $target"
-        rustup target add --toolchain "$channel" "$target" || fail "rustup could not add the target $target"
-    fi
+    for target in $targets; do
+        if [ ! -d "$sysroot/lib/rustlib/$target" ]; then
+            say "installing Rust's standard library for $target"
+            rustup target add --toolchain "$channel" "$target" || fail "rustup could not add the target $target"
+        fi
+    done
     if [ "$goal" = check ]; then
         for component in clippy rustfmt; do
             program=cargo-clippy
@@ -222,5 +233,5 @@ rust
 case $goal in
 run | test) qemu ;;
 check) ;;
-*) fail "unknown goal $goal; use run or check" ;;
+*) fail "unknown goal $goal; use run, test or check" ;;
 esac

@@ -2,15 +2,19 @@
 //!
 //! Under `-icount shift=0` with `-cpu max` a counter tick is an instruction, so the figures are exact and the same on
 //! every run and every host. The test kernel times operations from inside a guest and keel reports what only it can
-//! see; both print `bench NAME VALUE insn`. What a limit is named for and was not measured is a failure too.
+//! see; both print `bench NAME VALUE insn`. A peer is measured by the same kernel on the same QEMU. What a limit is named for and was not measured is a failure too.
+
+mod plot;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 
+use crate::oracle::{self, Host, Hypervisor};
 use crate::qemu::{self, Board};
 use crate::verdict::Verdict;
 use crate::vms::{MemorySize, VmSpec};
@@ -93,17 +97,95 @@ pub fn failures(figures: &[Figure]) -> Vec<String> {
     failures
 }
 
-/// Measures the operations; returns what exceeds its limit.
+/// Another hypervisor to be measured beside keel, by the same kernel on the same board.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Peer {
+    /// Debian's KVM as it likes: with Linux itself at EL2 where the CPU has FEAT_VHE
+    Kvm,
+    /// The same with Linux at EL1, as on CPUs without FEAT_VHE
+    KvmNvhe,
+}
+
+impl Peer {
+    /// The host its machine runs on.
+    fn host(self) -> Result<&'static Host, crate::BadInput> {
+        oracle::find(match self {
+            Peer::Kvm => "max",
+            Peer::KvmNvhe => "max-nvhe",
+        })
+    }
+
+    fn title(self) -> &'static str {
+        match self {
+            Peer::Kvm => "KVM (VHE)",
+            Peer::KvmNvhe => "KVM (nVHE)",
+        }
+    }
+
+    fn measure(self) -> Result<Vec<Figure>> {
+        let host = self.host()?;
+        // Linux boots, and then has nothing to do but the machine.
+        let options = oracle::Options { icount: true, settle: 10 };
+        let vm = machine(&image::build_guests()?, "hyp=kvm");
+        let figures = figures(&oracle::console(host, Hypervisor::Kvm(host.mode), &vm, options)?);
+        ensure!(!figures.is_empty(), "{} measured nothing", self.title());
+        Ok(figures)
+    }
+}
+
+/// The machine that measures.
+fn machine(guests: &image::Guests, hypervisor: &str) -> VmSpec {
+    let mut vm = VmSpec::new("bench", &guests.test_kernel);
+    vm.bootargs = format!("bench {hypervisor}");
+    vm.cpus = 2;
+    vm.memory = MemorySize(64 << 20);
+    vm
+}
+
+/// Measures the operations, prints them, beside those of `peers`, and draws them into `plot`; returns what exceeds its limit.
 ///
 /// # Errors
 ///
-/// Building fails, or the run does not end well.
-pub fn bench() -> Result<Vec<String>> {
+/// Building fails, a run does not end well, or the drawing cannot be written.
+pub fn bench(peers: &[Peer], plot: Option<&Path>) -> Result<Vec<String>> {
+    let figures = bench_keel()?;
+    for figure in &figures {
+        println!("{figure}");
+    }
+    let mut columns = Vec::new();
+    for &peer in peers {
+        columns.push((peer.title(), peer.measure()?));
+    }
+    let titles: Vec<_> = columns.iter().map(|(title, _)| *title).collect();
+    let mut table = table(&[&["", "keel", "limit"][..], &titles, &[""]].concat());
+    for figure in &figures {
+        let limit = figure.limit().map(|limit| limit.to_string()).unwrap_or_default();
+        let mut row = vec![figure.name.clone(), figure.value.to_string(), limit];
+        row.extend(columns.iter().map(|(_, others)| match value(others, &figure.name) {
+            Some(value) => value.to_string(),
+            None => "–".into(),
+        }));
+        row.push(figure.unit.clone());
+        table.add_row(row);
+    }
+    println!("{table}");
+    if let Some(path) = plot {
+        columns.insert(0, ("keel", figures.clone()));
+        plot::draw(path, &columns).with_context(|| path.display().to_string())?;
+        println!("{}: drawn", path.display());
+    }
+    Ok(failures(&figures))
+}
+
+/// The value of a figure, if it was measured.
+pub fn value(figures: &[Figure], name: &str) -> Option<u64> {
+    figures.iter().find(|figure| figure.name == name).map(|figure| figure.value)
+}
+
+/// Measures keel and the stub.
+fn bench_keel() -> Result<Vec<Figure>> {
     let images = image::build()?;
-    let mut vm = VmSpec::new("bench", &images.guests.test_kernel);
-    vm.bootargs = "bench hyp=keel".into();
-    vm.cpus = 2;
-    vm.memory = MemorySize(64 << 20);
+    let vm = machine(&images.guests, "hyp=keel");
     let bundle = run::write_bundle(&[vm], &tree::product("bench.itb"))?;
     let mut board = Board::virt(&images.keel);
     board.initrd = Some(bundle);
@@ -118,16 +200,7 @@ pub fn bench() -> Result<Vec<String>> {
     let mut bytes = |name: &str, value| figures.push(Figure { name: name.into(), value, unit: "bytes".into() });
     bytes("image_bytes", images.keel_bytes.saturating_sub(images.bundle_bytes));
     bytes("text_bytes", images.text_bytes);
-    for figure in &figures {
-        println!("{figure}");
-    }
-    let mut table = table(&["", "measured", "limit", ""]);
-    for figure in &figures {
-        let limit = figure.limit().map(|limit| limit.to_string()).unwrap_or_default();
-        table.add_row([figure.name.clone(), figure.value.to_string(), limit, figure.unit.clone()]);
-    }
-    println!("{table}");
-    Ok(failures(&figures))
+    Ok(figures)
 }
 
 /// Measures the calls of the stub.
@@ -147,7 +220,7 @@ fn bench_stub(images: &image::Images) -> Result<Vec<Figure>> {
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED).set_header(header);
-    for column in table.column_iter_mut().skip(1).take(2) {
+    for column in table.column_iter_mut().skip(1).take(header.len().saturating_sub(2).max(1)) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table

@@ -57,7 +57,7 @@ pub struct Images {
 ///
 /// The compiler fails (it has said why), or a product cannot be written.
 pub fn build_guests() -> Result<Guests> {
-    let kernels = cargo_build("keel-test-kernel", &[])?;
+    let kernels = cargo_build("keel-test-kernel", tree::TARGET, &[])?;
     let guest = |artifact: &str, name: &str| {
         let file = read_artifact(&kernels, artifact)?;
         keep(&format!("{name}.elf"), &file)?;
@@ -88,7 +88,7 @@ pub fn build() -> Result<Images> {
     fit::check(&bundle)?;
     let demo_bundle = keep("demo.itb", &bundle)?;
 
-    let bins = cargo_build("keel", &[("KEEL_BUNDLE", &demo_bundle)])?;
+    let bins = cargo_build("keel", tree::TARGET, &[("KEEL_BUNDLE", &demo_bundle)])?;
     let keel = read_artifact(&bins, "keel")?;
     let stub = read_artifact(&bins, "keel-stub")?;
     let (keel_raw, stub_raw) = (flatten(&keel, "keel")?, flatten(&stub, "keel-stub")?);
@@ -106,15 +106,32 @@ pub fn build() -> Result<Images> {
     })
 }
 
+/// Whether the toolchain of this tree can build for `target`.
+pub fn has_target(target: &str) -> bool {
+    let mut command = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    let output = command.current_dir(tree::root()).args(["--print", "target-libdir", "--target", target]).output();
+    output.is_ok_and(|output| Path::new(String::from_utf8_lossy(&output.stdout).trim()).is_dir())
+}
+
+/// Builds the runner that takes a bundle's machine to Linux's KVM, for user space of arm64 Linux; returns its bytes.
+///
+/// # Errors
+///
+/// The compiler fails (it has said why), for instance because Rust's standard library for that target is missing.
+pub fn build_oracle() -> Result<Vec<u8>> {
+    let bins = cargo_build("keel-oracle", tree::LINUX_TARGET, &[])?;
+    read_artifact(&bins, "keel-oracle")
+}
+
 fn flatten(file: &[u8], name: &str) -> Result<Vec<u8>> {
     elf::flatten(file).with_context(|| format!("cannot make a raw image of {name}"))
 }
 
-/// Runs `cargo build` for the bare-metal target; returns the executables by name.
-fn cargo_build(package: &str, environment: &[(&str, &Path)]) -> Result<Vec<(String, PathBuf)>> {
+/// Runs `cargo build` for an arm64 target; returns the executables by name.
+fn cargo_build(package: &str, target: &str, environment: &[(&str, &Path)]) -> Result<Vec<(String, PathBuf)>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.current_dir(tree::root()).args(["build", "--release", "--bins", "--target", tree::TARGET]);
+    command.current_dir(tree::root()).args(["build", "--release", "--bins", "--target", target]);
     command.args(["--package", package, "--message-format", "json-render-diagnostics"]);
     // Someone who watches wants to see that it is at work; a log does not.
     if !std::io::stderr().is_terminal() {
@@ -132,7 +149,7 @@ fn cargo_build(package: &str, environment: &[(&str, &Path)]) -> Result<Vec<(Stri
     }
     let output = command.stderr(std::process::Stdio::inherit()).output().context("cannot start cargo")?;
     if !output.status.success() {
-        bail!("cargo build --package {package} --target {} failed", tree::TARGET);
+        bail!("cargo build --package {package} --target {target} failed");
     }
     Ok(executables(&String::from_utf8_lossy(&output.stdout)))
 }
@@ -182,6 +199,12 @@ fn keep(name: &str, contents: &[u8]) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_target_is_there_or_not() {
+        assert!(has_target(tree::TARGET));
+        assert!(!has_target("pdp11-unknown-none"));
+    }
 
     #[test]
     fn executables_are_found_in_cargo_messages() {

@@ -11,6 +11,7 @@
 //! | [`machine`], [`qemu`] | the boards QEMU models, and a QEMU process with its console |
 //! | [`verdict`] | what a console transcript says about how keel ended |
 //! | [`run`], [`debug`], [`mod@bench`], [`symbolize`] | the commands |
+//! | [`oracle`] | the same machine on keel and on Linux's KVM |
 //! | [`fetch`], [`initramfs`], [`cpio`] | Debian's kernels and a small user space for them |
 
 pub mod bench;
@@ -22,6 +23,7 @@ pub mod fit;
 pub mod image;
 pub mod initramfs;
 pub mod machine;
+pub mod oracle;
 pub mod qemu;
 pub mod run;
 pub mod symbolize;

@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use keel_qemu::run::{BoardOptions, BootImage, RunOptions};
 use keel_qemu::vms::{MemorySize, VmSpec};
-use keel_qemu::{BadInput, bench, debug, fetch, image, run, symbolize, tree, vms};
+use keel_qemu::{BadInput, bench, debug, fetch, image, oracle, run, symbolize, tree, vms};
 
 /// Builds, bundles, runs, measures and debugs keel under QEMU.
 #[derive(Parser)]
@@ -59,11 +59,24 @@ enum Command {
         #[command(subcommand)]
         what: Fetch,
     },
+    /// Compare keel's answers with KVM's, line by line
+    #[command(after_help = ORACLE_HELP)]
+    Oracle {
+        /// Where to compare: max, max-nvhe, neoverse-n1, cortex-a72; everywhere when absent
+        #[arg(value_name = "HOST")]
+        hosts: Vec<String>,
+    },
     /// Count instructions and check them against their limits
     Bench {
         /// Boot Debian 6.12 on three CPU models and compare keel's instructions with the guest's
-        #[arg(long)]
+        #[arg(long, conflicts_with_all = ["peer", "plot"])]
         linux: bool,
+        /// Measure another hypervisor beside keel; may be given more than once
+        #[arg(long, value_enum)]
+        peer: Vec<bench::Peer>,
+        /// Draw a bar chart of the instructions
+        #[arg(long, value_name = "FILE.svg")]
+        plot: Option<PathBuf>,
     },
     /// Turn the addresses of a panic report into functions and lines
     #[command(after_help = "Example:\n  cargo keel run vms.toml --log boot.log; cargo keel symbolize boot.log")]
@@ -197,6 +210,13 @@ Examples:
   cargo keel run --image stub --kernel Image --smp 4
   cargo keel run vms.toml --icount --timeout 60 --log boot.log -- -d guest_errors"#;
 
+const ORACLE_HELP: &str = r#"Debian's kernel boots at EL2 and runs the same bundle on its KVM. What differs on purpose is listed, with the
+reasons, in tests/oracle/differences.toml; anything else, and a listed difference that is none, is an error. The
+transcripts are left in build/oracle. Needs the guests of `cargo keel fetch debian`.
+
+Example:
+  cargo keel oracle neoverse-n1"#;
+
 fn main() -> ExitCode {
     match dispatch(Cli::parse().command) {
         Ok(code) => ExitCode::from(code),
@@ -229,8 +249,15 @@ fn dispatch(command: Command) -> Result<u8> {
             Ok(verdict.exit_code())
         }
         Command::Fetch { what: Fetch::Debian { mirror, again } } => fetch::debian(mirror.as_deref(), again).map(|()| 0),
-        Command::Bench { linux } => {
-            let failures = if linux { bench::bench_linux()? } else { bench::bench()? };
+        Command::Oracle { hosts } => {
+            let faults = oracle::oracle(&hosts)?;
+            for fault in &faults {
+                eprintln!("error: {fault}");
+            }
+            Ok(u8::from(!faults.is_empty()))
+        }
+        Command::Bench { linux, peer, plot } => {
+            let failures = if linux { bench::bench_linux()? } else { bench::bench(&peer, plot.as_deref())? };
             for failure in &failures {
                 eprintln!("error: {failure}");
             }
@@ -331,9 +358,11 @@ mod tests {
             "bundle vms.toml -o vms.itb",
             "fetch debian",
             "bench --linux",
+            "bench --peer kvm --peer kvm-nvhe --plot bench.svg",
             "symbolize",
             "debug --wait",
             "image",
+            "oracle max cortex-a72",
         ] {
             Cli::try_parse_from(std::iter::once("keel").chain(line.split(' ')))
                 .unwrap_or_else(|e| panic!("{line}: {e}"));

@@ -10,6 +10,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// The target keel and its test kernel are compiled for.
 pub const TARGET: &str = "aarch64-unknown-none-softfloat";
 
+/// The target of programs that run on the Linux in QEMU: static, and linked by the linker that comes with Rust.
+pub const LINUX_TARGET: &str = "aarch64-unknown-linux-musl";
+
 /// The root of the source tree.
 pub fn root() -> &'static Path {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));

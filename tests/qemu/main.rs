@@ -9,6 +9,7 @@ mod debian;
 mod demo;
 mod kernel;
 mod late;
+mod oracle;
 mod root;
 mod spin_table;
 mod stub;
@@ -88,5 +89,6 @@ fn main() -> ExitCode {
     trials.extend(root::trials());
     trials.extend(late::trials());
     trials.extend(spin_table::trials());
+    trials.extend(oracle::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }

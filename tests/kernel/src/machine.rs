@@ -147,9 +147,10 @@ impl Machine {
         self.value("hyp") == Some("root")
     }
 
-    /// Whether the kernel was told that it runs under keel (`hyp=keel`).
+    /// Whether the kernel was told that it runs under keel (`hyp=keel`), or under KVM (`hyp=kvm`), whose guest interface
+    /// is the same.
     pub fn under_keel(&self) -> bool {
-        self.value("hyp") == Some("keel")
+        matches!(self.value("hyp"), Some("keel" | "kvm"))
     }
 }
 

@@ -2,11 +2,13 @@
 //!
 //! The boot arguments say what to do: nothing runs all cases, `only=TEXT` those whose name has TEXT in it, `bench` the
 //! benchmarks, `fuzz=SEED,COUNT` the hostile guest, `calls=SEED,COUNT` random calls that are compared with what they
-//! should answer, `reset` one SYSTEM_RESET after another, `list` prints the names.
+//! should answer, `transcript` prints what the machine answers, `reset` one
+//! SYSTEM_RESET after another, `list` prints the names.
 //! `hyp=keel` says that keel is underneath; without it the cases that only hold under a hypervisor are skipped, and say so.
 //! `hyp=stub` says that keel-stub is, and the kernel owns the machine: then only the cases of the stub run, or with `bench`
-//! what they cost, or with `late`, and keel's image in the RAM disk, those of keel installed under the kernel, or with `crash` an exception of EL2 that the stub has to report. `restart` leaves for the kernel of the
-//! RAM disk at EL2 (`restart.rs`).
+//! what they cost, or with `late`, and keel's image in the RAM disk, those of keel installed under the kernel, or with
+//! `crash` an exception of EL2 that the stub has to report. `restart` leaves for the kernel of the RAM disk at EL2
+//! (`restart.rs`).
 //!
 //! `hyp=root` says that keel is underneath and the kernel owns the machine: all cases run that do not ask for a guest's
 //! machine, then keel is sent away, and the cases of the stub follow.
@@ -33,10 +35,12 @@ mod harness;
 mod model;
 #[cfg(target_os = "none")]
 mod restart;
+#[cfg(target_os = "none")]
+mod transcript;
 
 #[cfg(target_os = "none")]
 mod kernel {
-    use crate::{bench, cases, fuzz, harness, restart};
+    use crate::{bench, cases, fuzz, harness, restart, transcript};
     use keel_test_kernel::{arch, irq, kernel, machine::Machine, power, println};
 
     kernel!(main);
@@ -80,6 +84,8 @@ mod kernel {
             reset(machine);
         } else if machine.has("bench") {
             bench::run(machine);
+        } else if machine.has("transcript") {
+            transcript::run(machine);
         } else if let Some(argument) = machine.value("fuzz") {
             fuzz::run(machine, argument);
         } else if let Some(argument) = machine.value("calls") {

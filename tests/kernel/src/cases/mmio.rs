@@ -41,11 +41,11 @@ const OFFSET: u32 = 11;
 const DATA: u32 = 9;
 
 /// A word (SPI 32 to 35's priorities) whose bytes differ and have their top bits set or clear.
-const WORD_AT: usize = GICD + 0x420;
-const WORD: u32 = 0xf800_9878;
+pub const WORD_AT: usize = GICD + 0x420;
+pub const WORD: u32 = 0xf800_9878;
 
 /// Loads: name, opcode with Rt = Rn = 0, bytes, sign-extended to (0 not, 32, 64).
-const LOADS: [(&str, u32, u32, u32); 20] = [
+pub const LOADS: [(&str, u32, u32, u32); 20] = [
     ("ldrb w", 0x3940_0000, 1, 0),
     ("ldrsb w", 0x39c0_0000, 1, 32),
     ("ldrsb x", 0x3980_0000, 1, 64),
@@ -127,7 +127,7 @@ fn load_every_register(_: &Machine) -> Check {
 }
 
 /// Stores: name, opcode, bytes.
-const STORES: [(&str, u32, u32); 8] = [
+pub const STORES: [(&str, u32, u32); 8] = [
     ("strb w", 0x3900_0000, 1),
     ("sturb w", 0x3800_0000, 1),
     ("strb w, [x, x]", 0x3820_6800 | OFFSET << 16, 1),
@@ -213,7 +213,7 @@ const NO_SYNDROME: [(&str, u32); 14] = [
 ];
 
 /// Those of [`NO_SYNDROME`] that this CPU has: the last two came with FEAT_LSE.
-fn no_syndrome_forms() -> impl Iterator<Item = (&'static str, u32)> {
+pub fn no_syndrome_forms() -> impl Iterator<Item = (&'static str, u32)> {
     let atomics = mrs!("id_aa64isar0_el1") >> 20 & 15 >= 2;
     NO_SYNDROME.into_iter().take(if atomics { 14 } else { 12 })
 }
@@ -305,7 +305,7 @@ fn fetch_fault(what: &str, address: usize) -> Check {
 }
 
 /// First address behind RAM, in the gigabytes mapped as executable memory.
-fn behind_memory(machine: &Machine) -> usize {
+pub fn behind_memory(machine: &Machine) -> usize {
     machine.memory_end
 }
 
@@ -317,7 +317,7 @@ fn fetch_from_hole(machine: &Machine) -> Check {
 }
 
 /// Runs `f` with the translation of `slot` (a gigabyte of virtual addresses) replaced.
-fn with_descriptor<R>(slot: usize, descriptor: u64, f: impl FnOnce() -> R) -> R {
+pub fn with_descriptor<R>(slot: usize, descriptor: u64, f: impl FnOnce() -> R) -> R {
     let table = (mrs!("ttbr0_el1") & 0xffff_ffff_f000) as *mut u64;
     let flush = || {
         // SAFETY: TLB maintenance; the table it rereads is valid.
@@ -337,7 +337,7 @@ fn with_descriptor<R>(slot: usize, descriptor: u64, f: impl FnOnce() -> R) -> R 
 }
 
 /// A slot of the first page table that maps nothing.
-const FREE_SLOT: usize = 200;
+pub const FREE_SLOT: usize = 200;
 
 fn fetch_from_device(_: &Machine) -> Check {
     // The first gigabyte again, as executable memory.

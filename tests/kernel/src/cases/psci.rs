@@ -124,14 +124,21 @@ fn not_supported(_: &Machine) -> Check {
 
 /// What a CPU finds in its registers at the entry point, before it has an MMU or a stack.
 #[repr(C, align(64))]
-struct Entry {
-    current_el: u64,
-    daif: u64,
-    sctlr: u64,
-    spsel: u64,
-    mpidr: u64,
-    context: u64,
-    x: [u64; 2],
+pub struct Entry {
+    /// CurrentEL.
+    pub current_el: u64,
+    /// DAIF.
+    pub daif: u64,
+    /// SCTLR_EL1.
+    pub sctlr: u64,
+    /// SPSel.
+    pub spsel: u64,
+    /// MPIDR_EL1.
+    pub mpidr: u64,
+    /// x0.
+    pub context: u64,
+    /// x1 and x2.
+    pub x: [u64; 2],
 }
 
 struct EntryCell(UnsafeCell<Entry>);
@@ -171,14 +178,14 @@ unsafe extern "C" fn bare_entry() -> ! {
 }
 
 /// Clears `ENTRY`, in memory and not only in the cache: the CPU that writes it has its caches off.
-fn clear_entry() {
+pub fn clear_entry() {
     // SAFETY: no CPU that could write it is on.
     unsafe { core::ptr::write_bytes(ENTRY.0.get(), 0, 1) };
     arch::flush_dcache(ENTRY.0.get() as usize, size_of::<Entry>());
 }
 
 /// Waits until the CPU at `bare_entry` has come and gone, and gives what it wrote.
-fn read_entry(machine: &Machine, cpu: usize) -> Check<&'static Entry> {
+pub fn read_entry(machine: &Machine, cpu: usize) -> Check<&'static Entry> {
     let field = |offset: usize| {
         arch::flush_dcache(ENTRY.0.get() as usize, size_of::<Entry>());
         // SAFETY: the address is one of the fields of ENTRY; it may be written meanwhile, hence volatile.
@@ -191,7 +198,8 @@ fn read_entry(machine: &Machine, cpu: usize) -> Check<&'static Entry> {
     Ok(unsafe { &*ENTRY.0.get() })
 }
 
-fn bare_address() -> u64 {
+/// Entry point for CPU_ON: writes [`Entry`] and turns its CPU off.
+pub fn bare_address() -> u64 {
     bare_entry as *const () as u64
 }
 

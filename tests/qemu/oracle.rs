@@ -1,0 +1,40 @@
+//! KVM as the oracle: keel's answers are those of Debian's KVM on the same board, but for the list of differences.
+
+use keel_qemu::image;
+use keel_qemu::oracle::{self, HOSTS, Hypervisor, Options};
+use keel_qemu::vms::{MemorySize, VmSpec};
+use libtest_mimic::{Completion, Trial};
+
+use crate::{Outcome, kernel};
+
+/// A test that is ignored, with the reason, where KVM cannot be asked.
+fn trial(name: &str, test: impl FnOnce() -> Outcome + Send + 'static) -> Trial {
+    Trial::ignorable_test(format!("oracle::{name}"), move || match oracle::missing() {
+        Some(reason) => Ok(Completion::ignored_with(reason)),
+        None => test().map(|()| Completion::Completed),
+    })
+}
+
+/// The test kernel on KVM. What fails there expects something of a hypervisor that the one it is named after lacks.
+fn cases(area: &str) -> Outcome {
+    // The name is the bundle's too, which must not be that of another test.
+    let mut vm = VmSpec::new(format!("cases-{area}"), &image::build_guests()?.test_kernel);
+    vm.bootargs = format!("hyp=kvm only={area}/");
+    vm.cpus = 2;
+    vm.memory = MemorySize(64 << 20);
+    let host = oracle::find("max")?;
+    kernel::judge(&oracle::console(host, Hypervisor::Kvm(host.mode), &vm, Options::default())?)
+}
+
+pub fn trials() -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for host in HOSTS {
+        trials.push(trial(host.name, || {
+            let result = oracle::ask(host, &oracle::differences()?)?;
+            if result.faults.is_empty() { Ok(()) } else { Err(result.faults.join("\n").into()) }
+        }));
+    }
+    trials.push(trial("psci_cases_on_kvm", || cases("psci")));
+    trials.push(trial("timer_cases_on_kvm", || cases("timer")));
+    trials
+}
