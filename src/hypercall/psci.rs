@@ -165,6 +165,8 @@ pub(super) fn system_reset2(call: &Call<'_>) -> Outcome {
     /// The first type that belongs to vendors (DEN0022, 5.1.13).
     const VENDOR_TYPES: u64 = 0x8000_0000;
     let [reset_type, cookie, _] = call.arguments();
+    // A number of 32 bits in the 64-bit form too (DEN0022, 5.1.13: int32).
+    let reset_type = u64::from(reset_type as u32);
     if reset_type != 0 && reset_type < VENDOR_TYPES {
         return Outcome::code(INVALID_PARAMETERS);
     }

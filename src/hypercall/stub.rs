@@ -60,7 +60,8 @@ mod tests {
 
     #[test]
     fn no_function_is_one() {
-        for row in &FUNCTIONS {
+        // But KVM's private ids of PSCI 0.1, which no owner of a machine has.
+        for row in FUNCTIONS.iter().filter(|row| row.id.0 >> 16 != 0x95c1) {
             // Callers may leave anything in the upper half, and the SVE hint set.
             for x0 in [u64::from(row.id.0), u64::from(row.id.0) | 0xffff_ffff << 32, u64::from(row.id.0) | 1 << 16] {
                 assert!(!is_stub_number(x0), "{} {x0:#x}", row.name);

@@ -34,6 +34,8 @@ pub(super) fn features(host: &impl HypercallHost, call: &Call<'_>) -> Outcome {
 /// TRNG_RND: x1 bits, right-aligned over x1:x2:x3, of which each holds `width` (32 or 64); bits above are zero.
 pub(super) fn random(host: &impl HypercallHost, call: &Call<'_>, width: u32) -> Outcome {
     let [bits, ..] = call.arguments();
+    // Of the 64-bit form too KVM looks at the lower half only.
+    let bits = u64::from(bits as u32);
     if bits == 0 || bits > 3 * u64::from(width) {
         return Outcome::code(INVALID_PARAMETERS);
     }

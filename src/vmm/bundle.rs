@@ -84,11 +84,12 @@ impl<'a> Reader<'_, 'a> {
     fn vm(&mut self, node: Node<'_, 'a>) -> Result<VmConfig<'a>, ConfigError> {
         no_unknown(node, &config::KEEL_PROPERTIES)?;
         let root = flag(node, config::KEEL_ROOT)?;
-        for property in [config::KEEL_DIRECT_MAP, config::KEEL_PASSTHROUGH] {
-            if node.property(property).is_some() && !root {
-                let property = format!("{property} without {}", config::KEEL_ROOT);
-                return Err(ConfigError::NotAvailable { node: node.path(), property });
-            }
+        let not_available = |property| Err(ConfigError::NotAvailable { node: node.path(), property });
+        if node.property(config::KEEL_PASSTHROUGH).is_some() {
+            return not_available(config::KEEL_PASSTHROUGH.into());
+        }
+        if node.property(config::KEEL_DIRECT_MAP).is_some() && !root {
+            return not_available(format!("{} without {}", config::KEEL_DIRECT_MAP, config::KEEL_ROOT));
         }
         for property in [config::KEEL_CPUS, config::KEEL_CPU_AFFINITY] {
             if let Some(value) = node.property(property).filter(|_| root) {
@@ -359,6 +360,17 @@ mod tests {
         assert!(Arc::ptr_eq(&debian.kernel, &small.kernel), "hashed once");
         assert_eq!((small.memory, small.cpus, small.autostart, small.bootargs), (4 << 20, 1, true, None));
         assert_eq!(small.on_crash, OnCrash::Stop);
+        assert!(!debian.root && !small.root);
+    }
+
+    #[test]
+    fn a_root_has_every_cpu() {
+        for (words, root) in [("keel,root;", true), ("keel,root; keel,direct-map;", true), ("keel,root = <0>;", false)]
+        {
+            let blob = dts(&GOOD.replace("keel,autostart; }", &format!("{words} }}")));
+            let bundle = Bundle::parse(&blob).unwrap();
+            assert_eq!(bundle.vms[1].as_ref().unwrap().root, root, "{words}");
+        }
     }
 
     /// Each row: what to replace in `GOOD`, by what, and what the first VM's error has to be.
@@ -422,7 +434,7 @@ mod tests {
         (
             "keel,autostart = <0>",
             "keel,direct-map",
-            "/configurations/debian: keel,direct-map is not available in this version of keel; remove it",
+            "/configurations/debian: keel,direct-map without keel,root is not available in this version of keel; remove it",
         ),
         (
             "keel,autostart = <0>",
@@ -432,7 +444,7 @@ mod tests {
         (
             "keel,autostart = <0>",
             "keel,root",
-            "/configurations/debian: keel,root is not available in this version of keel; remove it",
+            "/configurations/debian: property keel,cpus is <0x2>, expected nothing: with keel,root it has every CPU; correct it",
         ),
         (
             "keel,autostart = <0>",

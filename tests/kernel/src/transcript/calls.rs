@@ -167,9 +167,6 @@ const TARGETS: &[&[u64]] = &[
 /// SYSTEM_RESET2's types that nobody defines.
 const RESETS: &[&[u64]] = &[&[1, 0], &[2, 0], &[0x7fff_ffff, 0], &[HIGH | 1, 0], &[1, u64::MAX]];
 
-/// The same for the 64-bit form, all of whose x1 is looked at by some: no type that is a vendor's if one does.
-const RESETS_64: &[&[u64]] = &[&[1, 0], &[2, 0], &[0x7fff_ffff, 0], &[1, u64::MAX]];
-
 /// SYSTEM_OFF2's types and cookies that nobody defines.
 const OFFS: &[&[u64]] = &[&[2, 0], &[0xffff_ffff, 0], &[0, 1], &[1, 1], &[HIGH | 2, 0]];
 
@@ -198,7 +195,7 @@ const PSCI: &[Row] = &[
     row("PSCI_STAT_COUNT", 0x8400_0011, &[&[0, 0]]),
     row("PSCI_STAT_COUNT", 0xc400_0011, &[&[0, 0]]),
     row("SYSTEM_RESET2", 0x8400_0012, RESETS),
-    row("SYSTEM_RESET2", 0xc400_0012, RESETS_64),
+    row("SYSTEM_RESET2", 0xc400_0012, RESETS),
     row("MEM_PROTECT", 0x8400_0013, &[&[0], &[1]]),
     row("MEM_PROTECT_CHECK_RANGE", 0x8400_0014, &[&[0x4000_0000, 0x1000]]),
     row("MEM_PROTECT_CHECK_RANGE", 0xc400_0014, &[&[0x4000_0000, 0x1000]]),
