@@ -119,7 +119,7 @@ pub mod image {
         symbol!(_start_of_image)..symbol!(_end_of_file)
     }
 
-    /// The copy of the data at the end of the [`file`], as the boot loader brought them.
+    /// The copy of the data at the end of the [`file()`], as the boot loader brought them.
     pub fn saved_data() -> Range<Pa> {
         let start = symbol!(_saved_data);
         start..Pa(start.0 + (symbol!(_end_of_file).0 - symbol!(_end_of_rodata).0))

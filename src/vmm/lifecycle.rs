@@ -361,7 +361,7 @@ impl Guest {
 /// What a kernel that owns the machine is called if it was there before keel.
 const OWNER: &str = "owner";
 
-/// Makes the VM of a kernel that runs already, and owns the machine. Its vCPUs [join](join) one by one.
+/// Makes the VM of a kernel that runs already, and owns the machine. Its vCPUs [join] one by one.
 pub fn adopt(host: Host) -> Result<Arc<Guest>, impl fmt::Display> {
     let host = HOST.call_once(|| host);
     ALIVE.store(1, Ordering::SeqCst);

@@ -173,7 +173,7 @@ fn refused(machine: &'static Machine) -> Check {
         ("memory that begins behind the image", changed(|block| block[OF_MEMORY] += 4096)),
         ("memory that is misaligned", changed(|block| block[OF_MEMORY] -= 8)),
         ("memory that is too small", changed(|block| block[OF_SIZE] = 4096)),
-        ("memory that wraps", changed(|block| block[OF_SIZE] = u64::MAX & !0xfff)),
+        ("memory that wraps", changed(|block| block[OF_SIZE] = !0xfff)),
         ("a tree outside", changed(|block| block[OF_TREE] = block[OF_MEMORY] - 4096)),
         ("no tree", changed(|block| block[OF_TREE] = 0)),
         ("a tree in the image", changed(|block| block[OF_TREE] = block[OF_MEMORY] + 8)),
