@@ -512,6 +512,7 @@ mod tests {
             kept: KEPT,
             vectors: KEPT.start,
             pens: &[],
+            is_vm: false,
         };
         let mut memory = Ram(vec![0; (END - BASE) as usize]);
         for mutant in Mutations::new(&good, 2_000).chain(Mutations::new(&arm64_image(0x8_0000, MIB, 0x100), 2_000)) {
