@@ -14,7 +14,11 @@
 //! keel keeps two private interrupts of each CPU for itself ([`OwnerGicConfig::kept`]), which the owner cannot see. The EL1
 //! timers' interrupts are the owner's only while it is on the CPU: other VMs use the same ones.
 
+#[cfg(test)]
+mod fake;
 mod registers;
+#[cfg(test)]
+mod tests;
 
 pub use registers::Accessor;
 
