@@ -179,6 +179,13 @@ impl OwnerCpu {
     fn holds_more(&self) -> bool {
         !self.queued.is_empty() || !self.spilled.is_empty()
     }
+
+    /// What is queued and could be taken from a list register. SGIs that are active in none wait for their end.
+    fn loadable(&self) -> IntidSet {
+        let mut set = self.queued;
+        set.0[0] &= !(self.spilled.0[0] & u64::from(u16::MAX));
+        set
+    }
 }
 
 /// What other CPUs may ask of a vCPU.
@@ -295,7 +302,7 @@ impl OwnerGic {
     /// Loads what waits into the list registers of the resident `vcpu`, as far as there is room.
     pub fn refill(&self, vcpu: usize, cpu: &mut OwnerCpu, vif: &mut impl VirtualInterface, gic: &impl PhysicalGic) {
         let enabled = self.is_enabled();
-        while enabled && let Some((intid, priority)) = Self::first(vcpu, &cpu.queued, gic) {
+        while enabled && let Some((intid, priority)) = Self::first(vcpu, &cpu.loadable(), gic) {
             let value = Self::pending_value(intid, priority);
             cpu.spilled.remove(intid);
             let (slot, value) = match find(intid, vif) {
@@ -315,11 +322,16 @@ impl OwnerGic {
             && let Some(slot) = Self::free(vif)
             && let Some((intid, priority)) = Self::first(vcpu, &cpu.spilled, gic)
         {
-            vif.write_lr(slot, Self::active(intid, priority));
+            let mut value = Self::active(intid, priority);
+            if enabled && intid < SGIS && cpu.queued.contains(intid) {
+                value |= lr::PENDING;
+                cpu.queued.remove(intid);
+            }
+            vif.write_lr(slot, value);
             cpu.spilled.remove(intid);
         }
         let mut control = Control::empty();
-        if enabled && !cpu.queued.is_empty() {
+        if enabled && !cpu.loadable().is_empty() {
             control |= Control::NO_PENDING;
         }
         if !cpu.spilled.is_empty() {
@@ -351,18 +363,17 @@ impl OwnerGic {
     }
 
     /// A list register for an interrupt of this priority: a free one; that of one that waits with a lower priority, which
-    /// goes back to the queue; or, when all hold active ones, that of the lowest priority. So either something is pending
-    /// in a list register afterwards, or nothing waits.
+    /// goes back to the queue; or, when all hold active ones, that of the lowest priority. An SGI that is pending too then
+    /// waits as both. So either something is pending, and not active, in a list register afterwards, or nothing waits.
     fn make_room(priority: u64, cpu: &mut OwnerCpu, vif: &mut impl VirtualInterface) -> Option<usize> {
-        const STATE: u64 = lr::PENDING | lr::ACTIVE;
         if let Some(slot) = Self::free(vif) {
             return Some(slot);
         }
-        let lowest = |state: u64| {
-            let of_state = (0..vif.list_registers()).filter(|&n| vif.read_lr(n) & STATE == state);
+        let lowest = |active: u64| {
+            let of_state = (0..vif.list_registers()).filter(|&n| vif.read_lr(n) & lr::ACTIVE == active);
             of_state.max_by_key(|&n| priority_of(vif.read_lr(n))).map(|n| (n, vif.read_lr(n)))
         };
-        if let Some((slot, value)) = lowest(lr::PENDING) {
+        if let Some((slot, value)) = lowest(0) {
             let lower = priority_of(value) > priority;
             if lower {
                 cpu.queued.insert(value as u32);
@@ -371,6 +382,9 @@ impl OwnerGic {
         }
         let (slot, value) = lowest(lr::ACTIVE)?;
         cpu.spilled.insert(value as u32);
+        if value & lr::PENDING != 0 {
+            cpu.queued.insert(value as u32);
+        }
         Some(slot)
     }
 

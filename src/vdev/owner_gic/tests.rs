@@ -737,3 +737,52 @@ fn sets_of_intids() {
     assert_eq!(sum.iter().collect::<Vec<_>>(), [95, 1023]);
     assert_eq!(IntidSet::of_word(1024, 1), IntidSet::EMPTY);
 }
+
+#[test]
+fn an_sgi_comes_again_while_its_active_state_has_no_list_register() {
+    for eoi_mode in [false, true] {
+        let m = machine(1, 1, eoi_mode);
+        for intid in [45, 9, 3] {
+            pulse(&m, 0, intid);
+            assert_eq!(m.acknowledge(0), Some(intid));
+        }
+        // 9 made room for 3.
+        pulse(&m, 0, 9);
+        m.end(0, 3);
+        m.deactivate(0, 3);
+        assert_eq!(m.acknowledge(0), None);
+        m.end(0, 9);
+        assert!(is_active(&m, 0, 45));
+        m.deactivate(0, 9);
+        assert_eq!(m.acknowledge(0), Some(9));
+        m.end(0, 9);
+        m.deactivate(0, 9);
+        assert!(is_active(&m, 0, 45));
+        m.end(0, 45);
+        m.deactivate(0, 45);
+        assert!(!is_active(&m, 0, 45));
+        assert!(m.holds_nothing(0));
+    }
+}
+
+#[test]
+fn sgis_that_are_pending_and_active_make_room() {
+    let m = machine(1, 2, false);
+    for intid in [9, 8] {
+        pulse(&m, 0, intid);
+        assert_eq!(m.acknowledge(0), Some(intid));
+        pulse(&m, 0, intid);
+    }
+    // Both list registers are pending and active. This would interrupt EL2 for ever.
+    pulse(&m, 0, 33);
+    assert_eq!(m.acknowledge(0), Some(33));
+    for intid in [33, 8] {
+        m.end(0, intid);
+    }
+    assert_eq!(m.acknowledge(0), Some(8));
+    m.end(0, 8);
+    m.end(0, 9);
+    assert_eq!(m.acknowledge(0), Some(9));
+    m.end(0, 9);
+    assert!(m.holds_nothing(0));
+}
