@@ -301,6 +301,8 @@ impl OwnerGic {
 
     /// Loads what waits into the list registers of the resident `vcpu`, as far as there is room.
     pub fn refill(&self, vcpu: usize, cpu: &mut OwnerCpu, vif: &mut impl VirtualInterface, gic: &impl PhysicalGic) {
+        // What is over must not be loaded, nor be counted later.
+        self.end_spilled(vcpu, cpu, vif, gic);
         let enabled = self.is_enabled();
         while enabled && let Some((intid, priority)) = Self::first(vcpu, &cpu.loadable(), gic) {
             let value = Self::pending_value(intid, priority);
@@ -396,7 +398,6 @@ impl OwnerGic {
         vif: &mut impl VirtualInterface,
         gic: &impl PhysicalGic,
     ) {
-        self.end_spilled(vcpu, cpu, vif, gic);
         self.refill(vcpu, cpu, vif, gic);
     }
 

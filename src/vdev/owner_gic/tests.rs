@@ -786,3 +786,40 @@ fn sgis_that_are_pending_and_active_make_room() {
     m.end(0, 9);
     assert!(m.holds_nothing(0));
 }
+
+#[test]
+fn what_has_ended_by_count_is_not_loaded_again() {
+    let m = machine(1, 2, false);
+    for intid in [45, 44, 43] {
+        pulse(&m, 0, intid);
+        assert_eq!(m.acknowledge(0), Some(intid));
+    }
+    {
+        let cpu = &mut *m.cpus[0].borrow_mut();
+        cpu.vif.end(43, &m.gic);
+        cpu.vif.end(44, &m.gic);
+        cpu.vif.end(45, &m.gic);
+        assert!(cpu.vif.maintenance());
+        // Another interrupt comes before the maintenance interrupt does.
+        m.owner.take(0, 3, &mut cpu.cpu, &mut cpu.vif, &m.gic);
+    }
+    m.rest();
+    assert!(!is_active(&m, 0, 45));
+    assert_eq!(m.acknowledge(0), Some(3));
+    m.end(0, 3);
+    assert!(m.holds_nothing(0));
+}
+
+#[test]
+fn ends_of_what_never_was_end_nothing_later() {
+    let m = machine(1, 1, false);
+    pulse(&m, 0, 46);
+    assert_eq!(m.acknowledge(0), Some(46));
+    // Another INTID than was acknowledged.
+    m.end(0, 100);
+    for intid in [45, 44] {
+        pulse(&m, 0, intid);
+        assert_eq!(m.acknowledge(0), Some(intid));
+    }
+    assert!(is_active(&m, 0, 45) && is_active(&m, 0, 44));
+}
