@@ -408,6 +408,10 @@ impl OwnerGic {
             return;
         }
         vif.clear_eoi_count();
+        if vif.vmcr() & lr::VMCR_EOIM != 0 {
+            // An end is none in this mode, though some CPUs (QEMU's) count it; ICC_DIR_EL1 traps.
+            return;
+        }
         for _ in 0..count {
             let Some((intid, _)) = Self::first(vcpu, &cpu.spilled, gic) else { return };
             cpu.spilled.remove(intid);

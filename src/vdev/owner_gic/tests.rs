@@ -823,3 +823,21 @@ fn ends_of_what_never_was_end_nothing_later() {
     }
     assert!(is_active(&m, 0, 45) && is_active(&m, 0, 44));
 }
+
+#[test]
+fn an_end_in_eoi_mode_1_deactivates_nothing() {
+    let m = machine(1, 1, true);
+    for intid in [45, 44] {
+        pulse(&m, 0, intid);
+        assert_eq!(m.acknowledge(0), Some(intid));
+    }
+    m.end(0, 44);
+    // This has no list register, and some CPUs count it.
+    m.end(0, 45);
+    assert!(is_active(&m, 0, 44) && is_active(&m, 0, 45));
+    for intid in [45, 44] {
+        m.deactivate(0, intid);
+        assert!(!is_active(&m, 0, intid));
+    }
+    assert!(m.holds_nothing(0));
+}
