@@ -151,7 +151,7 @@ pub struct InterfaceState {
 /// What belongs to one vCPU of the owner and only its own CPU touches.
 #[derive(Clone, Debug, Default)]
 pub struct OwnerCpu {
-    /// While the vCPU has no CPU: its list registers.
+    /// While the vCPU has no CPU: its list registers, those with active interrupts.
     list: [u64; MAX_LIST_REGISTERS],
     /// While the vCPU has no CPU: its CPU interface.
     interface: InterfaceState,
@@ -295,8 +295,11 @@ impl OwnerGic {
 
     /// Whether `vcpu`, which is not resident, has an interrupt that would wake it.
     pub fn pending(&self, cpu: &OwnerCpu) -> bool {
-        let on_list = cpu.list.iter().any(|value| value & (lr::PENDING | lr::ACTIVE) == lr::PENDING);
-        self.is_enabled() && (on_list || !cpu.queued.is_empty())
+        let mut waiting = cpu.loadable();
+        // An SGI comes again after its end.
+        let active = cpu.list.iter().filter(|&value| value & lr::ACTIVE != 0).map(|&value| value as u32);
+        active.filter(|&intid| intid < SGIS).for_each(|intid| waiting.remove(intid));
+        self.is_enabled() && !waiting.is_empty()
     }
 
     /// Loads what waits into the list registers of the resident `vcpu`, as far as there is room.
@@ -524,12 +527,11 @@ impl OwnerGic {
             vif.write_lr(n, 0);
             let intid = value as u32;
             let is_timer = intid < PRIVATE && self.config.timers & 1 << intid != 0;
-            *kept = match value & (lr::PENDING | lr::ACTIVE) {
-                0 => 0,
-                // Its line says so again when the vCPU is back.
-                lr::PENDING if is_timer => 0,
-                _ => value,
-            };
+            // A timer's line says so again when the vCPU is back.
+            if value & lr::PENDING != 0 && !is_timer {
+                cpu.queued.insert(intid);
+            }
+            *kept = if value & lr::ACTIVE != 0 { value & !lr::PENDING } else { 0 };
             if is_timer && value & lr::ACTIVE != 0 {
                 cpu.timers_active |= 1 << intid;
             }

@@ -841,3 +841,39 @@ fn an_end_in_eoi_mode_1_deactivates_nothing() {
     }
     assert!(m.holds_nothing(0));
 }
+
+#[test]
+fn what_was_loaded_when_the_vcpu_left_its_cpu_is_held_too() {
+    for register in [0x180, 0x280] {
+        let m = machine(2, 4, false);
+        m.gic.change(0, EDGE, |interrupt| interrupt.route = 1);
+        pulse(&m, 1, EDGE);
+        m.unload(1);
+        assert!(m.owner.pending(&m.cpus[1].borrow().cpu));
+        assert!(shows(&m, 0, 0x200, EDGE) && !shows(&m, 0, 0x300, EDGE));
+        m.write(0, GICD, register + word(EDGE), Word, bit(EDGE));
+        assert!(!m.owner.pending(&m.cpus[1].borrow().cpu));
+        m.load(1);
+        m.rest();
+        assert_eq!(m.acknowledge(1), None, "{register:#x}");
+        assert_eq!(m.gic.get(0, EDGE).latch, register == 0x180);
+    }
+}
+
+#[test]
+fn an_sgi_that_is_handled_does_not_wake_its_vcpu() {
+    for spill in [false, true] {
+        let m = machine(1, 1, true);
+        pulse(&m, 0, 9);
+        assert_eq!(m.acknowledge(0), Some(9));
+        if spill {
+            pulse(&m, 0, 3);
+            assert_eq!(m.acknowledge(0), Some(3));
+        }
+        pulse(&m, 0, 9);
+        m.unload(0);
+        assert!(!m.owner.pending(&m.cpus[0].borrow().cpu));
+        pulse(&m, 0, 4);
+        assert!(m.owner.pending(&m.cpus[0].borrow().cpu));
+    }
+}
