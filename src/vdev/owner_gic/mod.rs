@@ -649,11 +649,19 @@ impl OwnerGic {
         self.cpus.iter().enumerate().filter(holding).map(|(other, _)| other)
     }
 
+    /// Those of them that may hold interrupts which `frame` shows.
+    fn others_in(&self, frame: Frame, vcpu: usize) -> impl Iterator<Item = usize> + '_ {
+        self.others(vcpu).filter(move |&other| match frame {
+            Frame::Distributor => true,
+            Frame::Redistributor(index) => other == index,
+        })
+    }
+
     /// What vCPUs hold that are not resident: pending for the owner, active in hardware. It cannot be settled for a look,
     /// because their CPUs would acknowledge it again at once.
-    fn held_by_others(&self, vcpu: usize, host: &dyn OwnerHost) -> IntidSet {
+    fn held_by_others(&self, frame: Frame, vcpu: usize, host: &dyn OwnerHost) -> IntidSet {
         let mut held = IntidSet::EMPTY;
-        self.others(vcpu).for_each(|other| held.add(&host.held(other)));
+        self.others_in(frame, vcpu).for_each(|other| held.add(&host.held(other)));
         held
     }
 

@@ -175,8 +175,14 @@ impl OwnerGic {
             .fold(0, |mask, n| mask | (u64::MAX >> (64 - bits)) << (n * bits))
     }
 
-    fn retract_others<V: VirtualInterface, G: PhysicalGic>(&self, by: &Accessor<'_, V, G>, without: &IntidSet) {
-        self.others(by.vcpu).for_each(|other| by.host.retract(other, without));
+    /// What other vCPUs hold of `frame`'s interrupts, without being resident, is pending in hardware again.
+    fn retract_others<V: VirtualInterface, G: PhysicalGic>(
+        &self,
+        frame: Frame,
+        by: &Accessor<'_, V, G>,
+        without: &IntidSet,
+    ) {
+        self.others_in(frame, by.vcpu).for_each(|other| by.host.retract(other, without));
     }
 
     /// A load by the owner.
@@ -202,7 +208,7 @@ impl OwnerGic {
                     State::Enabled | State::Disabled => by.gic.read(frame, offset, size),
                     State::Pending | State::Active => {
                         self.settle_all(by.vcpu, by.cpu, by.vif, by.gic, by.host);
-                        let held = self.held_by_others(by.vcpu, by.host).word((offset as u32 & 0x7f) * 8);
+                        let held = self.held_by_others(frame, by.vcpu, by.host).word((offset as u32 & 0x7f) * 8);
                         let value = by.gic.read(frame, offset, size);
                         if state == State::Pending {
                             value | held
@@ -253,12 +259,13 @@ impl OwnerGic {
                 if frame == Frame::Redistributor(by.vcpu) && offset == SGI_FRAME + CLEAR_ACTIVE {
                     Self::end_sgis(value as u32, by.cpu, by.vif);
                 }
-                by.gic.write(frame, offset, size, value & !u64::from(hidden));
+                let value = value & !u64::from(hidden);
+                by.gic.write(frame, offset, size, value);
                 // Those that are held elsewhere follow: a new pending state is one with the old, a cleared one takes it away.
                 let register = offset & 0xfff & !0x7f;
-                if state != State::Enabled && register != SET_ACTIVE && frame == Frame::Distributor {
+                if state != State::Enabled && register != SET_ACTIVE {
                     let cleared = if register == CLEAR_PENDING { value } else { 0 };
-                    self.retract_others(by, &IntidSet::of_word((offset as u32 & 0x7f) * 8, cleared));
+                    self.retract_others(frame, by, &IntidSet::of_word((offset as u32 & 0x7f) * 8, cleared));
                 }
             }
             Access::Priorities => {
@@ -277,7 +284,7 @@ impl OwnerGic {
                 // One that is on its way to the old CPU goes to the new one.
                 by.gic.write(frame, offset, size, value);
                 self.settle_all(by.vcpu, by.cpu, by.vif, by.gic, by.host);
-                self.retract_others(by, &IntidSet::EMPTY);
+                self.retract_others(frame, by, &IntidSet::EMPTY);
             }
             Access::Message => {
                 if (u64::from(PRIVATE)..u64::from(super::INTERRUPTS)).contains(&(value & 0x3ff)) {

@@ -877,3 +877,43 @@ fn an_sgi_that_is_handled_does_not_wake_its_vcpu() {
         assert!(m.owner.pending(&m.cpus[0].borrow().cpu));
     }
 }
+
+#[test]
+fn private_interrupts_that_are_held_are_seen_at_their_own_redistributor() {
+    let m = machine(3, 4, false);
+    m.unload(1);
+    pulse(&m, 1, 3);
+    pulse(&m, 1, PPI);
+    pulse(&m, 0, PPI);
+    assert_eq!(m.acknowledge(0), Some(PPI));
+    let read = |vcpu, register| m.read(0, Frame::Redistributor(vcpu), SGI_FRAME + register, Word);
+    assert_eq!([0, 1, 2].map(|vcpu| read(vcpu, 0x200)), [0, 1 << 3 | 1 << PPI, 0]);
+    assert_eq!([0, 1, 2].map(|vcpu| read(vcpu, 0x300)), [1 << PPI, 0, 0]);
+}
+
+#[test]
+fn private_interrupts_that_are_held_follow_their_redistributor() {
+    let m = machine(3, 4, false);
+    for vcpu in [1, 2] {
+        m.unload(vcpu);
+        for intid in [3, 4, PPI] {
+            pulse(&m, vcpu, intid);
+        }
+    }
+    let frame = Frame::Redistributor(1);
+    m.write(0, frame, SGI_FRAME + 0x280, Word, 1 << 3);
+    m.write(0, frame, SGI_FRAME + 0x180, Word, 1 << PPI);
+    m.load(1);
+    m.load(2);
+    m.rest();
+    for intid in [4, PPI] {
+        assert_eq!(m.acknowledge(1), (intid == 4).then_some(4));
+        m.end(1, 4);
+    }
+    assert_eq!(m.gic.get(1, PPI).latch, true);
+    for intid in [3, 4, PPI] {
+        let taken = m.acknowledge(2);
+        assert!(taken.is_some(), "{intid}");
+        m.end(2, taken.unwrap());
+    }
+}
