@@ -253,7 +253,7 @@ impl OwnerGic {
             }
             Access::ReadOnly { .. } => {}
             Access::Bits(state) => {
-                if state != State::Enabled {
+                if matches!(state, State::Pending | State::Active) {
                     self.settle_all(by.vcpu, by.cpu, by.vif, by.gic, by.host);
                 }
                 if frame == Frame::Redistributor(by.vcpu) && offset == SGI_FRAME + CLEAR_ACTIVE {
@@ -261,6 +261,10 @@ impl OwnerGic {
                 }
                 let value = value & !u64::from(hidden);
                 by.gic.write(frame, offset, size, value);
+                if state == State::Disabled {
+                    // Not before, or a CPU that has settled might acknowledge it again while it is enabled.
+                    self.settle_all(by.vcpu, by.cpu, by.vif, by.gic, by.host);
+                }
                 // Those that are held elsewhere follow: a new pending state is one with the old, a cleared one takes it away.
                 let register = offset & 0xfff & !0x7f;
                 if state != State::Enabled && register != SET_ACTIVE {

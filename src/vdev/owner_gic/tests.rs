@@ -917,3 +917,14 @@ fn private_interrupts_that_are_held_follow_their_redistributor() {
         m.end(2, taken.unwrap());
     }
 }
+
+#[test]
+fn a_disabled_one_is_not_acknowledged_again() {
+    let m = machine(2, 4, false);
+    m.gic.change(0, EDGE, |interrupt| interrupt.route = 1);
+    pulse(&m, 1, EDGE);
+    m.eager.set(true);
+    m.write(0, GICD, 0x180 + word(EDGE), Word, bit(EDGE));
+    assert_eq!(m.acknowledge(1), None);
+    assert!(m.gic.get(0, EDGE).latch);
+}
