@@ -83,6 +83,10 @@ const NO_EXTENSIONS: u64 = 1 << 8 | 1 << 9 | 1 << 17 | 1 << 18;
 const NO_LPIS: u64 = 0xf;
 /// The upper half of GICR_TYPER; in GICD there is nothing at this offset.
 const GICR_TYPER_HIGH: u64 = 0xc;
+/// GICD_CLRSPI_NSR.
+const CLEAR_MESSAGE: u64 = 0x48;
+/// INTID of GICD_SETSPI_NSR and GICD_CLRSPI_NSR.
+const MESSAGE_INTID: u64 = 0x1fff;
 /// GICR_CTLR: EnableLPIs 0, CES 1, IR 2.
 const NO_LPI_CONTROL: u64 = 7;
 
@@ -91,7 +95,7 @@ const DISTRIBUTOR: &[Row] = &[
     Row(0x0004..0x0008, W, Access::ReadOnly { hidden: NO_EXTENSIONS }),
     Row(0x0008..0x000c, W, Access::ReadOnly { hidden: 0 }), // GICD_IIDR
     Row(0x0040..0x0044, HW, Access::Message),               // GICD_SETSPI_NSR
-    Row(0x0048..0x004c, HW, Access::Message),               // GICD_CLRSPI_NSR
+    Row(CLEAR_MESSAGE..0x004c, HW, Access::Message),        // GICD_CLRSPI_NSR
     Row(0x0084..0x0100, W, Access::ReadOnly { hidden: 0 }), // GICD_IGROUPR
     Row(SET_ENABLE + 4..0x0180, W, Access::Bits(State::Enabled)),
     Row(CLEAR_ENABLE + 4..0x0200, W, Access::Bits(State::Disabled)),
@@ -291,9 +295,15 @@ impl OwnerGic {
                 self.retract_others(frame, by, &IntidSet::EMPTY);
             }
             Access::Message => {
-                if (u64::from(PRIVATE)..u64::from(super::INTERRUPTS)).contains(&(value & 0x3ff)) {
+                let intid = (value & MESSAGE_INTID) as u32;
+                if (PRIVATE..super::INTERRUPTS).contains(&intid) {
                     self.settle_all(by.vcpu, by.cpu, by.vif, by.gic, by.host);
-                    by.gic.write(frame, offset, size, value & 0x3ff);
+                    by.gic.write(frame, offset, size, intid.into());
+                    let mut cleared = IntidSet::EMPTY;
+                    if offset == CLEAR_MESSAGE {
+                        cleared.insert(intid);
+                    }
+                    self.retract_others(frame, by, &cleared);
                 }
             }
             Access::Waker => {

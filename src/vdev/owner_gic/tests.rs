@@ -237,20 +237,26 @@ fn a_cleared_pending_state_takes_it_off_the_list() {
 #[test]
 fn a_set_pending_state_is_one_with_what_is_on_its_way() {
     for parked in [false, true] {
-        let m = machine(2, 4, false);
-        m.gic.change(0, EDGE, |interrupt| interrupt.route = 1);
-        if parked {
-            m.unload(1);
+        for message in [false, true] {
+            let m = machine(2, 4, false);
+            m.gic.change(0, EDGE, |interrupt| interrupt.route = 1);
+            if parked {
+                m.unload(1);
+            }
+            pulse(&m, 1, EDGE);
+            if message {
+                m.write(0, GICD, 0x40, Word, EDGE.into());
+            } else {
+                m.write(0, GICD, 0x200 + word(EDGE), Word, bit(EDGE));
+            }
+            if parked {
+                m.load(1);
+            }
+            m.rest();
+            assert_eq!(m.acknowledge(1), Some(EDGE));
+            m.end(1, EDGE);
+            assert_eq!(m.acknowledge(1), None, "parked: {parked}, message: {message}");
         }
-        pulse(&m, 1, EDGE);
-        m.write(0, GICD, 0x200 + word(EDGE), Word, bit(EDGE));
-        if parked {
-            m.load(1);
-        }
-        m.rest();
-        assert_eq!(m.acknowledge(1), Some(EDGE));
-        m.end(1, EDGE);
-        assert_eq!(m.acknowledge(1), None, "parked: {parked}");
     }
 }
 
@@ -927,4 +933,34 @@ fn a_disabled_one_is_not_acknowledged_again() {
     m.write(0, GICD, 0x180 + word(EDGE), Word, bit(EDGE));
     assert_eq!(m.acknowledge(1), None);
     assert!(m.gic.get(0, EDGE).latch);
+}
+
+#[test]
+fn messages_are_for_spis() {
+    let m = machine(1, 4, false);
+    for intid in [0_u64, 31, 1020, 1023, 4096 + 40, 8191] {
+        for size in [Half, Word] {
+            m.write(0, GICD, 0x40, size, intid);
+        }
+    }
+    assert_eq!(m.acknowledge(0), None);
+    assert!(m.gic.other_writes.borrow().is_empty());
+    m.write(0, GICD, 0x40, Half, EDGE.into());
+    m.write(0, GICD, 0x48, Half, EDGE.into());
+    assert_eq!(m.acknowledge(0), None);
+    m.write(0, GICD, 0x40, Word, EDGE.into());
+    assert_eq!(m.acknowledge(0), Some(EDGE));
+}
+
+#[test]
+fn a_message_that_clears_takes_it_from_a_parked_vcpu() {
+    let m = machine(2, 4, false);
+    m.gic.change(0, EDGE, |interrupt| interrupt.route = 1);
+    m.unload(1);
+    pulse(&m, 1, EDGE);
+    m.write(0, GICD, 0x48, Word, EDGE.into());
+    m.load(1);
+    m.rest();
+    assert_eq!(m.acknowledge(1), None);
+    assert!(!is_active(&m, 1, EDGE));
 }
