@@ -16,6 +16,8 @@
 
 #[cfg(test)]
 mod fake;
+#[cfg(test)]
+mod model;
 mod registers;
 #[cfg(test)]
 mod tests;

@@ -964,3 +964,27 @@ fn a_message_that_clears_takes_it_from_a_parked_vcpu() {
     assert_eq!(m.acknowledge(1), None);
     assert!(!is_active(&m, 1, EDGE));
 }
+
+#[test]
+fn what_has_ended_by_count_leaves_with_nobody() {
+    for departs in [false, true] {
+        let m = machine(1, 1, false);
+        for intid in [45, 44] {
+            pulse(&m, 0, intid);
+            assert_eq!(m.acknowledge(0), Some(intid));
+        }
+        {
+            let cpu = &mut *m.cpus[0].borrow_mut();
+            cpu.vif.end(44, &m.gic);
+            cpu.vif.end(45, &m.gic);
+            assert!(cpu.vif.maintenance());
+        }
+        if departs {
+            m.depart(0);
+        } else {
+            m.unload(0);
+        }
+        assert!(!is_active(&m, 0, 45), "departs: {departs}");
+        assert!(m.holds_nothing(0));
+    }
+}
