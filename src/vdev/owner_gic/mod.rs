@@ -523,32 +523,33 @@ impl OwnerGic {
     /// need them: enabled, not active.
     pub fn unload(&self, vcpu: usize, cpu: &mut OwnerCpu, vif: &mut impl VirtualInterface, gic: &impl PhysicalGic) {
         self.end_spilled(vcpu, cpu, vif, gic);
-        cpu.timers_active = 0;
+        // Timers that are active only because EL2 acknowledged them: their lines say so again when the vCPU is back.
+        let mut untaken = 0;
         for (n, kept) in cpu.list.iter_mut().enumerate().take(vif.list_registers()) {
             let value = vif.read_lr(n);
             vif.write_lr(n, 0);
             let intid = value as u32;
             let is_timer = intid < PRIVATE && self.config.timers & 1 << intid != 0;
-            // A timer's line says so again when the vCPU is back.
-            if value & lr::PENDING != 0 && !is_timer {
-                cpu.queued.insert(intid);
+            if value & lr::PENDING != 0 {
+                if is_timer {
+                    untaken |= 1 << intid;
+                } else {
+                    cpu.queued.insert(intid);
+                }
             }
             *kept = if value & lr::ACTIVE != 0 { value & !lr::PENDING } else { 0 };
-            if is_timer && value & lr::ACTIVE != 0 {
-                cpu.timers_active |= 1 << intid;
-            }
         }
         for intid in (SGIS..PRIVATE).filter(|intid| self.config.timers >> intid & 1 != 0) {
-            cpu.queued.remove(intid);
-            if cpu.spilled.contains(intid) {
-                cpu.timers_active |= 1 << intid;
+            if cpu.queued.contains(intid) {
+                untaken |= 1 << intid;
+                cpu.queued.remove(intid);
             }
         }
         cpu.interface = interface(vif);
         cpu.control = Control::empty();
         vif.set_control(cpu.control);
-        let (frame, offset) = registers::place(vcpu, 0, registers::SET_ENABLE, 1);
-        cpu.timers_enabled = gic.read(frame, offset, AccessSize::Word) as u32 & self.config.timers;
+        (cpu.timers_enabled, cpu.timers_active) = self.timer_states(vcpu, gic);
+        cpu.timers_active &= !untaken;
         for (priority, at) in cpu.timer_priorities.iter_mut().zip(self.timer_priorities(vcpu)) {
             if let Some((frame, offset)) = at {
                 *priority = gic.read(frame, offset, AccessSize::Byte) as u8;
@@ -563,6 +564,15 @@ impl OwnerGic {
         let timers = self.config.timers;
         (SGIS..PRIVATE)
             .map(move |intid| (timers >> intid & 1 != 0).then(|| registers::place(vcpu, intid, registers::PRIORITY, 8)))
+    }
+
+    /// Enable and active bits of the timers' interrupts of `vcpu`'s CPU.
+    fn timer_states(&self, vcpu: usize, gic: &impl PhysicalGic) -> (u32, u32) {
+        let word = |register| {
+            let (frame, offset) = registers::place(vcpu, 0, register, 1);
+            gic.read(frame, offset, AccessSize::Word) as u32 & self.config.timers
+        };
+        (word(registers::SET_ENABLE), word(registers::SET_ACTIVE))
     }
 
     /// Sets enable and active bits of the timers' interrupts of `vcpu`'s CPU. Their pending state is their lines'.
@@ -590,11 +600,7 @@ impl OwnerGic {
             let (frame, offset) = registers::place(vcpu, 0, registers::CLEAR_ACTIVE, 1);
             gic.write(frame, offset, AccessSize::Word, sgis);
         }
-        let word = |register| {
-            let (frame, offset) = registers::place(vcpu, 0, register, 1);
-            gic.read(frame, offset, AccessSize::Word) as u32 & self.config.timers
-        };
-        (cpu.timers_enabled, cpu.timers_active) = (word(registers::SET_ENABLE), word(registers::SET_ACTIVE));
+        (cpu.timers_enabled, cpu.timers_active) = self.timer_states(vcpu, gic);
         for (priority, at) in cpu.timer_priorities.iter_mut().zip(self.timer_priorities(vcpu)) {
             if let Some((frame, offset)) = at {
                 *priority = gic.read(frame, offset, AccessSize::Byte) as u8;

@@ -988,3 +988,32 @@ fn what_has_ended_by_count_leaves_with_nobody() {
         assert!(m.holds_nothing(0));
     }
 }
+
+#[test]
+fn a_timer_that_was_deactivated_at_the_redistributor_stays_so() {
+    for spill in [false, true] {
+        let m = machine(1, 1, true);
+        m.set_timer(0, TIMER, true);
+        m.rest();
+        assert_eq!(m.acknowledge(0), Some(TIMER));
+        if spill {
+            pulse(&m, 0, 33);
+            assert_eq!(m.acknowledge(0), Some(33));
+        }
+        m.set_timer(0, TIMER, false);
+        // As a kernel does that starts after another one crashed.
+        m.write(0, GICR, SGI_FRAME + 0x380, Word, 0xffff_ffff);
+        m.unload(0);
+        m.load(0);
+        assert!(!is_active(&m, 0, TIMER), "spill: {spill}");
+    }
+}
+
+#[test]
+fn a_timer_that_was_activated_at_the_redistributor_stays_so() {
+    let m = machine(1, 1, true);
+    m.write(0, GICR, SGI_FRAME + 0x300, Word, bit(TIMER));
+    m.unload(0);
+    m.load(0);
+    assert!(is_active(&m, 0, TIMER));
+}
