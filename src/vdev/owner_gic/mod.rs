@@ -14,7 +14,13 @@
 //! keel keeps two private interrupts of each CPU for itself ([`OwnerGicConfig::kept`]), which the owner cannot see. The EL1
 //! timers' interrupts are the owner's only while it is on the CPU: other VMs use the same ones.
 
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod model;
 mod registers;
+#[cfg(test)]
+mod tests;
 
 pub use registers::Accessor;
 
@@ -147,7 +153,7 @@ pub struct InterfaceState {
 /// What belongs to one vCPU of the owner and only its own CPU touches.
 #[derive(Clone, Debug, Default)]
 pub struct OwnerCpu {
-    /// While the vCPU has no CPU: its list registers.
+    /// While the vCPU has no CPU: its list registers, those with active interrupts.
     list: [u64; MAX_LIST_REGISTERS],
     /// While the vCPU has no CPU: its CPU interface.
     interface: InterfaceState,
@@ -174,6 +180,13 @@ impl OwnerCpu {
     /// Whether there is something that is in no list register.
     fn holds_more(&self) -> bool {
         !self.queued.is_empty() || !self.spilled.is_empty()
+    }
+
+    /// What is queued and could be taken from a list register. SGIs that are active in none wait for their end.
+    fn loadable(&self) -> IntidSet {
+        let mut set = self.queued;
+        set.0[0] &= !(self.spilled.0[0] & u64::from(u16::MAX));
+        set
     }
 }
 
@@ -284,14 +297,19 @@ impl OwnerGic {
 
     /// Whether `vcpu`, which is not resident, has an interrupt that would wake it.
     pub fn pending(&self, cpu: &OwnerCpu) -> bool {
-        let on_list = cpu.list.iter().any(|value| value & (lr::PENDING | lr::ACTIVE) == lr::PENDING);
-        self.is_enabled() && (on_list || !cpu.queued.is_empty())
+        let mut waiting = cpu.loadable();
+        // An SGI comes again after its end.
+        let active = cpu.list.iter().filter(|&value| value & lr::ACTIVE != 0).map(|&value| value as u32);
+        active.filter(|&intid| intid < SGIS).for_each(|intid| waiting.remove(intid));
+        self.is_enabled() && !waiting.is_empty()
     }
 
     /// Loads what waits into the list registers of the resident `vcpu`, as far as there is room.
     pub fn refill(&self, vcpu: usize, cpu: &mut OwnerCpu, vif: &mut impl VirtualInterface, gic: &impl PhysicalGic) {
+        // What is over must not be loaded, nor be counted later.
+        self.end_spilled(vcpu, cpu, vif, gic);
         let enabled = self.is_enabled();
-        while enabled && let Some((intid, priority)) = Self::first(vcpu, &cpu.queued, gic) {
+        while enabled && let Some((intid, priority)) = Self::first(vcpu, &cpu.loadable(), gic) {
             let value = Self::pending_value(intid, priority);
             cpu.spilled.remove(intid);
             let (slot, value) = match find(intid, vif) {
@@ -311,11 +329,16 @@ impl OwnerGic {
             && let Some(slot) = Self::free(vif)
             && let Some((intid, priority)) = Self::first(vcpu, &cpu.spilled, gic)
         {
-            vif.write_lr(slot, Self::active(intid, priority));
+            let mut value = Self::active(intid, priority);
+            if enabled && intid < SGIS && cpu.queued.contains(intid) {
+                value |= lr::PENDING;
+                cpu.queued.remove(intid);
+            }
+            vif.write_lr(slot, value);
             cpu.spilled.remove(intid);
         }
         let mut control = Control::empty();
-        if enabled && !cpu.queued.is_empty() {
+        if enabled && !cpu.loadable().is_empty() {
             control |= Control::NO_PENDING;
         }
         if !cpu.spilled.is_empty() {
@@ -347,18 +370,17 @@ impl OwnerGic {
     }
 
     /// A list register for an interrupt of this priority: a free one; that of one that waits with a lower priority, which
-    /// goes back to the queue; or, when all hold active ones, that of the lowest priority. So either something is pending
-    /// in a list register afterwards, or nothing waits.
+    /// goes back to the queue; or, when all hold active ones, that of the lowest priority. An SGI that is pending too then
+    /// waits as both. So either something is pending, and not active, in a list register afterwards, or nothing waits.
     fn make_room(priority: u64, cpu: &mut OwnerCpu, vif: &mut impl VirtualInterface) -> Option<usize> {
-        const STATE: u64 = lr::PENDING | lr::ACTIVE;
         if let Some(slot) = Self::free(vif) {
             return Some(slot);
         }
-        let lowest = |state: u64| {
-            let of_state = (0..vif.list_registers()).filter(|&n| vif.read_lr(n) & STATE == state);
+        let lowest = |active: u64| {
+            let of_state = (0..vif.list_registers()).filter(|&n| vif.read_lr(n) & lr::ACTIVE == active);
             of_state.max_by_key(|&n| priority_of(vif.read_lr(n))).map(|n| (n, vif.read_lr(n)))
         };
-        if let Some((slot, value)) = lowest(lr::PENDING) {
+        if let Some((slot, value)) = lowest(0) {
             let lower = priority_of(value) > priority;
             if lower {
                 cpu.queued.insert(value as u32);
@@ -367,6 +389,9 @@ impl OwnerGic {
         }
         let (slot, value) = lowest(lr::ACTIVE)?;
         cpu.spilled.insert(value as u32);
+        if value & lr::PENDING != 0 {
+            cpu.queued.insert(value as u32);
+        }
         Some(slot)
     }
 
@@ -378,7 +403,6 @@ impl OwnerGic {
         vif: &mut impl VirtualInterface,
         gic: &impl PhysicalGic,
     ) {
-        self.end_spilled(vcpu, cpu, vif, gic);
         self.refill(vcpu, cpu, vif, gic);
     }
 
@@ -389,6 +413,10 @@ impl OwnerGic {
             return;
         }
         vif.clear_eoi_count();
+        if vif.vmcr() & lr::VMCR_EOIM != 0 {
+            // An end is none in this mode, though some CPUs (QEMU's) count it; ICC_DIR_EL1 traps.
+            return;
+        }
         for _ in 0..count {
             let Some((intid, _)) = Self::first(vcpu, &cpu.spilled, gic) else { return };
             cpu.spilled.remove(intid);
@@ -495,33 +523,33 @@ impl OwnerGic {
     /// need them: enabled, not active.
     pub fn unload(&self, vcpu: usize, cpu: &mut OwnerCpu, vif: &mut impl VirtualInterface, gic: &impl PhysicalGic) {
         self.end_spilled(vcpu, cpu, vif, gic);
-        cpu.timers_active = 0;
+        // Timers that are active only because EL2 acknowledged them: their lines say so again when the vCPU is back.
+        let mut untaken = 0;
         for (n, kept) in cpu.list.iter_mut().enumerate().take(vif.list_registers()) {
             let value = vif.read_lr(n);
             vif.write_lr(n, 0);
             let intid = value as u32;
             let is_timer = intid < PRIVATE && self.config.timers & 1 << intid != 0;
-            *kept = match value & (lr::PENDING | lr::ACTIVE) {
-                0 => 0,
-                // Its line says so again when the vCPU is back.
-                lr::PENDING if is_timer => 0,
-                _ => value,
-            };
-            if is_timer && value & lr::ACTIVE != 0 {
-                cpu.timers_active |= 1 << intid;
+            if value & lr::PENDING != 0 {
+                if is_timer {
+                    untaken |= 1 << intid;
+                } else {
+                    cpu.queued.insert(intid);
+                }
             }
+            *kept = if value & lr::ACTIVE != 0 { value & !lr::PENDING } else { 0 };
         }
         for intid in (SGIS..PRIVATE).filter(|intid| self.config.timers >> intid & 1 != 0) {
-            cpu.queued.remove(intid);
-            if cpu.spilled.contains(intid) {
-                cpu.timers_active |= 1 << intid;
+            if cpu.queued.contains(intid) {
+                untaken |= 1 << intid;
+                cpu.queued.remove(intid);
             }
         }
         cpu.interface = interface(vif);
         cpu.control = Control::empty();
         vif.set_control(cpu.control);
-        let (frame, offset) = registers::place(vcpu, 0, registers::SET_ENABLE, 1);
-        cpu.timers_enabled = gic.read(frame, offset, AccessSize::Word) as u32 & self.config.timers;
+        (cpu.timers_enabled, cpu.timers_active) = self.timer_states(vcpu, gic);
+        cpu.timers_active &= !untaken;
         for (priority, at) in cpu.timer_priorities.iter_mut().zip(self.timer_priorities(vcpu)) {
             if let Some((frame, offset)) = at {
                 *priority = gic.read(frame, offset, AccessSize::Byte) as u8;
@@ -536,6 +564,15 @@ impl OwnerGic {
         let timers = self.config.timers;
         (SGIS..PRIVATE)
             .map(move |intid| (timers >> intid & 1 != 0).then(|| registers::place(vcpu, intid, registers::PRIORITY, 8)))
+    }
+
+    /// Enable and active bits of the timers' interrupts of `vcpu`'s CPU.
+    fn timer_states(&self, vcpu: usize, gic: &impl PhysicalGic) -> (u32, u32) {
+        let word = |register| {
+            let (frame, offset) = registers::place(vcpu, 0, register, 1);
+            gic.read(frame, offset, AccessSize::Word) as u32 & self.config.timers
+        };
+        (word(registers::SET_ENABLE), word(registers::SET_ACTIVE))
     }
 
     /// Sets enable and active bits of the timers' interrupts of `vcpu`'s CPU. Their pending state is their lines'.
@@ -563,11 +600,7 @@ impl OwnerGic {
             let (frame, offset) = registers::place(vcpu, 0, registers::CLEAR_ACTIVE, 1);
             gic.write(frame, offset, AccessSize::Word, sgis);
         }
-        let word = |register| {
-            let (frame, offset) = registers::place(vcpu, 0, register, 1);
-            gic.read(frame, offset, AccessSize::Word) as u32 & self.config.timers
-        };
-        (cpu.timers_enabled, cpu.timers_active) = (word(registers::SET_ENABLE), word(registers::SET_ACTIVE));
+        (cpu.timers_enabled, cpu.timers_active) = self.timer_states(vcpu, gic);
         for (priority, at) in cpu.timer_priorities.iter_mut().zip(self.timer_priorities(vcpu)) {
             if let Some((frame, offset)) = at {
                 *priority = gic.read(frame, offset, AccessSize::Byte) as u8;
@@ -624,11 +657,19 @@ impl OwnerGic {
         self.cpus.iter().enumerate().filter(holding).map(|(other, _)| other)
     }
 
+    /// Those of them that may hold interrupts which `frame` shows.
+    fn others_in(&self, frame: Frame, vcpu: usize) -> impl Iterator<Item = usize> + '_ {
+        self.others(vcpu).filter(move |&other| match frame {
+            Frame::Distributor => true,
+            Frame::Redistributor(index) => other == index,
+        })
+    }
+
     /// What vCPUs hold that are not resident: pending for the owner, active in hardware. It cannot be settled for a look,
     /// because their CPUs would acknowledge it again at once.
-    fn held_by_others(&self, vcpu: usize, host: &dyn OwnerHost) -> IntidSet {
+    fn held_by_others(&self, frame: Frame, vcpu: usize, host: &dyn OwnerHost) -> IntidSet {
         let mut held = IntidSet::EMPTY;
-        self.others(vcpu).for_each(|other| held.add(&host.held(other)));
+        self.others_in(frame, vcpu).for_each(|other| held.add(&host.held(other)));
         held
     }
 

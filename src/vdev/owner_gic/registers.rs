@@ -83,6 +83,10 @@ const NO_EXTENSIONS: u64 = 1 << 8 | 1 << 9 | 1 << 17 | 1 << 18;
 const NO_LPIS: u64 = 0xf;
 /// The upper half of GICR_TYPER; in GICD there is nothing at this offset.
 const GICR_TYPER_HIGH: u64 = 0xc;
+/// GICD_CLRSPI_NSR.
+const CLEAR_MESSAGE: u64 = 0x48;
+/// INTID of GICD_SETSPI_NSR and GICD_CLRSPI_NSR.
+const MESSAGE_INTID: u64 = 0x1fff;
 /// GICR_CTLR: EnableLPIs 0, CES 1, IR 2.
 const NO_LPI_CONTROL: u64 = 7;
 
@@ -91,7 +95,7 @@ const DISTRIBUTOR: &[Row] = &[
     Row(0x0004..0x0008, W, Access::ReadOnly { hidden: NO_EXTENSIONS }),
     Row(0x0008..0x000c, W, Access::ReadOnly { hidden: 0 }), // GICD_IIDR
     Row(0x0040..0x0044, HW, Access::Message),               // GICD_SETSPI_NSR
-    Row(0x0048..0x004c, HW, Access::Message),               // GICD_CLRSPI_NSR
+    Row(CLEAR_MESSAGE..0x004c, HW, Access::Message),        // GICD_CLRSPI_NSR
     Row(0x0084..0x0100, W, Access::ReadOnly { hidden: 0 }), // GICD_IGROUPR
     Row(SET_ENABLE + 4..0x0180, W, Access::Bits(State::Enabled)),
     Row(CLEAR_ENABLE + 4..0x0200, W, Access::Bits(State::Disabled)),
@@ -175,8 +179,14 @@ impl OwnerGic {
             .fold(0, |mask, n| mask | (u64::MAX >> (64 - bits)) << (n * bits))
     }
 
-    fn retract_others<V: VirtualInterface, G: PhysicalGic>(&self, by: &Accessor<'_, V, G>, without: &IntidSet) {
-        self.others(by.vcpu).for_each(|other| by.host.retract(other, without));
+    /// What other vCPUs hold of `frame`'s interrupts, without being resident, is pending in hardware again.
+    fn retract_others<V: VirtualInterface, G: PhysicalGic>(
+        &self,
+        frame: Frame,
+        by: &Accessor<'_, V, G>,
+        without: &IntidSet,
+    ) {
+        self.others_in(frame, by.vcpu).for_each(|other| by.host.retract(other, without));
     }
 
     /// A load by the owner.
@@ -202,7 +212,7 @@ impl OwnerGic {
                     State::Enabled | State::Disabled => by.gic.read(frame, offset, size),
                     State::Pending | State::Active => {
                         self.settle_all(by.vcpu, by.cpu, by.vif, by.gic, by.host);
-                        let held = self.held_by_others(by.vcpu, by.host).word((offset as u32 & 0x7f) * 8);
+                        let held = self.held_by_others(frame, by.vcpu, by.host).word((offset as u32 & 0x7f) * 8);
                         let value = by.gic.read(frame, offset, size);
                         if state == State::Pending {
                             value | held
@@ -247,18 +257,23 @@ impl OwnerGic {
             }
             Access::ReadOnly { .. } => {}
             Access::Bits(state) => {
-                if state != State::Enabled {
+                if matches!(state, State::Pending | State::Active) {
                     self.settle_all(by.vcpu, by.cpu, by.vif, by.gic, by.host);
                 }
                 if frame == Frame::Redistributor(by.vcpu) && offset == SGI_FRAME + CLEAR_ACTIVE {
                     Self::end_sgis(value as u32, by.cpu, by.vif);
                 }
-                by.gic.write(frame, offset, size, value & !u64::from(hidden));
+                let value = value & !u64::from(hidden);
+                by.gic.write(frame, offset, size, value);
+                if state == State::Disabled {
+                    // Not before, or a CPU that has settled might acknowledge it again while it is enabled.
+                    self.settle_all(by.vcpu, by.cpu, by.vif, by.gic, by.host);
+                }
                 // Those that are held elsewhere follow: a new pending state is one with the old, a cleared one takes it away.
                 let register = offset & 0xfff & !0x7f;
-                if state != State::Enabled && register != SET_ACTIVE && frame == Frame::Distributor {
+                if state != State::Enabled && register != SET_ACTIVE {
                     let cleared = if register == CLEAR_PENDING { value } else { 0 };
-                    self.retract_others(by, &IntidSet::of_word((offset as u32 & 0x7f) * 8, cleared));
+                    self.retract_others(frame, by, &IntidSet::of_word((offset as u32 & 0x7f) * 8, cleared));
                 }
             }
             Access::Priorities => {
@@ -277,12 +292,18 @@ impl OwnerGic {
                 // One that is on its way to the old CPU goes to the new one.
                 by.gic.write(frame, offset, size, value);
                 self.settle_all(by.vcpu, by.cpu, by.vif, by.gic, by.host);
-                self.retract_others(by, &IntidSet::EMPTY);
+                self.retract_others(frame, by, &IntidSet::EMPTY);
             }
             Access::Message => {
-                if (u64::from(PRIVATE)..u64::from(super::INTERRUPTS)).contains(&(value & 0x3ff)) {
+                let intid = (value & MESSAGE_INTID) as u32;
+                if (PRIVATE..super::INTERRUPTS).contains(&intid) {
                     self.settle_all(by.vcpu, by.cpu, by.vif, by.gic, by.host);
-                    by.gic.write(frame, offset, size, value & 0x3ff);
+                    by.gic.write(frame, offset, size, intid.into());
+                    let mut cleared = IntidSet::EMPTY;
+                    if offset == CLEAR_MESSAGE {
+                        cleared.insert(intid);
+                    }
+                    self.retract_others(frame, by, &cleared);
                 }
             }
             Access::Waker => {
