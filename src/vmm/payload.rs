@@ -513,7 +513,6 @@ mod tests {
             vectors: KEPT.start,
             is_vm: false,
             pens: &[],
-            is_vm: false,
         };
         let mut memory = Ram(vec![0; (END - BASE) as usize]);
         for mutant in Mutations::new(&good, 2_000).chain(Mutations::new(&arm64_image(0x8_0000, MIB, 0x100), 2_000)) {
