@@ -1,6 +1,7 @@
 //! Calls to firmware by SMC or HVC (SMCCC), and the PSCI calls keel makes itself.
 
 use super::addr::Pa;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 /// How firmware is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,10 +25,31 @@ const SYSTEM_RESET: u32 = 0x8400_0009;
 /// PSCI 0.2 PSCI_VERSION.
 const PSCI_VERSION: u32 = 0x8400_0000;
 
+/// Whether there is firmware that answers SMCs by SMCCC. Where the tree has no PSCI by SMC nothing may be behind them: the
+/// instruction is undefined then, or leads into the void.
+static AVAILABLE: AtomicBool = AtomicBool::new(false);
+
+/// The tree says that firmware answers.
+pub fn set_available() {
+    AVAILABLE.store(true, Ordering::Relaxed);
+}
+
+/// NOT_SUPPORTED, without firmware as from it.
+const NOT_SUPPORTED: u64 = -1_i64 as u64;
+
+fn smc64(function: u32, registers: [u64; 17]) -> [u64; 18] {
+    if AVAILABLE.load(Ordering::Relaxed) {
+        return smccc::smc64(function, registers);
+    }
+    let mut results = [0; 18];
+    results[0] = NOT_SUPPORTED;
+    results
+}
+
 fn call(function: u32, arguments: [u64; 3]) -> i64 {
     let mut registers = [0; 17];
     registers[..3].copy_from_slice(&arguments);
-    smccc::smc64(function, registers)[0] as i64
+    smc64(function, registers)[0] as i64
 }
 
 /// Starts a CPU at `entry` in EL2 with `context` in x0. `Err` holds PSCI's error number.
@@ -84,7 +106,7 @@ const TRNG_RND64: u32 = 0xc400_0053;
 pub fn random() -> Option<[u64; 3]> {
     let mut registers = [0; 17];
     registers[0] = 192;
-    let results = smccc::smc64(TRNG_RND64, registers);
+    let results = smc64(TRNG_RND64, registers);
     (results[0] == 0).then_some([results[3], results[2], results[1]])
 }
 

@@ -9,7 +9,7 @@ use super::{
     host_info::{Gic, HostInfo},
     log as keel_log, memory,
     smp::{Interrupts, add_mitigations},
-    start::{cpu_problem, host_id_registers, open_uart, reserved, span_range, tree_bytes, wall_clock},
+    start::{allow_smc, cpu_problem, host_id_registers, open_uart, reserved, span_range, tree_bytes, wall_clock},
     stub::owner_psci,
 };
 use crate::{
@@ -133,6 +133,7 @@ fn install(block: &InstallBlock) -> Result<(), Errno> {
     frame::start();
     let host = HostInfo::parse(tree).map_err(|_| Errno::EINVAL)?;
     start_console(&host);
+    allow_smc(&host);
     keel_log::set_level(host.options.log_level);
     let refused = |errno, reason: core::fmt::Arguments<'_>| {
         error!("not installed: {reason}");

@@ -4,12 +4,12 @@
 //! the other CPUs; the VMs. What goes wrong says what was expected, what was found and what to change.
 
 use super::{
-    host_info::{self, Gic, HostInfo, Span, Start, Uart},
+    host_info::{self, Conduit, Gic, HostInfo, Span, Start, Uart},
     log as keel_log, memory, panic, smp,
     stub::{better_place, owner_psci},
 };
 use crate::{
-    arch::{self, cpu, image, mmu, sysreg, timer, uart},
+    arch::{self, cpu, image, mmu, smc, sysreg, timer, uart},
     kvm::{
         self,
         physical::{self, HostInterrupts},
@@ -141,6 +141,7 @@ pub(super) fn begin(tree: u64, logger: &'static keel_log::Logger, install_vector
         Ok(host) => host,
         Err(problem) => stop(format_args!("the machine's device tree: {problem}")),
     };
+    allow_smc(&host);
     keel_log::set_level(host.options.log_level);
     info!("version {}, image at {}, on {}", env!("CARGO_PKG_VERSION"), whole.start, host.model);
     debug!("device tree at {tree_address}, {} bytes; bootargs {:?}", tree.len(), host.bootargs);
@@ -228,6 +229,13 @@ pub(super) fn stop(reason: core::fmt::Arguments<'_>) -> ! {
     vmm::console::line(format_args!("keel: stopped"));
     vmm::console::flush();
     cpu::halt();
+}
+
+/// Firmware answers SMCs where the tree has PSCI by SMC.
+pub(super) fn allow_smc(host: &HostInfo) {
+    if host.psci.as_ref().is_some_and(|psci| psci.conduit == Conduit::Smc) {
+        smc::set_available();
+    }
 }
 
 /// What the images need of a CPU beyond EL2.

@@ -507,6 +507,10 @@ pub fn parked(guest: Arc<Guest>, reason: Stop) {
             Err(error) => refuse(guest.number, Some(name), &error),
         }
     }
+    if guest.machine.is_owner() {
+        // Its interrupts are nobody's now: none may come any more.
+        guest.machine.reset();
+    }
     GUESTS.lock().retain(|other| !Arc::ptr_eq(other, &guest));
     console::set_state(guest.number, if reason == Stop::Off { VmState::Off } else { VmState::Crashed });
     drop(guest);
