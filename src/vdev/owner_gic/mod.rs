@@ -680,12 +680,13 @@ impl OwnerGic {
         active.fold(cpu.spilled.word(0) & 0xffff, |bits, value| bits | 1 << (value as u32))
     }
 
-    /// The owner deactivates SGIs of this CPU at its redistributor.
-    fn end_sgis(bits: u32, cpu: &mut OwnerCpu, vif: &mut impl VirtualInterface) {
-        for intid in (0..SGIS).filter(|intid| bits >> intid & 1 != 0) {
-            cpu.spilled.remove(intid);
-            if let Some((slot, value)) = find(intid, vif) {
-                vif.write_lr(slot, if value & lr::PENDING != 0 { value & !lr::ACTIVE } else { 0 });
+    /// The owner deactivates interrupts at the distributor or at this CPU's redistributor; `ended` of hardware's are inactive.
+    fn end_active(ended: &IntidSet, cpu: &mut OwnerCpu, vif: &mut impl VirtualInterface) {
+        ended.iter().for_each(|intid| cpu.spilled.remove(intid));
+        for n in 0..vif.list_registers() {
+            let value = vif.read_lr(n);
+            if value & lr::ACTIVE != 0 && ended.contains(value as u32) {
+                vif.write_lr(n, if value & lr::PENDING != 0 { value & !lr::ACTIVE } else { 0 });
             }
         }
     }

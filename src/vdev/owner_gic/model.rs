@@ -42,6 +42,7 @@ const CLEAR_ENABLE: u64 = 0x180;
 const SET_PENDING: u64 = 0x200;
 const CLEAR_PENDING: u64 = 0x280;
 const ACTIVE: u64 = 0x300;
+const CLEAR_ACTIVE: u64 = 0x380;
 
 #[derive(Debug)]
 struct Run {
@@ -144,6 +145,15 @@ impl Run {
         self.keel.deactivate(vcpu, intid);
     }
 
+    /// Deactivates at the distributor.
+    fn clear_active(&mut self, vcpu: usize, which: usize) {
+        if !self.dropped[vcpu].is_empty() {
+            let which = which % self.dropped[vcpu].len();
+            let intid = self.dropped[vcpu].swap_remove(which);
+            self.write(vcpu, vcpu, intid, CLEAR_ACTIVE);
+        }
+    }
+
     /// Sets a line, where both machines can know the same of it.
     fn set_line(&self, vcpu: usize, intid: u32, high: bool) {
         let interrupt = self.bare.get(vcpu, intid);
@@ -179,7 +189,8 @@ impl Run {
             5..=7 if !edge => self.set_line(other, intid, false),
             8..=16 if runs => drop(self.acknowledge(vcpu)),
             17..=21 if runs => self.end(vcpu),
-            22..=24 if runs => self.deactivate(vcpu, which.into()),
+            22 | 23 if runs => self.deactivate(vcpu, which.into()),
+            24 if accesses => self.clear_active(vcpu, which.into()),
             25 if reaches => self.write(vcpu, other, intid, CLEAR_ENABLE),
             26 | 27 if reaches => self.write(vcpu, other, intid, SET_ENABLE),
             28 if reaches && is_calm && !is_timer(intid) => self.write(vcpu, other, intid, SET_PENDING),

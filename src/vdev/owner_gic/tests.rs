@@ -1017,3 +1017,19 @@ fn a_timer_that_was_activated_at_the_redistributor_stays_so() {
     m.load(0);
     assert!(is_active(&m, 0, TIMER));
 }
+
+#[test]
+fn what_was_deactivated_at_the_distributor_leaves_the_list() {
+    for eoi_mode in [false, true] {
+        let m = machine(1, 2, eoi_mode);
+        for intid in [47, 46, 45, PPI] {
+            pulse(&m, 0, intid);
+            assert_eq!(m.acknowledge(0), Some(intid));
+        }
+        // A kernel starts after another one crashed.
+        m.write(0, GICD, 0x384, Word, 0xffff_ffff);
+        m.write(0, GICR, SGI_FRAME + 0x380, Word, 0xffff_ffff);
+        m.rest();
+        assert!(m.holds_nothing(0));
+    }
+}
