@@ -916,7 +916,7 @@ fn private_interrupts_that_are_held_follow_their_redistributor() {
         assert_eq!(m.acknowledge(1), (intid == 4).then_some(4));
         m.end(1, 4);
     }
-    assert_eq!(m.gic.get(1, PPI).latch, true);
+    assert!(m.gic.get(1, PPI).latch);
     for intid in [3, 4, PPI] {
         let taken = m.acknowledge(2);
         assert!(taken.is_some(), "{intid}");
