@@ -13,6 +13,12 @@
 //!
 //! keel keeps two private interrupts of each CPU for itself ([`OwnerGicConfig::kept`]), which the owner cannot see. The EL1
 //! timers' interrupts are the owner's only while it is on the CPU: other VMs use the same ones.
+//!
+//! **What differs from the bare machine**, between EL2's acknowledge and the owner's: a level-sensitive line that drops gives
+//! one spurious interrupt; a second edge gives a second interrupt, where the bare machine has one for both; a new priority
+//! counts from the next time the interrupt is pending. A CPU that has settled for another one acknowledges again as soon as
+//! it can, so an access to the pending or active state of what is on its way to another resident CPU is one of a moment.
+//! Active SGIs are seen and ended only at their own CPU, and ICC_DIR_EL1 ends only what the same CPU acknowledged.
 
 #[cfg(test)]
 mod fake;

@@ -7,10 +7,8 @@
 //! In half of the cases a CPU that was asked to settle acknowledges what is pending again before the asking one goes on.
 //! Then pending states are neither read nor written: as on the bare machine they may change at that moment.
 //!
-//! Three things an owner could see differ by design, and are not done here. A level-sensitive line that drops after EL2
-//! acknowledged it and before the owner did gives one spurious interrupt; a second edge in that time gives a second interrupt
-//! where the bare machine has one for both; and a new priority counts from the next time the interrupt is pending.
-//! `tests` has the first two.
+//! What the module says to differ by design is not done here; `tests` has the spurious interrupt and the second edge. Nor
+//! are SPIs rerouted while they are active where keel leaves: which CPU has them is then known to the owner alone.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
