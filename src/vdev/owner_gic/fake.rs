@@ -53,7 +53,7 @@ pub(super) struct FakeGic {
 }
 
 impl FakeGic {
-    /// SGIs are enabled; priorities differ.
+    /// SGIs are enabled, and all have one priority.
     pub(super) fn new(cpus: usize) -> Self {
         let private = (0..cpus).flat_map(|_| 0..PRIVATE);
         let interrupt = |intid: u32| Interrupt {

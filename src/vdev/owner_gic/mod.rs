@@ -13,6 +13,12 @@
 //!
 //! keel keeps two private interrupts of each CPU for itself ([`OwnerGicConfig::kept`]), which the owner cannot see. The EL1
 //! timers' interrupts are the owner's only while it is on the CPU: other VMs use the same ones.
+//!
+//! **What differs from the bare machine**, between EL2's acknowledge and the owner's: a level-sensitive line that drops gives
+//! one spurious interrupt; a second edge gives a second interrupt, where the bare machine has one for both; a new priority
+//! counts from the next time the interrupt is pending. A CPU that has settled for another one acknowledges again as soon as
+//! it can, so an access to the pending or active state of what is on its way to another resident CPU is one of a moment.
+//! Active SGIs are seen and ended only at their own CPU, and ICC_DIR_EL1 ends only what the same CPU acknowledged.
 
 #[cfg(test)]
 mod fake;
@@ -680,12 +686,13 @@ impl OwnerGic {
         active.fold(cpu.spilled.word(0) & 0xffff, |bits, value| bits | 1 << (value as u32))
     }
 
-    /// The owner deactivates SGIs of this CPU at its redistributor.
-    fn end_sgis(bits: u32, cpu: &mut OwnerCpu, vif: &mut impl VirtualInterface) {
-        for intid in (0..SGIS).filter(|intid| bits >> intid & 1 != 0) {
-            cpu.spilled.remove(intid);
-            if let Some((slot, value)) = find(intid, vif) {
-                vif.write_lr(slot, if value & lr::PENDING != 0 { value & !lr::ACTIVE } else { 0 });
+    /// The owner deactivates interrupts at the distributor or at this CPU's redistributor; `ended` of hardware's are inactive.
+    fn end_active(ended: &IntidSet, cpu: &mut OwnerCpu, vif: &mut impl VirtualInterface) {
+        ended.iter().for_each(|intid| cpu.spilled.remove(intid));
+        for n in 0..vif.list_registers() {
+            let value = vif.read_lr(n);
+            if value & lr::ACTIVE != 0 && ended.contains(value as u32) {
+                vif.write_lr(n, if value & lr::PENDING != 0 { value & !lr::ACTIVE } else { 0 });
             }
         }
     }

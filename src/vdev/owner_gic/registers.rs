@@ -260,20 +260,21 @@ impl OwnerGic {
                 if matches!(state, State::Pending | State::Active) {
                     self.settle_all(by.vcpu, by.cpu, by.vif, by.gic, by.host);
                 }
-                if frame == Frame::Redistributor(by.vcpu) && offset == SGI_FRAME + CLEAR_ACTIVE {
-                    Self::end_sgis(value as u32, by.cpu, by.vif);
-                }
+                let register = offset & 0xfff & !0x7f;
                 let value = value & !u64::from(hidden);
+                let of_value = || IntidSet::of_word((offset as u32 & 0x7f) * 8, value);
                 by.gic.write(frame, offset, size, value);
+                if register == CLEAR_ACTIVE && [Frame::Distributor, Frame::Redistributor(by.vcpu)].contains(&frame) {
+                    Self::end_active(&of_value(), by.cpu, by.vif);
+                }
                 if state == State::Disabled {
                     // Not before, or a CPU that has settled might acknowledge it again while it is enabled.
                     self.settle_all(by.vcpu, by.cpu, by.vif, by.gic, by.host);
                 }
                 // Those that are held elsewhere follow: a new pending state is one with the old, a cleared one takes it away.
-                let register = offset & 0xfff & !0x7f;
                 if state != State::Enabled && register != SET_ACTIVE {
-                    let cleared = if register == CLEAR_PENDING { value } else { 0 };
-                    self.retract_others(frame, by, &IntidSet::of_word((offset as u32 & 0x7f) * 8, cleared));
+                    let cleared = if register == CLEAR_PENDING { of_value() } else { IntidSet::EMPTY };
+                    self.retract_others(frame, by, &cleared);
                 }
             }
             Access::Priorities => {

@@ -916,7 +916,7 @@ fn private_interrupts_that_are_held_follow_their_redistributor() {
         assert_eq!(m.acknowledge(1), (intid == 4).then_some(4));
         m.end(1, 4);
     }
-    assert_eq!(m.gic.get(1, PPI).latch, true);
+    assert!(m.gic.get(1, PPI).latch);
     for intid in [3, 4, PPI] {
         let taken = m.acknowledge(2);
         assert!(taken.is_some(), "{intid}");
@@ -1016,4 +1016,20 @@ fn a_timer_that_was_activated_at_the_redistributor_stays_so() {
     m.unload(0);
     m.load(0);
     assert!(is_active(&m, 0, TIMER));
+}
+
+#[test]
+fn what_was_deactivated_at_the_distributor_leaves_the_list() {
+    for eoi_mode in [false, true] {
+        let m = machine(1, 2, eoi_mode);
+        for intid in [47, 46, 45, PPI] {
+            pulse(&m, 0, intid);
+            assert_eq!(m.acknowledge(0), Some(intid));
+        }
+        // A kernel starts after another one crashed.
+        m.write(0, GICD, 0x384, Word, 0xffff_ffff);
+        m.write(0, GICR, SGI_FRAME + 0x380, Word, 0xffff_ffff);
+        m.rest();
+        assert!(m.holds_nothing(0));
+    }
 }
