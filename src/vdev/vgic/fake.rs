@@ -84,6 +84,9 @@ impl FakeInterface {
         }
         if self.vmcr & lr::VMCR_EOIM == 0 {
             self.deactivate(intid);
+        } else if !self.lrs.iter().any(|lr| lr & lr::ACTIVE != 0 && *lr as u32 == intid) {
+            // QEMU's counts these too.
+            self.eoi_count += 1;
         }
     }
 

@@ -368,6 +368,10 @@ impl Vgic {
             return;
         }
         vif.clear_eoi_count();
+        if vif.vmcr() & lr::VMCR_EOIM != 0 {
+            // An end only drops the priority; ICC_DIR_EL1 deactivates, and traps.
+            return;
+        }
         for _ in 0..count {
             let mut first = u32::MAX;
             let bank = &own.private;
