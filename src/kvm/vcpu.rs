@@ -256,9 +256,12 @@ impl Vcpu {
         self.power.compare_exchange(POWER_OFF, POWER_RETIRED, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
-    /// Gives its CPU up, on which it goes on without keel.
+    /// Gives its CPU up, on which it goes on without keel. Whoever waits for it to fold its interrupts back may go on: it
+    /// holds none.
     pub fn leave(&self) {
         self.power.store(POWER_RETIRED, Ordering::SeqCst);
+        self.resident.store(false, Ordering::SeqCst);
+        self.answer_sync();
     }
 
     /// Whether its CPU was given up.

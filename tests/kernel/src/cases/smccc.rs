@@ -16,6 +16,7 @@ pub const CASES: &[Case] = &[
     case("smccc/arch_features", 1, Keel, arch_features),
     case("smccc/workarounds", 1, Keel, workarounds),
     case("smccc/unknown", 1, Any, unknown),
+    case("smccc/stub_numbers", 1, Keel, stub_numbers),
     case("smccc/preserves", 1, Any, preserves),
     case("smccc/sve_hint", 1, Keel, sve_hint),
     case("smccc/high_half_ignored", 1, Keel, high_half_ignored),
@@ -91,6 +92,18 @@ fn unknown(machine: &Machine) -> Check {
             check_eq!(&outcome.after.x[1..4], &[0, 0, 0], "{id:#x}: x1 to x3");
         }
         kept(&outcome, "unknown call")?;
+    }
+    Ok(())
+}
+
+/// The stub's calls are for the kernel that owns the machine; for a guest they are unknown functions.
+fn stub_numbers(_: &Machine) -> Check {
+    for immediate in [0, 1, 0xffff] {
+        for number in (0..8).chain([0xfff, 1 << 32, 1 << 32 | 1, 1 << 32 | 2, 1 << 63]) {
+            let outcome = exec::run_with(exec::hvc(immediate), &[(0, number), (1, 0x4020_0000)]);
+            check_eq!(&outcome.after.x[..4], &[NOT_SUPPORTED, 0, 0, 0], "stub call {number:#x} by HVC #{immediate:#x}");
+            kept(&outcome, "a stub call")?;
+        }
     }
     Ok(())
 }
