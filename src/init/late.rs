@@ -3,7 +3,8 @@
 //! The kernel gives keel a piece of its RAM and the machine's device tree; everything else stays its own, at its addresses.
 //! Nothing of the machine is reset: the distributor and its CPUs' interfaces change hands as they are, EL1's registers stay
 //! in the CPUs, and the kernel goes on behind its HVC. Its CPUs join one by one; when all have, the VMs of the bundle that it
-//! brought, if any, start beside it. What stands in the way comes back as an error number, with nothing changed.
+//! brought, if any, start beside it. What stands in the way comes back as an error number, with nothing changed; only when
+//! memory ends after the distributor was adopted (`ENOMEM`) may its groups have been enabled meanwhile.
 
 use super::{
     host_info::{Gic, HostInfo},
@@ -118,7 +119,7 @@ impl Given {
     }
 }
 
-/// Everything up to the VM of the kernel, on its first CPU. Changes nothing that the kernel can see.
+/// Everything up to the VM of the kernel, on its first CPU. The kernel can see none of it until `Interrupts::adopt`.
 fn install(block: &InstallBlock) -> Result<(), Errno> {
     let tree = tree_bytes(Pa(block.tree)).ok_or(Errno::EINVAL)?;
     let given = Given::check(block, tree)?;
