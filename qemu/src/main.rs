@@ -142,6 +142,9 @@ struct GuestArgs {
     /// It owns the board: real addresses, devices and interrupts, and every CPU
     #[arg(long, help_heading = "One machine")]
     root: bool,
+    /// An optional feature it has, by its name in a list of machines; may be given more than once
+    #[arg(long, value_name = "NAME", help_heading = "One machine")]
+    feature: Vec<String>,
 }
 
 /// The board QEMU models.
@@ -306,6 +309,7 @@ impl GuestArgs {
             ("--cpus", self.cpus.is_some()),
             ("--memory", self.memory.is_some()),
             ("--root", self.root),
+            ("--feature", !self.feature.is_empty()),
         ];
         let given: Vec<_> = given.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect();
         let vm = self.kernel.map(|kernel| {
@@ -316,6 +320,7 @@ impl GuestArgs {
             vm.cpus = self.cpus.unwrap_or(vm.cpus);
             vm.memory = self.memory.unwrap_or(vm.memory);
             vm.root = self.root;
+            vm.features = self.feature;
             vm
         });
         run::guests(self.list, vm, &given)
@@ -354,6 +359,7 @@ mod tests {
             "run",
             "run vms.toml --machine virt --gic 2 --cpu max --smp 4 --ram 2G --icount --timeout 5 --log f -- -d int",
             "run --image stub --kernel Image",
+            "run --kernel Image --feature pmu --feature protected-memory",
             "run --kernel Image --initrd i --dtb d --append a --cpus 2 --memory 512M --keel-args keel.loglevel=debug",
             "bundle vms.toml -o vms.itb",
             "fetch debian",
