@@ -5,7 +5,7 @@ use keel_qemu::tree;
 use keel_qemu::vms::MemorySize;
 use libtest_mimic::Trial;
 
-use crate::{Outcome, expect, failure, fit, images, kernel, stub};
+use crate::{Outcome, OwnConsole, expect, failure, fit, images, kernel, stub, text_of};
 
 /// The test kernel over the stub, with keel's image, and perhaps a bundle, in its RAM disk.
 fn cases(cpu: &str, smp: u32, beside: bool) -> Outcome {
@@ -16,7 +16,7 @@ fn cases(cpu: &str, smp: u32, beside: bool) -> Outcome {
         let mut vm = stub::test_kernel("hyp=keel only=psci")?;
         (vm.name, vm.cpus, vm.memory) = ("other".into(), 2, MemorySize(32 << 20));
         archive.file("vms.itb", &fit::write(&[vm])?);
-        words = "hyp=stub late beside only=late/vms".into();
+        words = "hyp=stub late beside only=late/vms console=semihosting".into();
     }
     let name = format!("late-{cpu}-{smp}");
     let file = tree::product(&format!("test-{name}.cpio"));
@@ -25,11 +25,11 @@ fn cases(cpu: &str, smp: u32, beside: bool) -> Outcome {
     vm.initrd = Some(file);
     let mut board = stub::board(&name, &[vm])?;
     (board.cpu, board.smp) = (cpu.into(), smp);
+    let own = beside.then(|| OwnConsole::semihosting(&mut board, &name));
     let ending = stub::run_off(&board)?;
-    let judged = if beside {
-        let other: Vec<_> =
-            ending.output.lines().filter_map(|line| line.split_once("[other] ").map(|(_, text)| text)).collect();
-        kernel::judge(&other.join("\n")).and_then(|()| expect(&ending.output, "test late/vms_beside ... ok"))
+    let judged = if let Some(own) = own {
+        kernel::judge(&text_of("other", &ending.output))
+            .and_then(|()| expect(&own.text()?, "test late/vms_beside ... ok"))
     } else {
         kernel::judge(&ending.output)
     };

@@ -15,6 +15,8 @@ mod spin_table;
 mod stub;
 mod tool;
 
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -63,6 +65,40 @@ fn run_well(board: &Board) -> Result<String, Failed> {
         return Err(failure(&ending, &ending.verdict.to_string()));
     }
     Ok(ending.output)
+}
+
+/// The text of one VM beside a board's owner, without keel's mark of whose it is.
+fn text_of(vm: &str, console: &str) -> String {
+    let mark = format!("[{vm}] ");
+    let lines = console.lines().filter_map(|line| line.split_once(&mark).map(|(_, text)| text));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// A console of its own for a guest that owns the board's UART beside VMs: keel writes their lines there, and two writers'
+/// characters would mix. The file it goes to is read when the board has stopped.
+struct OwnConsole(PathBuf);
+
+impl OwnConsole {
+    fn new(board: &mut Board, name: &str, device: [&str; 2]) -> Self {
+        let path = tree::product(&format!("test-{name}.log"));
+        let chardev = format!("file,id=own,path={}", path.display());
+        board.extra.extend(["-chardev", &chardev].into_iter().chain(device).map(OsString::from));
+        Self(path)
+    }
+
+    /// For Linux with `console=ttyS0`: a 16550 on the PCI bus.
+    fn pci(board: &mut Board, name: &str) -> Self {
+        Self::new(board, name, ["-device", "pci-serial,chardev=own"])
+    }
+
+    /// For the test kernel with `console=semihosting`.
+    fn semihosting(board: &mut Board, name: &str) -> Self {
+        Self::new(board, name, ["-semihosting-config", "enable=on,target=native,chardev=own"])
+    }
+
+    fn text(&self) -> Result<String, Failed> {
+        Ok(String::from_utf8_lossy(&std::fs::read(&self.0)?).into_owned())
+    }
 }
 
 /// A failure with all that is needed to repeat and understand it.

@@ -7,7 +7,7 @@ use keel_qemu::verdict::Verdict;
 use keel_qemu::vms::{MemorySize, VmSpec};
 use libtest_mimic::{Failed, Trial};
 
-use crate::{LIMIT, Outcome, debian, expect, failure, guests, images, kernel, run_well, stub};
+use crate::{LIMIT, Outcome, OwnConsole, debian, expect, failure, guests, images, kernel, run_well, stub, text_of};
 
 /// What Debian's kernel warns of on keel's root, besides what it does on QEMU alone: its tree has no ITS.
 const NO_ITS: &[&str] = &["ITS: No ITS available, not enabling LPIs"];
@@ -69,26 +69,30 @@ fn restart(cpu: &str, smp: u32, words: &str) -> Outcome {
 
 /// The owner stays where another VM is, and both get their share of the CPUs.
 fn beside(smp: u32) -> Outcome {
-    let owner = root(test_kernel("root", "hyp=root beside only=t")?);
+    let owner = root(test_kernel("root", "hyp=root beside only=t console=semihosting")?);
     let mut other = test_kernel("other", "hyp=keel")?;
     other.cpus = 2;
-    let console = run_well(&board("beside", &[owner, other], "max", smp)?)?;
-    let other: Vec<_> = console.lines().filter_map(|line| line.split_once("[other] ").map(|(_, text)| text)).collect();
-    kernel::judge(&other.join("\n"))?;
-    expect(&console, "test root/refused_beside_others ... ok")?;
-    let failed = console.lines().find(|line| line.contains("FAILED"));
-    failed.map_or(Ok(()), |line| Err(format!("{line}\n{console}").into()))
+    let mut board = board("beside", &[owner, other], "max", smp)?;
+    let own = OwnConsole::semihosting(&mut board, "root-beside");
+    let console = run_well(&board)?;
+    kernel::judge(&text_of("other", &console))?;
+    let owner = own.text()?;
+    kernel::judge(&owner)?;
+    expect(&owner, "test root/refused_beside_others ... ok")
 }
 
 /// Two Debians, one of which owns the machine, on the same CPUs.
 fn two_debians() -> Outcome {
     let folder = "linux-6.12";
-    let owner = root(debian::vm(folder, "keel.test=1", 1));
+    let mut owner = root(debian::vm(folder, "keel.test=1", 1));
+    owner.bootargs = "console=ttyS0 keel.test=1".into();
     let mut other = debian::vm(folder, "keel.test=1", 2);
     other.name = "other".into();
-    let console = run_well(&board("two", &[owner, other], "max", 2)?)?;
-    let other: Vec<_> = console.lines().filter_map(|line| line.split_once("[other] ").map(|(_, text)| text)).collect();
-    debian::judge(&other.join("\n"), folder, 2, &[debian::HOST_IS_BUSY])
+    let mut board = board("two", &[owner, other], "max", 2)?;
+    let own = OwnConsole::pci(&mut board, "root-two");
+    let console = run_well(&board)?;
+    debian::judge(&text_of("other", &console), folder, 2, &[debian::HOST_IS_BUSY])?;
+    debian::judge(&own.text()?, folder, 2, &[debian::QEMU_ALONE, debian::HOST_IS_BUSY, NO_ITS])
 }
 
 pub fn trials() -> Vec<Trial> {

@@ -66,6 +66,13 @@ instruction!(
     irq_disable, "msr daifset, #2"
 );
 
+/// Has the debugger print `text`, which ends with a 0 (Arm semihosting for AArch64, SYS_WRITE0).
+pub fn semihosting_write0(text: &[u8]) {
+    assert!(text.contains(&0), "SYS_WRITE0 prints up to a 0");
+    // SAFETY: the debugger reads `text` up to its 0 and writes x0.
+    unsafe { core::arch::asm!("hlt #0xf000", inout("x0") 4_u64 => _, in("x1") text.as_ptr(), options(nostack)) };
+}
+
 /// Runs `f` with IRQs let in.
 pub fn with_irqs<R>(f: impl FnOnce() -> R) -> R {
     irq_enable();

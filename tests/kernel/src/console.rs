@@ -1,11 +1,48 @@
 //! The console: PL011 through arm-pl011-uart, and `print!`, `println!` on it.
+//!
+//! With `console=semihosting` among the boot arguments text goes to the debugger (Arm semihosting, SYS_WRITE0) instead: for a
+//! kernel that owns the UART while a hypervisor below writes its guests' lines to it, between any two characters.
 
-use crate::{mmio, platform::PL011};
+use crate::{arch, mmio, platform::PL011};
 use arm_pl011_uart::{DataBits, LineConfig, PL011Registers, Parity, StopBits, Uart, UniqueMmioPointer};
-use core::{fmt, ptr::NonNull};
+use core::{
+    fmt,
+    ptr::NonNull,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+};
 use spin::Mutex;
 
 static CONSOLE: Mutex<()> = Mutex::new(());
+static SEMIHOSTING: AtomicBool = AtomicBool::new(false);
+
+/// Text goes to the debugger from now on.
+pub fn use_semihosting() {
+    SEMIHOSTING.store(true, Relaxed);
+}
+
+/// The debugger's console, some bytes at a time.
+struct Debugger;
+
+impl fmt::Write for Debugger {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let mut buffer = [0; 128];
+        for piece in text.as_bytes().chunks(buffer.len() - 1) {
+            buffer[..piece.len()].copy_from_slice(piece);
+            buffer[piece.len()] = 0;
+            arch::semihosting_write0(&buffer);
+        }
+        Ok(())
+    }
+}
+
+fn write(text: fmt::Arguments) {
+    // Neither writer fails.
+    let _ = if SEMIHOSTING.load(Relaxed) {
+        fmt::Write::write_fmt(&mut Debugger, text)
+    } else {
+        fmt::Write::write_fmt(&mut uart(), text)
+    };
+}
 
 /// A driver instance; it holds no state of its own.
 fn uart() -> Uart<'static> {
@@ -24,12 +61,12 @@ pub fn init() {
 /// Writes formatted text; what `print!` calls.
 pub fn print(text: fmt::Arguments) {
     let _guard = CONSOLE.lock();
-    let _ = fmt::Write::write_fmt(&mut uart(), text);
+    write(text);
 }
 
 /// Writes although another CPU may be writing: for a panic.
 pub fn print_unlocked(text: fmt::Arguments) {
-    let _ = fmt::Write::write_fmt(&mut uart(), text);
+    write(text);
 }
 
 /// Writes much text with few accesses: whenever the FIFO is empty, as much as goes into it.

@@ -76,6 +76,9 @@ impl Machine {
         machine.tree = tree;
         machine.tree_size = fdt.total_size();
         machine.bootargs = fdt.chosen().bootargs().unwrap_or("");
+        if machine.value("console") == Some("semihosting") {
+            console::use_semihosting();
+        }
         if let Some(region) = fdt.memory().regions().next() {
             machine.memory_base = region.starting_address as usize;
             machine.memory_size = region.size.unwrap_or(0);
