@@ -26,6 +26,8 @@ pub const LIMITS: &[(&str, u64)] = &[
     ("hvc_rust", 110),
     ("gicd_read", 150),
     ("mmio_read", 180),
+    ("ipi", 1100),
+    ("timer_irq", 600),
     ("stub_call", 12),
     ("entry_to_guest", 400_000),
 ];

@@ -9,6 +9,10 @@
 // bench_echo_vectors
 //   IRQ of the other CPU of the IPI benchmark: acknowledges, ends, stores 1 to [x27].
 //   Clobbers x28. Stack: none.
+//
+// bench_start_entry
+//   A CPU's first instruction, for the benchmark of CPU_ON, at EL1 with the MMU off: stores the counter to [x0] and turns the
+//   CPU off. Stack: none.
 
 	.section .text.bench_vectors, "ax"
 	.macro	slot
@@ -65,3 +69,15 @@ bench_echo_vectors:
 	slot
 	slot
 	slot
+
+	.balign	4
+	.global	bench_start_entry
+bench_start_entry:
+	isb
+	mrs	x1, cntvct_el0
+	str	x1, [x0]
+	dsb	sy
+	movz	w0, #0x8400, lsl #16	// CPU_OFF
+	movk	w0, #0x0002
+	hvc	#0
+	b	.

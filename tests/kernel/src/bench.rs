@@ -4,7 +4,7 @@
 //! it. Each figure is the mean of [`ROUNDS`] rounds of a loop in assembly, its own two or three instructions included.
 //! Interrupts go to vectors of four instructions, so that the figures speak of the hypervisor and not of this kernel.
 
-use crate::harness::Check;
+use crate::{check_eq, harness::Check};
 use core::{
     arch::{asm, global_asm},
     sync::atomic::{AtomicU64, Ordering::SeqCst},
@@ -12,7 +12,7 @@ use core::{
 use keel_test_kernel::{
     arch, irq,
     machine::Machine,
-    mmio, mrs, msr, platform, power, println,
+    mmio, mrs, msr, platform, power, println, smp,
     time::{self, Timer},
 };
 
@@ -21,6 +21,7 @@ global_asm!(include_str!("bench.S"));
 unsafe extern "C" {
     static bench_vectors: u8;
     static bench_echo_vectors: u8;
+    static bench_start_entry: u8;
 }
 
 /// Rounds of each loop.
@@ -61,12 +62,14 @@ pub fn run(machine: &'static Machine) {
     devices();
     maintenance();
     interrupts(machine);
-    if machine.cpus().len() > 1 {
-        if ipi(machine).is_err() {
-            println!("bench ipi FAILED: {}", crate::harness::reason());
+    memory_fault(machine);
+    let with_two_cpus: [(&str, fn(&Machine) -> Check); 2] = [("ipi", ipi), ("vcpu_start", vcpu_start)];
+    for (name, bench) in with_two_cpus {
+        if machine.cpus().len() < 2 {
+            println!("bench {name} skipped: needs 2 CPUs");
+        } else if bench(machine).is_err() {
+            println!("bench {name} FAILED: {}", crate::harness::reason());
         }
-    } else {
-        println!("bench ipi skipped: needs 2 CPUs");
     }
     println!("bench: done");
 }
@@ -100,6 +103,20 @@ fn devices() {
     report("ctr", ticks!(["mrs x0, ctr_el0"]));
     report("cntvct", ticks!(["mrs x0, cntvct_el0"]));
     report("cntpct", ticks!(["mrs x0, cntpct_el0"]));
+}
+
+/// The first access to a page of RAM that nobody has touched since the machine started.
+fn memory_fault(machine: &Machine) {
+    const PAGE: usize = 4096;
+    // The loader puts kernel, RAM disk and tree at the beginning or end of RAM.
+    let middle = (machine.memory_base + machine.memory_size / 2).next_multiple_of(PAGE);
+    report(
+        "memory_fault",
+        ticks!(
+            ["str xzr, [x10]", "add x10, x10, {page}"],
+            page = const PAGE, inout("x10") middle => _,
+        ),
+    );
 }
 
 fn maintenance() {
@@ -231,4 +248,30 @@ fn ipi(machine: &Machine) -> Check {
     STOP.store(1, SeqCst);
     irq::send(IPI, other);
     crate::harness::join(machine, 1)
+}
+
+/// Where a started CPU leaves the counter.
+static STARTED: AtomicU64 = AtomicU64::new(0);
+
+/// From CPU_ON to the other CPU's first instruction.
+fn vcpu_start(machine: &Machine) -> Check {
+    let mut total = 0;
+    let started = (&raw const STARTED) as usize;
+    for _ in 0..ROUNDS {
+        crate::harness::eventually("the other CPU is off", || smp::is_off(machine, 1))?;
+        STARTED.store(0, SeqCst);
+        // The other one writes with its MMU off, past the caches.
+        arch::flush_dcache(started, size_of::<u64>());
+        let start = time::now();
+        let result =
+            power::psci(power::CPU_ON, [machine.cpus()[1], (&raw const bench_start_entry) as u64, started as u64]);
+        check_eq!(result[0], 0, "CPU_ON");
+        crate::harness::eventually("the other CPU starts", || {
+            arch::flush_dcache(started, size_of::<u64>());
+            STARTED.load(SeqCst) != 0
+        })?;
+        total += STARTED.load(SeqCst) - start;
+    }
+    report("vcpu_start", total);
+    Ok(())
 }
