@@ -55,6 +55,10 @@ fn report(name: &str, total: u64) {
     println!("bench {name} {} insn", (total + ROUNDS / 2) / ROUNDS);
 }
 
+/// What is measured between two CPUs.
+type Bench = fn(&Machine) -> Check;
+const TWO_CPUS: [(&str, Bench); 2] = [("ipi", ipi), ("vcpu_start", vcpu_start)];
+
 /// Runs all benchmarks.
 pub fn run(machine: &'static Machine) {
     println!("bench: counter at {} Hz", time::frequency());
@@ -63,8 +67,7 @@ pub fn run(machine: &'static Machine) {
     maintenance();
     interrupts(machine);
     memory_fault(machine);
-    let with_two_cpus: [(&str, fn(&Machine) -> Check); 2] = [("ipi", ipi), ("vcpu_start", vcpu_start)];
-    for (name, bench) in with_two_cpus {
+    for (name, bench) in TWO_CPUS {
         if machine.cpus().len() < 2 {
             println!("bench {name} skipped: needs 2 CPUs");
         } else if bench(machine).is_err() {
