@@ -34,7 +34,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 type Outcome = Result<(), Failed>;
 
 /// The most a test may take: generous, because the host may be slow and shared.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// The images, built once by whichever test is first.
 fn images() -> Result<&'static Images, Failed> {
