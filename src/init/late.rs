@@ -9,13 +9,13 @@
 use super::{
     host_info::{Gic, HostInfo},
     log as keel_log, memory,
-    smp::{Interrupts, add_mitigations},
+    smp::{Interrupts, add_mitigations, secondary_block},
     start::{allow_smc, cpu_problem, host_id_registers, open_uart, reserved, span_range, tree_bytes, wall_clock},
     stub::owner_psci,
 };
 use crate::{
     arch::{
-        self, SecondaryBlock, cache, cpu,
+        self, cache, cpu,
         depart::Successor,
         features, image,
         late::{InstallBlock, LateFrame},
@@ -34,7 +34,7 @@ use crate::{
         root::HostMachine,
     },
 };
-use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use alloc::{sync::Arc, vec::Vec};
 use core::{
     ops::Range,
     sync::atomic::{AtomicUsize, Ordering},
@@ -174,10 +174,10 @@ fn install(block: &InstallBlock) -> Result<(), Errno> {
     };
     let kept = [interrupts.hypervisor_timer, interrupts.maintenance];
     let kept = kept.iter().filter(|&&intid| intid < 32).fold(0, |mask, intid| mask | 1 << intid);
+    expect_others(&host, boot)?;
     physical::set_interrupts(interrupts);
     Interrupts::adopt(gic, &host.cpus)
         .map_err(|problem| refused(Errno::ENODEV, format_args!("the distributor: {problem:?}")))?;
-    expect_others(&host, boot)?;
     cpu::set_index(boot);
     vmm::entropy::seed(&host.rng_seed);
     let launch = lifecycle::Host {
@@ -234,20 +234,8 @@ fn give_memory(given: &Given) -> Result<(), Errno> {
 
 /// Prepares what the other CPUs find when they come.
 fn expect_others(host: &HostInfo, boot: usize) -> Result<(), Errno> {
-    let root = el2::root().ok_or(Errno::ENOMEM)?;
     for (index, cpu) in host.cpus.iter().enumerate().filter(|(index, _)| *index != boot) {
-        let stack = image::stack(index).ok_or(Errno::ENOMEM)?;
-        el2::map_ram(stack.clone()).map_err(|_| Errno::ENOMEM)?;
-        arch::expect_cpu(Box::leak(Box::new(SecondaryBlock {
-            mair: mmu::MAIR,
-            tcr: mmu::tcr(),
-            ttbr0: root.0,
-            sctlr: mmu::SCTLR,
-            stack: stack.end.0,
-            index: index as u64,
-            mpidr: cpu.mpidr,
-            next: 0,
-        })));
+        arch::expect_cpu(secondary_block(index, cpu.mpidr).map_err(|_| Errno::ENOMEM)?);
     }
     Ok(())
 }

@@ -172,6 +172,23 @@ pub fn start_others(host: &HostInfo, gic: &Interrupts, boot: usize, id_registers
     up
 }
 
+/// Gives the CPU with this index its stack, and makes what it finds when it enters keel; it stays for good.
+pub(super) fn secondary_block(index: usize, mpidr: u64) -> Result<&'static mut SecondaryBlock, &'static str> {
+    let stack = image::stack(index).ok_or("there is no stack for it")?;
+    el2::map_ram(stack.clone()).map_err(|_| "its stack cannot be mapped")?;
+    let root = el2::root().ok_or("EL2's map is gone")?;
+    Ok(Box::leak(Box::new(SecondaryBlock {
+        mair: mmu::MAIR,
+        tcr: mmu::tcr(),
+        ttbr0: root.0,
+        sctlr: mmu::SCTLR,
+        stack: stack.end.0,
+        index: index as u64,
+        mpidr,
+        next: 0,
+    })))
+}
+
 fn start_one(host: &HostInfo, cpu: &HostCpu, index: usize) -> Result<HostIdRegisters, alloc::string::String> {
     use alloc::{format, string::ToString};
     match (&cpu.start, host.psci.as_ref().map(|psci| psci.conduit)) {
@@ -182,19 +199,7 @@ fn start_one(host: &HostInfo, cpu: &HostCpu, index: usize) -> Result<HostIdRegis
         (Start::Psci, None) => return Err("there is no /psci, by which it is started".into()),
         (Start::Unknown, _) => return Err("its node says no way to start it that keel knows".into()),
     }
-    let stack = image::stack(index).ok_or("there is no stack for it")?;
-    el2::map_ram(stack.clone()).map_err(|_| "its stack cannot be mapped")?;
-    let root = el2::root().ok_or("EL2's map is gone")?;
-    let block: &'static mut SecondaryBlock = Box::leak(Box::new(SecondaryBlock {
-        mair: mmu::MAIR,
-        tcr: mmu::tcr(),
-        ttbr0: root.0,
-        sctlr: mmu::SCTLR,
-        stack: stack.end.0,
-        index: index as u64,
-        mpidr: cpu.mpidr,
-        next: 0,
-    }));
+    let block = secondary_block(index, cpu.mpidr)?;
     *ARRIVAL.lock() = None;
     if let Start::SpinTable { release } = cpu.start {
         spin_table::release(release, || arch::spin_table_entry_address(block))?;
@@ -208,7 +213,7 @@ fn start_one(host: &HostInfo, cpu: &HostCpu, index: usize) -> Result<HostIdRegis
     let deadline = timer::now() + PATIENCE * timer::frequency();
     while timer::now() < deadline {
         if let Some(arrival) = ARRIVAL.lock().take() {
-            debug!("CPU {index}: up, affinity {:#x}, stack below {}", cpu.mpidr, stack.end);
+            debug!("CPU {index}: up, affinity {:#x}", cpu.mpidr);
             return arrival.map_err(|problem| format!("its part of the interrupt controller: {problem:?}"));
         }
         core::hint::spin_loop();

@@ -6,6 +6,7 @@
 //! Needs about 32 KiB of heap and 16 KiB of stack for the decompressor.
 
 use alloc::format;
+use alloc::vec::Vec;
 use core::ops::Range;
 
 use super::config::VmConfig;
@@ -50,9 +51,9 @@ pub struct Loaded {
 
 /// At most this far from the start of RAM the RAM disk and the tree begin, if the kernel leaves room: QEMU's choice
 /// (`hw/arm/boot.c`), far enough for a kernel that unpacks or moves itself.
-pub(super) const PREFERRED: u64 = 128 << 20;
+const PREFERRED: u64 = 128 << 20;
 /// Kernel and RAM disk have to be in one window of this size, 1 GiB aligned (Linux's arm64 booting document).
-pub(super) const WINDOW: u64 = 32 << 30;
+const WINDOW: u64 = 32 << 30;
 
 /// Loads `vm` into `memory`, which must be the RAM of `machine` and `vm.memory` bytes long. Bytes of RAM that no image
 /// covers are left alone.
@@ -75,9 +76,28 @@ pub fn load(
     for segment in &executable.segments {
         layout.claim(&kernel.node, segment.address.0, segment.memory)?;
     }
-    let kernel_start = executable.segments.iter().map(|segment| segment.address.0).min().unwrap_or(machine.ram_base.0);
-    let kernel_end = layout.end();
-    let preferred = kernel_end.max(machine.ram_base.0 + (vm.memory / 2).min(PREFERRED));
+    load_beside(vm, &executable, layout, memory, |ramdisk| guest_tree::build(vm, machine, ramdisk, entropy))
+}
+
+/// Finds RAM disk and device tree a place in `layout`, where the kernel has its own already, and writes all three. `tree` is
+/// told where the RAM disk is.
+///
+/// # Errors
+///
+/// [`ConfigError`], as [`load`].
+pub(super) fn load_beside(
+    vm: &VmConfig,
+    executable: &Executable,
+    mut layout: Layout,
+    memory: &mut impl GuestMemory,
+    tree: impl FnOnce(Option<Range<u64>>) -> Result<Vec<u8>, ConfigError>,
+) -> Result<Loaded, ConfigError> {
+    let kernel = &*vm.kernel;
+    let Range { start, end } = layout.ram();
+    let kernel_start = executable.segments.iter().map(|segment| segment.address.0).min().unwrap_or(start);
+    let ends = executable.segments.iter().map(|segment| segment.address.0.saturating_add(segment.memory));
+    let kernel_end = ends.max().unwrap_or(start);
+    let preferred = kernel_end.max(start + (end.saturating_sub(start) / 2).min(PREFERRED));
 
     let ramdisk = match vm.ramdisk.as_deref() {
         None => None,
@@ -90,12 +110,12 @@ pub fn load(
             return Err(image.bad(reason, "both in one 1 GiB-aligned window of 32 GiB"));
         }
     }
-    let tree = guest_tree::build(vm, machine, ramdisk.clone(), entropy)?;
+    let tree = tree(ramdisk.clone())?;
     let after = ramdisk.as_ref().map_or(preferred, |range| range.end.max(preferred));
     let dtb = place_tree(vm, &mut layout, tree.len() as u64, after, kernel_end)?;
 
     // Everything has its place: from here on RAM is written.
-    write_executable(kernel, &executable, memory)?;
+    write_executable(kernel, executable, memory)?;
     if let (Some(image), Some(range)) = (vm.ramdisk.as_deref(), &ramdisk) {
         image.stream(|offset, bytes| write(image, memory, Ipa(range.start.saturating_add(offset)), bytes))?;
     }
@@ -103,13 +123,13 @@ pub fn load(
     // Firmware and bare-metal programs made for QEMU's `virt` look for the tree at the start of RAM (U-Boot's
     // qemu_arm64 does), where QEMU puts it for everything but Linux.
     let size = tree.len() as u64;
-    if executable.format != Format::Arm64Image && layout.claim("device tree", machine.ram_base.0, size).is_ok() {
-        write(kernel, memory, machine.ram_base, &tree)?;
+    if executable.format != Format::Arm64Image && layout.claim("device tree", start, size).is_ok() {
+        write(kernel, memory, Ipa(start), &tree)?;
     }
     Ok(Loaded { entry: executable.entry, dtb, ramdisk, format: executable.format })
 }
 
-pub(super) fn place_ramdisk(
+fn place_ramdisk(
     image: &Image,
     layout: &mut Layout,
     preferred: u64,
@@ -134,13 +154,7 @@ pub(super) fn place_ramdisk(
 }
 
 /// The tree's place: alone in a 2 MiB block if there is one, else any page; above the kernel if there is room.
-pub(super) fn place_tree(
-    vm: &VmConfig,
-    layout: &mut Layout,
-    size: u64,
-    after: u64,
-    kernel_end: u64,
-) -> Result<Ipa, ConfigError> {
+fn place_tree(vm: &VmConfig, layout: &mut Layout, size: u64, after: u64, kernel_end: u64) -> Result<Ipa, ConfigError> {
     let name = vm.fdt.as_ref().map_or("the generated device tree", |image| &image.node);
     if size > TREE_MAX {
         return Err(ConfigError::NoRoom { image: name.into(), size, memory: TREE_MAX });
@@ -163,11 +177,7 @@ pub(super) fn place_tree(
     layout.place(name, size, &[block(after), block(kernel_end), page(after), page(kernel_end), page(lowest)])
 }
 
-pub(super) fn write_executable(
-    image: &Image,
-    executable: &Executable,
-    memory: &mut impl GuestMemory,
-) -> Result<(), ConfigError> {
+fn write_executable(image: &Image, executable: &Executable, memory: &mut impl GuestMemory) -> Result<(), ConfigError> {
     image.stream(|offset, bytes| {
         for segment in &executable.segments {
             if let Some((address, part)) = segment.part(offset, bytes) {
@@ -187,12 +197,7 @@ pub(super) fn write_executable(
     Ok(())
 }
 
-pub(super) fn write(
-    image: &Image,
-    memory: &mut impl GuestMemory,
-    address: Ipa,
-    bytes: &[u8],
-) -> Result<(), ConfigError> {
+fn write(image: &Image, memory: &mut impl GuestMemory, address: Ipa, bytes: &[u8]) -> Result<(), ConfigError> {
     memory.write(address, bytes).map_err(|error| outside(image, error))
 }
 

@@ -28,11 +28,11 @@ use super::error::ConfigError;
 use super::guest_tree::{self, EXPECTED_TREE, Entropy, TREE_MAX};
 use super::kernel::{Executable, Format};
 use super::layout::{Layout, Wish};
-use super::load::{GuestMemory, Loaded, PREFERRED, WINDOW, place_ramdisk, place_tree, write, write_executable};
+use super::load::{GuestMemory, Loaded, load_beside};
 use super::tree::{Node, Tree, number};
 use super::tree_writer::TreeWriter;
 use crate::mm::Ipa;
-use crate::mm::addr::{BLOCK_1G, BLOCK_2M};
+use crate::mm::addr::BLOCK_2M;
 
 /// The machine as its new owner finds it.
 pub struct Machine<'h> {
@@ -100,51 +100,23 @@ pub fn load(
             layout.claim(&kernel.node, segment.address.0, segment.memory)?;
         }
     }
-    let kernel_start = executable.segments.iter().map(|segment| segment.address.0).min().unwrap_or(start);
-    let ends = executable.segments.iter().map(|segment| segment.address.0.saturating_add(segment.memory));
-    let kernel_end = ends.max().unwrap_or(start);
-    let preferred = kernel_end.max(start + (size / 2).min(PREFERRED));
-    let ramdisk = match vm.ramdisk.as_deref() {
-        None => None,
-        Some(image) => Some(place_ramdisk(image, &mut layout, preferred, kernel_end)?),
-    };
-    if let (Some(image), Some(range)) = (vm.ramdisk.as_deref(), &ramdisk) {
-        let window = kernel_start.min(range.start) / BLOCK_1G * BLOCK_1G;
-        if executable.format == Format::Arm64Image && kernel_end.max(range.end) - window > WINDOW {
-            let reason = format!("would be at {:#x}, with the kernel at {kernel_start:#x}", range.start);
-            return Err(image.bad(reason, "both in one 1 GiB-aligned window of 32 GiB"));
-        }
-    }
-    let tree = match &vm.fdt {
-        None if !machine.is_vm => owner_tree(machine.tree, None, vm, machine, ramdisk.clone(), entropy),
-        None => {
-            let reg = reg(cells(machine.tree.root()), machine.ram).unwrap_or_default();
-            owner_tree(machine.tree, Some(&reg), vm, machine, ramdisk.clone(), entropy)
-        }
-        Some(image) => {
-            let contents = image.contents(TREE_MAX, EXPECTED_TREE)?;
-            let own = Tree::parse(&contents).map_err(|error| image.bad(format!("{error}"), EXPECTED_TREE))?;
-            let reg = reg(cells(own.root()), machine.ram).ok_or_else(|| {
-                image.bad("its root's cells cannot hold the machine's RAM", "#address-cells and #size-cells of 2")
-            })?;
-            owner_tree(&own, Some(&reg), vm, machine, ramdisk.clone(), entropy)
-        }
-    };
-    let after = ramdisk.as_ref().map_or(preferred, |range| range.end.max(preferred));
-    let dtb = place_tree(vm, &mut layout, tree.len() as u64, after, kernel_end)?;
-
-    // Everything has its place: from here on RAM is written.
-    write_executable(kernel, &executable, memory)?;
-    if let (Some(image), Some(range)) = (vm.ramdisk.as_deref(), &ramdisk) {
-        image.stream(|offset, bytes| write(image, memory, Ipa(range.start.saturating_add(offset)), bytes))?;
-    }
-    write(kernel, memory, dtb, &tree)?;
-    // What was made for QEMU's `virt` looks for the tree at the start of RAM, where QEMU puts it for everything but Linux.
-    let size = tree.len() as u64;
-    if executable.format != Format::Arm64Image && layout.claim("device tree", start, size).is_ok() {
-        write(kernel, memory, Ipa(start), &tree)?;
-    }
-    Ok(Loaded { entry: executable.entry, dtb, ramdisk, format: executable.format })
+    load_beside(vm, &executable, layout, memory, |ramdisk| {
+        Ok(match &vm.fdt {
+            None if !machine.is_vm => owner_tree(machine.tree, None, vm, machine, ramdisk, entropy),
+            None => {
+                let reg = reg(cells(machine.tree.root()), machine.ram).unwrap_or_default();
+                owner_tree(machine.tree, Some(&reg), vm, machine, ramdisk, entropy)
+            }
+            Some(image) => {
+                let contents = image.contents(TREE_MAX, EXPECTED_TREE)?;
+                let own = Tree::parse(&contents).map_err(|error| image.bad(format!("{error}"), EXPECTED_TREE))?;
+                let reg = reg(cells(own.root()), machine.ram).ok_or_else(|| {
+                    image.bad("its root's cells cannot hold the machine's RAM", "#address-cells and #size-cells of 2")
+                })?;
+                owner_tree(&own, Some(&reg), vm, machine, ramdisk, entropy)
+            }
+        })
+    })
 }
 
 /// Cells of an address and of a size below `bus`, with the specification's defaults (§2.3.5).
