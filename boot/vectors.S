@@ -33,6 +33,21 @@
     slot_end 9991b
 .endm
 
+// An SError in keel itself. Where keel has opened PSTATE.A to take one it goes on, with ESR_EL2 as the answer.
+.macro serror_slot kind
+9993:
+    msr     tpidrro_el0, x0             // scratch, as above: in the window no guest's registers are in the machine
+    msr     tpidr_el0, x30
+    mrs     x30, elr_el2
+    adr     x0, serror_window
+    sub     x30, x30, x0
+    cmp     x30, #8                     // before the window's ISB, behind it, or behind the MSR that ends it
+    b.ls    serror_expected
+    mov     x0, #\kind
+    b       keel_fatal_entry
+    slot_end 9993b
+.endm
+
 // A table of vectors. \arch is where calls of owner 0 go.
 .macro vector_table arch
     fatal_slot 0                        // current EL with SP_EL0: keel never uses it
@@ -42,7 +57,7 @@
     fatal_slot 4                        // current EL with SP_EL2
     fatal_slot 5
     fatal_slot 6
-    fatal_slot 7
+    serror_slot 7
 
 // Lower EL, AArch64, synchronous. The calls whose answer is a constant of the VM are answered here: SMCCC_VERSION,
 // the three ARCH_WORKAROUNDs (SMCCC, owner 0) and PSCI_VERSION. Result in x0, x1-x3 = 0 (SMCCC 1.1).
@@ -195,6 +210,26 @@ vcpu_exit:
     ldp     x29, x30, [sp, #16]
     ldp     x2, x19, [sp], #32          // x2: not needed any more
     ret
+
+// take_serror: takes the SError that is pending, which HCR_EL2.AMO brings here. No guest's registers are in the machine.
+//   out: x0 = its ESR_EL2, 0 if there was none. Clobbers TPIDRRO_EL0, TPIDR_EL0 and the flags. No stack.
+    .balign 64
+    .global take_serror
+take_serror:
+    mov     x0, xzr
+    msr     daifclr, #4
+serror_window:
+    isb
+    msr     daifset, #4
+    ret
+
+// In the window x0 is the answer; the SError is gone once taken, so what is left of the window passes.
+serror_expected:
+    mrs     x30, tpidr_el0
+    mrs     x0, esr_el2
+    eret
+    dsb     nsh
+    isb
 
 // keel_fatal_entry: keel's own exception. in: x0 = kind (0-7), TPIDRRO_EL0, TPIDR_EL0 = x0, x30 at the exception.
 // The stack may be the reason, so the report runs on one of its own; only the first CPU to come here reports.

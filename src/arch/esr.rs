@@ -65,8 +65,16 @@ pub mod fsc {
     pub const PERMISSION: u64 = 0x0c;
     /// Synchronous external abort, not on a walk.
     pub const EXTERNAL: u64 = 0x10;
-    /// Level bits of the four kinds above.
+    /// Synchronous external abort on a translation table walk, level 0.
+    pub const EXTERNAL_ON_WALK: u64 = 0x14;
+    /// Level bits of the kinds that have a level.
     pub const LEVEL: u64 = 0x03;
+
+    /// Whether memory itself has failed: external aborts 0x10 and, on walks, 0x12 to 0x17; parity and ECC errors 0x18 and
+    /// 0x1a to 0x1f. (0x11 is a tag check fault, 0x19 is reserved.)
+    pub const fn is_external(status: u64) -> bool {
+        status & 0x30 == EXTERNAL && status & 7 != 1
+    }
 }
 
 /// A name for an exception class, for reports.

@@ -79,6 +79,11 @@ pub fn has_pan() -> bool {
     field(read_sysreg!("S3_0_C0_C7_1"), 20) != 0
 }
 
+/// FEAT_SSBS (ID_AA64PFR1_EL1.SSBS).
+pub fn has_ssbs() -> bool {
+    field(read_sysreg!("S3_0_C0_C4_1"), 4) != 0
+}
+
 /// FEAT_RNG (ID_AA64ISAR0_EL1.RNDR).
 pub fn has_rng() -> bool {
     field(read_sysreg!("S3_0_C0_C6_0"), 60) != 0

@@ -8,6 +8,10 @@ use aarch64_cpu::registers::{CPTR_EL2, HCR_EL2, MDCR_EL2, SCTLR_EL2};
 /// HCR_EL2: physical FIQ, IRQ and SError are taken to EL2, and virtual ones are enabled.
 pub const HCR_FMO_IMO_AMO: u64 =
     HCR_EL2::FMO::SET.value | HCR_EL2::IMO::EnableVirtualIRQ.value | HCR_EL2::AMO::SET.value;
+/// HCR_EL2.AMO: physical SErrors are taken to EL2, and virtual ones are enabled.
+pub const HCR_AMO: u64 = HCR_EL2::AMO::SET.value;
+/// HCR_EL2.VSE: a virtual SError is pending, until the guest takes or defers it.
+pub const HCR_VSE: u64 = HCR_EL2::VSE::SET.value;
 /// HCR_EL2.TWI: WFI traps.
 pub const HCR_TWI: u64 = HCR_EL2::TWI::SET.value;
 /// HCR_EL2.FWB: stage 2 decides the memory type (FEAT_S2FWB).
@@ -95,9 +99,18 @@ pub const SCTLR_EL1_RESET: u64 = 0x3050_0800;
 /// bit 20) trap, FP does not.
 pub const CPTR_GUEST: u64 = 0x33ff | CPTR_EL2::TAM::SET.value | (1 << 20);
 
-/// MDCR_EL2 for a guest: PMU, statistical profiling and trace filters trap; their buffers are EL2's (E2PB, E2TB = 0).
-pub const MDCR_GUEST: u64 =
-    MDCR_EL2::TPMCR::SET.value | MDCR_EL2::TPM::SET.value | MDCR_EL2::TPMS::SET.value | MDCR_EL2::TTRF::SET.value;
+/// MDCR_EL2 for a guest: PMU, statistical profiling and trace filters trap; their buffers are EL2's (E2PB, E2TB = 0). The
+/// OS lock traps (TDOSA), because the OS double lock, which guests do not have, traps with it.
+///
+/// Breakpoints, watchpoints and software step are the guest's own, with whatever it writes into them, since nothing of
+/// them can fire in keel: with TDE = 0 and HCR_EL2.TGE = 0 the level that debug exceptions are taken to is EL1, and from a
+/// higher level than that they are not generated (Arm ARM D2, AArch64.GenerateDebugExceptionsFrom), whatever HMC, SSC and
+/// PMC of a breakpoint ask for.
+pub const MDCR_GUEST: u64 = MDCR_EL2::TPMCR::SET.value
+    | MDCR_EL2::TPM::SET.value
+    | MDCR_EL2::TPMS::SET.value
+    | MDCR_EL2::TTRF::SET.value
+    | MDCR_EL2::TDOSA::SET.value;
 
 #[cfg(test)]
 mod tests {
@@ -110,7 +123,7 @@ mod tests {
         assert_eq!(HCR_FMO_IMO_AMO, 0x38);
         assert_eq!(HCR_GUEST, 0x0400_0000_803d_063f);
         assert_eq!(SCTLR_EL2_KEEL, 0x30cd_183d);
-        assert_eq!(MDCR_GUEST, 1 << 5 | 1 << 6 | 1 << 14 | 1 << 19);
+        assert_eq!(MDCR_GUEST, 1 << 5 | 1 << 6 | 1 << 10 | 1 << 14 | 1 << 19);
         assert_eq!(CPTR_GUEST, 0x4010_33ff);
         assert_eq!(HCR_EL2_VHE, 0x4_8800_0000);
     }

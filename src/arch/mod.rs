@@ -6,6 +6,7 @@
 pub mod addr;
 pub mod esr;
 pub mod hcr;
+pub mod serror;
 
 #[cfg(target_os = "none")]
 mod boot;

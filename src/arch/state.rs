@@ -176,7 +176,11 @@ pub struct GuestState {
     keys: Keys,
     debug: Debug,
     os_lock: bool,
-    /// VDISR_EL2, which is the guest's DISR_EL1.
+    /// MDCCINT_EL1: interrupts of the debug communications channel.
+    communication_interrupts: u64,
+    /// The debug claim tags that are set, DBGCLAIMCLR_EL1.
+    claims: u64,
+    /// The guest's DISR_EL1: VDISR_EL2 while it has virtual SErrors, else DISR_EL1 itself.
     deferred_serror: u64,
     /// The machine holds it already: nothing is loaded the first time.
     in_machine: bool,
@@ -187,6 +191,8 @@ pub struct GuestState {
 pub struct GuestConfig {
     /// HCR_EL2.
     pub hcr: u64,
+    /// VSESR_EL2, the syndrome of the virtual SError that `hcr` makes pending.
+    pub serror: Option<u64>,
     /// VTTBR_EL2: VMID and stage-2 tables.
     pub vttbr: u64,
     /// VTCR_EL2.
@@ -211,6 +217,8 @@ impl GuestState {
             keys: Keys::default(),
             debug: Debug::default(),
             os_lock: false,
+            communication_interrupts: 0,
+            claims: 0,
             deferred_serror: 0,
             in_machine: false,
         }
@@ -234,12 +242,15 @@ impl GuestState {
         if features::has_pauth() {
             self.keys.save();
         }
-        self.debug.save();
-        self.os_lock = read_sysreg!("oslsr_el1") & 2 != 0;
-        // A guest may lock it although its ID registers offer no FEAT_DoubleLock: the next one starts with it open.
-        write_sysreg!("osdlr_el1", 0);
+        self.save_debug();
         if features::has_ras() {
-            self.deferred_serror = read_sysreg!("S3_4_C12_C1_1");
+            self.deferred_serror = if read_sysreg!("hcr_el2") & hcr::HCR_AMO != 0 {
+                read_sysreg!("S3_4_C12_C1_1") // VDISR_EL2
+            } else {
+                let deferred = read_sysreg!("S3_0_C12_C1_1"); // DISR_EL1
+                write_sysreg!("S3_0_C12_C1_1", 0);
+                deferred
+            };
         }
         // SAFETY: `fp` is ours and large enough; FP accesses from EL2 do not trap (CPTR_EL2.TFP = 0).
         unsafe { fpsimd_save(&mut self.fp) };
@@ -255,6 +266,9 @@ impl GuestState {
         write_sysreg!("cntvoff_el2", config.cntvoff);
         write_sysreg!("mdcr_el2", config.mdcr);
         write_sysreg!("cptr_el2", config.cptr);
+        if let Some(syndrome) = config.serror {
+            set_serror_syndrome(syndrome);
+        }
         write_sysreg!("hcr_el2", config.hcr);
         isb();
         if core::mem::take(&mut self.in_machine) {
@@ -264,10 +278,13 @@ impl GuestState {
         if features::has_pauth() {
             self.keys.load();
         }
-        self.debug.load();
-        write_sysreg!("oslar_el1", u64::from(self.os_lock));
+        self.load_debug();
         if features::has_ras() {
-            write_sysreg!("S3_4_C12_C1_1", self.deferred_serror);
+            if config.hcr & hcr::HCR_AMO != 0 {
+                write_sysreg!("S3_4_C12_C1_1", self.deferred_serror);
+            } else {
+                write_sysreg!("S3_0_C12_C1_1", self.deferred_serror);
+            }
         }
         // SAFETY: `fp` is a whole FpState; see `save`.
         unsafe { fpsimd_restore(&self.fp) };
@@ -278,6 +295,57 @@ impl GuestState {
         write_sysreg!("cntp_ctl_el0", self.timers.physical_control);
         isb();
     }
+}
+
+impl GuestState {
+    /// Everything of self-hosted debug that is not in the list of registers, and leaves the locks open: with the OS lock
+    /// closed, MDSCR_EL1 of the next guest would write what belongs to an external debugger.
+    fn save_debug(&mut self) {
+        self.debug.save();
+        self.communication_interrupts = read_sysreg!("mdccint_el1");
+        self.claims = read_sysreg!("dbgclaimclr_el1");
+        write_sysreg!("dbgclaimclr_el1", self.claims);
+        self.os_lock = read_sysreg!("oslsr_el1") & OSLK != 0;
+        write_sysreg!("oslar_el1", 0);
+        // What one guest has left in the communications channel, which these two read back, is not for the next one.
+        write_sysreg!("osdtrrx_el1", 0);
+        write_sysreg!("osdtrtx_el1", 0);
+    }
+
+    fn load_debug(&self) {
+        self.debug.load();
+        write_sysreg!("mdccint_el1", self.communication_interrupts);
+        write_sysreg!("dbgclaimset_el1", self.claims);
+        write_sysreg!("oslar_el1", u64::from(self.os_lock));
+    }
+}
+
+/// OSLSR_EL1.OSLK: the OS lock is closed.
+const OSLK: u64 = 1 << 1;
+
+/// OSLSR_EL1 of the guest that is loaded.
+pub fn os_lock_status() -> u64 {
+    read_sysreg!("oslsr_el1")
+}
+
+/// OSLAR_EL1 of the guest that is loaded: closes (bit 0) or opens its OS lock.
+pub fn set_os_lock(value: u64) {
+    write_sysreg!("oslar_el1", value & 1);
+    isb();
+}
+
+/// Says what the virtual SError of the guest that is loaded reads in ESR_EL1.ISS: VSESR_EL2, which is there with FEAT_RAS.
+/// Elsewhere the CPU makes a syndrome up.
+pub fn set_serror_syndrome(syndrome: u64) {
+    if features::has_ras() {
+        write_sysreg!("S3_4_C5_C2_3", syndrome);
+    }
+}
+
+/// Whether the virtual SError of the guest that is loaded is still pending: hardware clears HCR_EL2.VSE when it is taken or
+/// deferred.
+pub fn is_serror_pending() -> bool {
+    read_sysreg!("hcr_el2") & hcr::HCR_VSE != 0
 }
 
 /// No guest is loaded: stage 2 is off, so that nothing walks tables that may be on their way back to the allocator.

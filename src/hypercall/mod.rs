@@ -99,6 +99,11 @@ pub enum Outcome {
     },
     /// Let the vCPU with this index run if it waits for the caller's CPU, then answer 0 in x0.
     YieldTo(usize),
+    /// Make errors pending for the caller, as the first two words of `struct kvm_vcpu_events` and what is said of the rest
+    /// ask, then answer 0 or the error number, negated.
+    SetEvents([u64; 3]),
+    /// Answer 0 and the first two words of the caller's `struct kvm_vcpu_events`.
+    GetEvents,
 }
 
 /// Registers that the end of a call writes.
@@ -135,7 +140,7 @@ impl Outcome {
             Self::ReturnX0(x0) => Results::X0(x0),
             Self::CpuOff => Results::Four([psci::SUCCESS as u64, 0, 0, 0]),
             Self::System(_) => Results::Four([psci::INTERNAL_FAILURE as u64, 0, 0, 0]),
-            Self::SystemSuspend | Self::Forward => Results::None,
+            Self::SystemSuspend | Self::Forward | Self::SetEvents(_) | Self::GetEvents => Results::None,
             Self::StolenTime { address } => Results::Four([address, 0, 0, 0]),
             Self::Wake(_) | Self::YieldTo(_) => Results::X0(0),
             Self::Interrupt { vcpus, .. } => Results::X0(vcpus.count_ones() as u64),
@@ -296,6 +301,8 @@ fn answer(host: &impl HypercallHost, call: &Call<'_>, row: &table::Row) -> Outco
         Function::SetPageState(state) => vendor::set_page_state(host, call, state),
         Function::DiscoverVersion => vendor::discover_version(host),
         Function::DiscoverCpus => vendor::discover_cpus(host, call),
+        Function::SetEvents => Outcome::SetEvents(call.arguments()),
+        Function::GetEvents => Outcome::GetEvents,
         Function::PollInterrupts => generic::poll_interrupts(),
         Function::GenericFeatures => generic::features(host, call),
         Function::KickCpu => generic::kick_cpu(host, call),

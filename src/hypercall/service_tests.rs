@@ -340,22 +340,45 @@ fn filtered_calls() {
 #[test]
 fn services_are_what_the_bitmaps_say() {
     use Service::*;
-    let all = [Trng, PvTime, VendorFeatures, Ptp, DiscoverVersion, DiscoverCpus, SystemSuspend, ProtectedMemory];
+    let all = [
+        Trng,
+        PvTime,
+        VendorFeatures,
+        Ptp,
+        DiscoverVersion,
+        DiscoverCpus,
+        SystemSuspend,
+        ProtectedMemory,
+        TestInjection,
+    ];
     let of = |services: Services| all.map(|service| services.has(service));
-    assert_eq!(of(Services::ALL), [true; 8]);
-    assert_eq!(of(Services::NONE), [false; 8]);
-    assert_eq!(of(Services::DEFAULT), [true, true, true, true, false, false, false, false]);
+    assert_eq!(of(Services::ALL), [true; 9]);
+    assert_eq!(of(Services::NONE), [false; 9]);
+    assert_eq!(of(Services::DEFAULT), [true, true, true, true, false, false, false, false, false]);
+}
+
+#[test]
+fn the_test_calls_are_for_who_asked() {
+    let mut vm = Vm::new(Version::V1_1);
+    assert_eq!(vm.hvc(&[0xc600_0210, 1, 2, 3]), returns(NS));
+    assert_eq!(vm.hvc(&[0xc600_0211]), returns(NS));
+    vm.services.test_injection = true;
+    assert_eq!(vm.hvc(&[0xc600_0210, 1, 2, 3]), Outcome::SetEvents([1, 2, 3]));
+    assert_eq!(vm.hvc(&[0xc600_0211, 1, 2, 3]), Outcome::GetEvents);
 }
 
 fn any_services() -> impl Strategy<Value = Services> {
-    (0u64..2, 0u64..2, 0u64..4, 0u64..4, any::<bool>(), any::<bool>()).prop_map(
-        |(standard, standard_hypervisor, vendor, vendor_2, system_suspend, protected_memory)| Services {
-            standard,
-            standard_hypervisor,
-            vendor,
-            vendor_2,
-            system_suspend,
-            protected_memory,
+    (0u64..2, 0u64..2, 0u64..4, 0u64..4, any::<[bool; 3]>()).prop_map(
+        |(standard, standard_hypervisor, vendor, vendor_2, [system_suspend, protected_memory, test_injection])| {
+            Services {
+                standard,
+                standard_hypervisor,
+                vendor,
+                vendor_2,
+                system_suspend,
+                protected_memory,
+                test_injection,
+            }
         },
     )
 }

@@ -24,6 +24,8 @@ pub enum Service {
     SystemSuspend,
     /// The page states of protected guests: HYP_MEMINFO, MEM_SHARE, MEM_UNSHARE, MMIO_GUARD, KVM_HC_MAP_GPA_RANGE.
     ProtectedMemory,
+    /// The test calls by which a guest makes errors pending for itself.
+    TestInjection,
 }
 
 /// The services of one VM.
@@ -41,6 +43,8 @@ pub struct Services {
     pub system_suspend: bool,
     /// The VM is built as a protected guest.
     pub protected_memory: bool,
+    /// The VM is there to test how errors reach it.
+    pub test_injection: bool,
 }
 
 impl Services {
@@ -52,6 +56,7 @@ impl Services {
         vendor_2: 0,
         system_suspend: false,
         protected_memory: false,
+        test_injection: false,
     };
 
     /// Everything there is: what the bitmaps may hold.
@@ -62,6 +67,7 @@ impl Services {
         vendor_2: 3,
         system_suspend: true,
         protected_memory: true,
+        test_injection: true,
     };
 
     /// Nothing.
@@ -72,6 +78,7 @@ impl Services {
         vendor_2: 0,
         system_suspend: false,
         protected_memory: false,
+        test_injection: false,
     };
 
     /// Whether the VM has a service.
@@ -86,6 +93,7 @@ impl Services {
             Service::DiscoverCpus => self.vendor_2 & 2 != 0,
             Service::SystemSuspend => self.system_suspend,
             Service::ProtectedMemory => self.protected_memory,
+            Service::TestInjection => self.test_injection,
         }
     }
 }

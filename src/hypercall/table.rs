@@ -71,6 +71,10 @@ pub enum Function {
     DiscoverVersion,
     /// DISCOVER_IMPL_CPUS.
     DiscoverCpus,
+    /// TEST_SET_VCPU_EVENTS.
+    SetEvents,
+    /// TEST_GET_VCPU_EVENTS.
+    GetEvents,
     /// KVM_HC_VAPIC_POLL_IRQ.
     PollInterrupts,
     /// KVM_HC_FEATURES.
@@ -185,13 +189,15 @@ const fn generic(number: u32, function: Function, gate: Gate, name: &'static str
 use Discovery::{ArchFeatures, Nowhere, PsciFeatures};
 use Gate::{Always, Has, HvcOnly, PsciSinceWith};
 use PageState::{Mmio, Private, Shared};
-use Service::{DiscoverCpus, DiscoverVersion, ProtectedMemory, Ptp, PvTime, SystemSuspend, VendorFeatures};
+use Service::{
+    DiscoverCpus, DiscoverVersion, ProtectedMemory, Ptp, PvTime, SystemSuspend, TestInjection, VendorFeatures,
+};
 use Version::{V0_2, V1_0, V1_1, V1_3};
 use Vulnerability::{SpectreBhb, SpectreV2, SpectreV4};
 
 /// Every function keel answers.
 #[rustfmt::skip]
-pub static FUNCTIONS: [Row; 49] = [
+pub static FUNCTIONS: [Row; 51] = [
     // SMCCC, Arm architecture calls (DEN0028, section 7).
     arch(0x8000_0000, Function::SmcccVersion, Always, PsciFeatures(0), "SMCCC_VERSION"),
     arch(0x8000_0001, Function::ArchFeatures, Always, Nowhere, "SMCCC_ARCH_FEATURES"),
@@ -239,6 +245,9 @@ pub static FUNCTIONS: [Row; 49] = [
     hypervisor(0xc600_0007, Function::SetPageState(Mmio), ProtectedMemory, Nowhere, "VENDOR_HYP_KVM_MMIO_GUARD"),
     hypervisor(0xc600_0040, Function::DiscoverVersion, DiscoverVersion, Nowhere, "VENDOR_HYP_KVM_DISCOVER_IMPL_VER"),
     hypervisor(0xc600_0041, Function::DiscoverCpus, DiscoverCpus, Nowhere, "VENDOR_HYP_KVM_DISCOVER_IMPL_CPUS"),
+    // keel's own, for tests: KVM's calls of these names, for the calling vCPU.
+    hypervisor(0xc600_0210, Function::SetEvents, TestInjection, Nowhere, "TEST_SET_VCPU_EVENTS"),
+    hypervisor(0xc600_0211, Function::GetEvents, TestInjection, Nowhere, "TEST_GET_VCPU_EVENTS"),
     // KVM's generic hypercalls (Linux, uapi linux/kvm_para.h). Number 0 asks what there is, as FEATURES does.
     generic(0, Function::GenericFeatures, Always, "KVM_HC_FEATURES"),
     generic(1, Function::PollInterrupts, Always, "KVM_HC_VAPIC_POLL_IRQ"),

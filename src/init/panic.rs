@@ -5,7 +5,7 @@
 
 use super::host_info::Crash;
 use crate::{
-    arch::{cpu, esr, image, sysreg, uart},
+    arch::{cpu, esr, features, image, serror::Syndrome, sysreg, uart},
     mm::Pa,
 };
 use core::{
@@ -145,6 +145,9 @@ extern "C" fn keel_fatal(kind: u64, frame: &FatalFrame) -> ! {
     let esr = sysreg::read_sysreg!("esr_el2");
     let what = ["synchronous exception", "IRQ", "FIQ", "SError"][kind as usize % 4];
     let _ = writeln!(out, "\nkeel: panic: CPU {}: {what} at EL2: {}", cpu::index(), esr::class_name(esr::class(esr)));
+    if esr::class(esr) == esr::ec::SERROR {
+        let _ = writeln!(out, "{}", Syndrome { esr, has_ras: features::has_ras() });
+    }
     let elr = sysreg::read_sysreg!("elr_el2");
     let _ = writeln!(
         out,

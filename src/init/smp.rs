@@ -9,7 +9,7 @@ use crate::{
     arch::{
         self, SecondaryBlock, cache, cpu, features,
         gic::{CpuInterface, Distributor, GicError, Redistributor},
-        image, mmu, pmu, smc, timer,
+        image, mmu, pmu, serror, smc, timer,
     },
     hypercall::smccc::{Mitigation, Vulnerability},
     kvm::physical::{self, HostInterrupts, MAX_CPUS},
@@ -103,6 +103,9 @@ impl Interrupts {
         redistributor.start(self.private)?;
         arch::gic::start_cpu_interface()?;
         arch::state::prepare_cpu();
+        if let Some(syndrome) = serror::collect() {
+            warn!("CPU {index}: {syndrome} was pending when it came to keel, syndrome {:#x}; ignored", syndrome.esr);
+        }
         timer::set_deadline(None);
         physical::add_implementation(index);
         physical::set_redistributor(index, redistributor);

@@ -89,4 +89,13 @@ impl Vm {
         debug_assert!(self.services().has(Service::ProtectedMemory));
         Ok(())
     }
+
+    /// Lets the guest make errors pending for itself ([`Service::TestInjection`]).
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` once a vCPU has run.
+    pub fn enable_test_injection(&self) -> Result<(), Errno> {
+        self.change_services(|services| services.test_injection = true)
+    }
 }

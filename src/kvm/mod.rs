@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod errno;
+pub mod events;
 pub mod filter;
 pub mod firmware;
 pub mod pages;

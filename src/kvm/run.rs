@@ -5,17 +5,21 @@
 //! in any other way than through [`Leave`].
 
 use super::{
+    Errno,
     caller::Caller,
+    events::{self, Change, NO_SYNDROME, Verdict},
     interface::Hardware,
     interrupts::{self, Exiting, Outside},
     machine::{Machine, Stop, Target, stop_of},
     owner::{Onward, Owner},
     physical,
+    uapi::VcpuEvents,
     vcpu::{ExitKind, Inner, Vcpu, request},
 };
 use crate::{
     arch::{
-        cpu, gic, hcr,
+        cpu, features, gic, hcr,
+        serror::{self, Syndrome},
         state::{self, GuestConfig},
         sysreg::read_sysreg,
         timer,
@@ -28,20 +32,22 @@ use crate::{
     vcpu::{
         Exit, GuestFault,
         context::ASK_FOR_PSCI_VERSION,
-        exit::{self, DataAbort, INSTRUCTION_BYTES, SystemAccess, Wait},
+        exit::{self, DataAbort, ExternalAbort, INSTRUCTION_BYTES, InstructionAbort, SystemAccess, Wait},
         switch::{self, Trap},
     },
     vdev::{
         mmio::AccessSize,
         owner_gic::Frame,
-        sysreg::{Action, MachineRegister, SysRegId},
+        sysreg::{self, Action, MachineRegister, SysRegId},
         vgic::SgiRegister,
     },
 };
 use core::{
     cell::RefCell,
+    fmt,
     sync::atomic::{AtomicBool, Ordering},
 };
+use log::error;
 use spin::MutexGuard;
 
 /// Why a run ended. The vCPU still holds this CPU, and [`Resident::run`] may be called again, until it is dropped.
@@ -89,6 +95,9 @@ pub struct Resident<'a> {
     vcpu: &'a Vcpu,
     machine: &'a Machine,
     inner: MutexGuard<'a, Inner>,
+    /// HCR_EL2 without what follows from the vCPU's own state.
+    base: u64,
+    /// HCR_EL2 as it was written; hardware clears VSE.
     hcr: u64,
     /// WFI leaves to the caller, as [`Self::trap_wait`] said.
     trap: bool,
@@ -108,8 +117,16 @@ impl<'a> Resident<'a> {
             .as_ref()
             .and_then(Owner::traps)
             .unwrap_or_else(|| [hcr::CPTR_GUEST, hcr::MDCR_GUEST | physical::monitor_bits()]);
+        let serror = inner.events.serror;
+        let mut base = machine.hcr;
+        if serror.is_some() {
+            // The machine's owner has none of its own until it has to be given one.
+            base |= hcr::HCR_AMO;
+        }
+        let hcr = if serror.is_some() { base | hcr::HCR_VSE } else { base };
         let config = GuestConfig {
-            hcr: machine.hcr,
+            hcr,
+            serror,
             vttbr: machine.vttbr,
             vtcr: machine.vtcr,
             vmpidr: vcpu.mpidr(),
@@ -122,6 +139,10 @@ impl<'a> Resident<'a> {
             machine.set_timer_level(vcpu.index(), intid, deadline.is_some_and(|at| at <= timer::now()));
         }
         inner.state.load(&config);
+        if core::mem::take(&mut inner.events.abort) {
+            let far = inner.fault_address;
+            switch::inject(&mut inner.context, GuestFault::DataAbort { far, write: false });
+        }
         inner.context.psci_version = machine.plain_psci_version().map_or(ASK_FOR_PSCI_VERSION, u64::from);
         if machine.note_running(vcpu.index()) {
             crate::arch::tlb::flush_local_vmid();
@@ -135,7 +156,8 @@ impl<'a> Resident<'a> {
         let mut resident = Self {
             vcpu,
             machine,
-            hcr: machine.hcr,
+            base,
+            hcr,
             trap: false,
             inner: guard,
             attention: physical::attention(),
@@ -154,11 +176,37 @@ impl<'a> Resident<'a> {
 
     /// A vCPU that was told to wake has its next WFI seen here too, so that it does not sleep over that.
     fn update_traps(&mut self) {
+        self.fold_serror();
         let trap = self.trap || self.vcpu.requests.load(Ordering::SeqCst) & request::WAKE != 0;
-        let hcr = if trap { self.machine.hcr | hcr::HCR_TWI } else { self.machine.hcr };
+        let mut hcr = if trap { self.base | hcr::HCR_TWI } else { self.base };
+        if self.inner.events.serror.is_some() {
+            hcr |= hcr::HCR_VSE;
+        }
         if hcr != self.hcr {
             self.hcr = hcr;
             state::set_hcr(hcr);
+        }
+    }
+
+    /// Notes whether the guest has taken, or deferred, the virtual SError that was pending for it.
+    fn fold_serror(&mut self) {
+        if self.hcr & hcr::HCR_VSE != 0 && !state::is_serror_pending() {
+            self.hcr &= !hcr::HCR_VSE;
+            self.inner.events.serror = None;
+        }
+    }
+
+    /// KVM_SET_VCPU_EVENTS for the vCPU that this CPU holds; an external abort is taken before its next instruction.
+    fn change_events(&mut self, change: Change) {
+        self.fold_serror();
+        self.inner.events.change(change);
+        if let Some(syndrome) = change.serror {
+            state::set_serror_syndrome(syndrome);
+        }
+        self.update_traps();
+        if core::mem::take(&mut self.inner.events.abort) {
+            let far = switch::fault_address().far;
+            switch::inject(&mut self.inner.context, GuestFault::DataAbort { far, write: false });
         }
     }
 
@@ -185,8 +233,11 @@ impl<'a> Resident<'a> {
                         self.call(Conduit::Hvc, immediate)
                     } else if let Some(abort) = DataAbort::decode(esr, switch::fault_address) {
                         self.count(ExitKind::Mmio);
-                        let outcome = self.data(&abort);
-                        self.finish(outcome, abort.instruction_bytes());
+                        if abort.is_described() && self.mmio(&abort).is_some() {
+                            self.inner.context.skip_instruction(abort.instruction_bytes());
+                        } else {
+                            self.refuse_access(&abort);
+                        }
                         continue;
                     } else if let Some(access) = SystemAccess::decode(esr) {
                         self.count(ExitKind::System);
@@ -198,7 +249,7 @@ impl<'a> Resident<'a> {
                     }
                 }
                 Trap::Interrupt => self.interrupt(),
-                Trap::SError => Some(self.serror()),
+                Trap::SError => self.serror(),
             };
             if let Some(leave) = leave {
                 return leave;
@@ -238,7 +289,11 @@ impl<'a> Resident<'a> {
                 return self.wait(wait);
             }
             Exit::Unexpected { esr } => return Some(self.crash(esr)),
-            Exit::Instruction(abort) => GuestFault::InstructionAbort { far: abort.far },
+            Exit::Instruction(InstructionAbort { far, external: Some(external), .. }) => self.meet(external, far, true),
+            Exit::Instruction(InstructionAbort { far, is_on_walk: true, .. }) => {
+                GuestFault::WalkAbort { far, fetch: true, write: false }
+            }
+            Exit::Instruction(InstructionAbort { far, .. }) => GuestFault::InstructionAbort { far },
             Exit::Undefined => GuestFault::Undefined,
         };
         self.count(ExitKind::Fault);
@@ -349,15 +404,61 @@ impl<'a> Resident<'a> {
                 let same_cpu = self.machine.vcpus.get(index).is_some_and(|vcpu| vcpu.cpu() == self.vcpu.cpu());
                 return same_cpu.then_some(Leave::Yield);
             }
+            Outcome::SetEvents(words) => {
+                let checked = Change::check(&VcpuEvents::from_words(words), features::has_ras());
+                let x0 = checked.map_or_else(Errno::negated, |_| 0);
+                self.inner.context.set_results([x0 as u64, 0, 0, 0]);
+                if let Ok(change) = checked {
+                    self.change_events(change);
+                }
+            }
+            Outcome::GetEvents => {
+                self.fold_serror();
+                let [first, second] = self.inner.events.get(features::has_ras()).words();
+                self.inner.context.set_results([0, first, second, 0]);
+            }
             Outcome::Return(_) | Outcome::ReturnX0(_) | Outcome::Suspend(_) | Outcome::CpuOff | Outcome::System(_) => {}
         }
         None
     }
 
-    /// A data access that stage 2 refused: a device's, or nobody's.
-    #[inline(always)]
-    fn data(&mut self, abort: &DataAbort) -> Result<(), GuestFault> {
-        if abort.is_described() && self.mmio(abort).is_some() { Ok(()) } else { refuse(abort) }
+    /// The answer to an access that no device claims, or that cannot be carried out.
+    #[cold]
+    #[inline(never)]
+    fn refuse_access(&mut self, abort: &DataAbort) {
+        let (far, write) = (abort.far(), abort.is_write());
+        let outcome = if let Some(external) = abort.external() {
+            Err(self.meet(external, far, false))
+        } else if abort.is_on_walk() {
+            Err(GuestFault::WalkAbort { far, fetch: false, write })
+        } else if abort.is_cache_maintenance() {
+            // There is nothing behind the address that could be in a cache.
+            Ok(())
+        } else {
+            Err(GuestFault::DataAbort { far, write })
+        };
+        self.finish(outcome, abort.instruction_bytes());
+    }
+
+    /// Memory of the guest's has failed under its access. It is told what the machine says; if the error may be anywhere,
+    /// it does not come to read it.
+    #[cold]
+    fn meet(&mut self, external: ExternalAbort, far: u64, fetch: bool) -> GuestFault {
+        self.count(ExitKind::SError);
+        if external.is_uncontainable() {
+            self.stop_for(format_args!(
+                "an uncontainable external abort (UC), ESR_EL2 {:#x} FAR_EL2 {far:#x}",
+                switch::esr()
+            ));
+        }
+        GuestFault::External { far: (!external.is_nowhere()).then_some(far), fetch, iss: external.iss }
+    }
+
+    /// Stops the VM from where it cannot leave: before its next entry.
+    fn stop_for(&self, what: fmt::Arguments<'_>) {
+        let (name, index, pc) = (&self.machine.name, self.vcpu.index(), self.inner.context.pc);
+        error!("VM {name} vCPU {index}: {what} at PC {pc:#x}");
+        self.machine.stop(Stop::Crash);
     }
 
     /// A load or store that a device answers; `None` if none claims it.
@@ -404,47 +505,62 @@ impl<'a> Resident<'a> {
     #[inline(always)]
     fn system(&mut self, access: &SystemAccess) -> Result<(), GuestFault> {
         let inner = &mut *self.inner;
-        match SysRegId::from_iss(access.iss).action(access.write) {
-            Action::Sgi(register) => {
-                let value = inner.context.register(access.register);
-                if self.machine.is_owner() {
-                    // Its SGIs are the machine's; those of group 0 are not its.
-                    if register == SgiRegister::Sgi1r {
-                        gic::send_sgi(value);
-                    }
-                    return Ok(());
-                }
-                let host = Exiting { machine: self.machine, vcpu: self.vcpu, vgic: RefCell::new(&mut inner.vgic) };
-                self.machine.vgic.send_sgi(self.vcpu.index(), register, value, &host);
+        let sgi = 'sgi: {
+            // These two are by far the busiest.
+            if access.is(const { sysreg::ICC_SGI1R_EL1.iss_of_write() }) {
+                break 'sgi SgiRegister::Sgi1r;
             }
-            Action::Id(register) => {
+            let id = SysRegId::from_iss(access.esr);
+            if !access.write
+                && let Some(register) = id.id_register()
+            {
                 inner.context.set_register(access.register, self.machine.id_registers.get(register));
+                return Ok(());
             }
-            Action::Machine(register) => inner.context.set_register(
-                access.register,
-                match register {
-                    MachineRegister::Revidr => cpu::revidr(),
-                    MachineRegister::Aidr => cpu::aidr(),
-                },
-            ),
-            Action::ReadAs(value) => inner.context.set_register(access.register, value),
-            Action::WriteIgnore => {}
-            Action::Deactivate => {
-                let intid = inner.context.register(access.register) as u32 & 0xff_ffff;
-                if let Some(owner) = &self.machine.owner {
-                    owner.gic.deactivate(self.vcpu.index(), intid, &mut inner.owner, &mut Hardware, owner);
-                    return Ok(());
+            match id.action(access.write) {
+                Action::Sgi(register) => break 'sgi register,
+                Action::Id(register) => {
+                    inner.context.set_register(access.register, self.machine.id_registers.get(register));
                 }
-                self.machine.vgic.deactivate(
-                    self.vcpu.index(),
-                    intid,
-                    &mut inner.vgic,
-                    &mut Hardware,
-                    &Outside(self.machine),
-                );
+                Action::Machine(register) => inner.context.set_register(
+                    access.register,
+                    match register {
+                        MachineRegister::Revidr => cpu::revidr(),
+                        MachineRegister::Aidr => cpu::aidr(),
+                    },
+                ),
+                Action::OsLockStatus => inner.context.set_register(access.register, state::os_lock_status()),
+                Action::OsLock => state::set_os_lock(inner.context.register(access.register)),
+                Action::ReadAs(value) => inner.context.set_register(access.register, value),
+                Action::WriteIgnore => {}
+                Action::Deactivate => {
+                    let intid = inner.context.register(access.register) as u32 & 0xff_ffff;
+                    if let Some(owner) = &self.machine.owner {
+                        owner.gic.deactivate(self.vcpu.index(), intid, &mut inner.owner, &mut Hardware, owner);
+                        return Ok(());
+                    }
+                    self.machine.vgic.deactivate(
+                        self.vcpu.index(),
+                        intid,
+                        &mut inner.vgic,
+                        &mut Hardware,
+                        &Outside(self.machine),
+                    );
+                }
+                Action::Undefined => return Err(GuestFault::Undefined),
             }
-            Action::Undefined => return Err(GuestFault::Undefined),
+            return Ok(());
+        };
+        let value = inner.context.register(access.register);
+        if self.machine.is_owner() {
+            // Its SGIs are the machine's; those of group 0 are not its.
+            if sgi == SgiRegister::Sgi1r {
+                gic::send_sgi(value);
+            }
+            return Ok(());
         }
+        let host = Exiting { machine: self.machine, vcpu: self.vcpu, vgic: RefCell::new(&mut inner.vgic) };
+        self.machine.vgic.send_sgi(self.vcpu.index(), sgi, value, &host);
         Ok(())
     }
 
@@ -542,10 +658,19 @@ impl<'a> Resident<'a> {
         self.update_traps();
     }
 
-    /// A physical SError while the guest ran: it is the guest's doing as far as anyone can tell, and it may have lost data.
-    fn serror(&mut self) -> Leave {
+    /// A physical SError while the guest ran: it is the guest's doing as far as anyone can tell.
+    #[cold]
+    fn serror(&mut self) -> Option<Leave> {
         self.count(ExitKind::SError);
-        self.crash(switch::esr())
+        let syndrome = Syndrome { esr: switch::esr(), has_ras: features::has_ras() };
+        match events::judge(syndrome) {
+            Verdict::Resume => None,
+            Verdict::Inject => {
+                self.change_events(Change { serror: Some(NO_SYNDROME), abort: false });
+                None
+            }
+            Verdict::Stop => Some(self.crash(syndrome.esr)),
+        }
     }
 
     fn crash(&self, esr: u64) -> Leave {
@@ -569,23 +694,21 @@ impl Drop for Resident<'_> {
             // Before the timers stop: which of their interrupts are active is still to be seen.
             Some(owner) => owner.gic.unload(self.vcpu.index(), &mut inner.owner, &mut Hardware, owner),
         }
-        inner.state.save();
+        inner.fault_address = switch::fault_address().far;
+        self.fold_serror();
+        self.inner.state.save();
+        // What the guest has done to the machine is found before anyone else has this CPU.
+        if let Some(syndrome) = serror::collect() {
+            self.count(ExitKind::SError);
+            match events::judge(syndrome) {
+                Verdict::Resume => {}
+                Verdict::Inject => self.inner.events.change(Change { serror: Some(NO_SYNDROME), abort: false }),
+                Verdict::Stop => self.stop_for(format_args!("{syndrome}, syndrome {:#x}", syndrome.esr)),
+            }
+        }
         // The list registers are folded back: whoever waits for that may go on.
         self.vcpu.requests.fetch_and(!request::SYNC, Ordering::SeqCst);
         self.vcpu.resident.store(false, Ordering::SeqCst);
-    }
-}
-
-/// The answer to an access that no device claims, or that cannot be carried out.
-#[cold]
-fn refuse(abort: &DataAbort) -> Result<(), GuestFault> {
-    if abort.is_on_walk() {
-        Err(GuestFault::WalkAbort { far: abort.far() })
-    } else if abort.is_cache_maintenance() {
-        // There is nothing behind the address that could be in a cache.
-        Ok(())
-    } else {
-        Err(GuestFault::DataAbort { far: abort.far(), write: abort.is_write() })
     }
 }
 
@@ -617,7 +740,12 @@ pub fn is_runnable(machine: &Machine, vcpu: &Vcpu, now: u64) -> (bool, Option<u6
         }
     }
     // The owner's timers are hardware's: whether they may interrupt is found out when it runs.
-    (vcpu.take_wake() || machine.has_pending_interrupt(vcpu.index(), &inner) || is_due && machine.is_owner(), next)
+    let is_runnable = vcpu.take_wake()
+        || machine.has_pending_interrupt(vcpu.index(), &inner)
+        || is_due && machine.is_owner()
+        // A pending SError ends WFI, masked or not (Arm ARM D1.7).
+        || inner.events.serror.is_some();
+    (is_runnable, next)
 }
 
 /// SCTLR_EL1.EE of the guest that this CPU holds.

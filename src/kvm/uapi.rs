@@ -51,6 +51,43 @@ pub struct SmcccFilter {
 
 const _: () = assert!(size_of::<SmcccFilter>() == 24);
 
+/// `struct kvm_vcpu_events` of arm64, 64 bytes. Any byte that is not zero is true.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VcpuEvents {
+    /// A virtual SError is pending.
+    pub serror_pending: u8,
+    /// [`serror_esr`](Self::serror_esr) says its syndrome.
+    pub serror_has_esr: u8,
+    /// A synchronous external abort is to be taken.
+    pub ext_dabt_pending: u8,
+    /// Zero.
+    pub pad: [u8; 5],
+    /// Bits 24:0 of ESR_EL1 when the SError is taken.
+    pub serror_esr: u64,
+    /// Zero.
+    pub reserved: [u32; 12],
+}
+
+impl VcpuEvents {
+    /// From the structure's first two words, and what `reserved` begins with.
+    pub fn from_words([first, esr, rest]: [u64; 3]) -> Self {
+        let [serror_pending, serror_has_esr, ext_dabt_pending, pad @ ..] = first.to_le_bytes();
+        let mut reserved = [0; 12];
+        (reserved[0], reserved[1]) = (rest as u32, (rest >> 32) as u32);
+        Self { serror_pending, serror_has_esr, ext_dabt_pending, pad, serror_esr: esr, reserved }
+    }
+
+    /// The structure's first two words.
+    pub fn words(&self) -> [u64; 2] {
+        let [a, b, c, d, e] = self.pad;
+        let first = [self.serror_pending, self.serror_has_esr, self.ext_dabt_pending, a, b, c, d, e];
+        [u64::from_le_bytes(first), self.serror_esr]
+    }
+}
+
+const _: () = assert!(size_of::<VcpuEvents>() == 64 && core::mem::offset_of!(VcpuEvents, serror_esr) == 8);
+
 /// KVM_GET_MP_STATE, KVM_SET_MP_STATE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]

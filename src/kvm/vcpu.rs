@@ -1,13 +1,15 @@
 //! KVM's calls on a vCPU: initialisation, registers, power state. Running it is [`super::run`].
 
 use super::{
-    Errno, Machine, firmware,
+    Errno, Machine,
+    events::{Change, Pending},
+    firmware,
     stolen::StolenTime,
-    uapi::{MpState, TARGET_GENERIC_V8, VcpuInit, feature, reg},
+    uapi::{MpState, TARGET_GENERIC_V8, VcpuEvents, VcpuInit, feature, reg},
     vm::Vm,
 };
 use crate::{
-    arch::{gic::CpuInterface, state::GuestState},
+    arch::{features, gic::CpuInterface, state::GuestState},
     vcpu::{VcpuContext, context::PSTATE_RESET},
     vdev::{owner_gic::OwnerCpu, vgic::VgicCpu},
 };
@@ -86,6 +88,10 @@ pub struct Inner {
     pub vgic: VgicCpu,
     /// Interrupts on their way to it, if its VM owns the machine.
     pub owner: OwnerCpu,
+    /// Errors that are pending for it. While a CPU holds it, whether the SError still is is hardware's to say.
+    pub events: Pending,
+    /// FAR_EL2 when it left its CPU: the address of the access that it left for, if it was one.
+    pub fault_address: u64,
     /// Exits so far.
     pub exits: ExitCounts,
     initialised: bool,
@@ -125,6 +131,8 @@ impl Vcpu {
                 state: GuestState::reset(),
                 vgic: VgicCpu::new(),
                 owner: OwnerCpu::new(),
+                events: Pending::default(),
+                fault_address: 0,
                 exits: [0; ExitKind::NAMES.len()],
                 initialised: false,
             }),
@@ -218,6 +226,26 @@ impl Vcpu {
             Register::Pstate => inner.context.pstate,
             Register::Firmware(register) => vm.firmware_register(register),
         })
+    }
+
+    /// KVM_SET_VCPU_EVENTS.
+    ///
+    /// # Errors
+    ///
+    /// `ENOEXEC` before [`init`](Self::init); those of [`Change::check`].
+    pub fn set_vcpu_events(&self, events: &VcpuEvents) -> Result<(), Errno> {
+        let mut inner = self.initialised()?;
+        inner.events.change(Change::check(events, features::has_ras())?);
+        Ok(())
+    }
+
+    /// KVM_GET_VCPU_EVENTS.
+    ///
+    /// # Errors
+    ///
+    /// `ENOEXEC` before [`init`](Self::init).
+    pub fn get_vcpu_events(&self) -> Result<VcpuEvents, Errno> {
+        Ok(self.initialised()?.events.get(features::has_ras()))
     }
 
     /// KVM_GET_MP_STATE.
@@ -339,6 +367,7 @@ impl Inner {
         self.state = GuestState::reset();
         self.vgic = VgicCpu::new();
         self.owner = OwnerCpu::new();
+        self.events = Pending::default();
         if let Some(start) = start {
             self.context.pc = start.entry;
             self.context.gpr[0] = start.context;

@@ -22,6 +22,10 @@ pub const ASK_FOR_PSCI_VERSION: u64 = 1 << 63;
 /// PSTATE of a CPU after reset: EL1h, D, A, I and F masked.
 pub const PSTATE_RESET: u64 = 0x3c5;
 
+/// PSTATE.SS: software step is active and the instruction has not been executed yet. (In an AArch32 program's SPSR_EL2 the
+/// same bit.)
+const PSTATE_SS: u64 = 1 << 21;
+
 impl VcpuContext {
     /// All zero, but PSTATE as after reset.
     pub const fn reset() -> Self {
@@ -50,9 +54,13 @@ impl VcpuContext {
 
     /// Steps over the trapped instruction. Every A64 instruction has four bytes; a trapped 16-bit T32 one has two
     /// (ESR_EL2.IL = 0).
+    ///
+    /// To a guest that steps itself it has been executed: with PSTATE.SS clear the step exception is next (Arm ARM D2,
+    /// SSAdvance). Hardware does the same for HVC before it traps.
     #[inline]
     pub fn skip_instruction(&mut self, bytes: u64) {
         self.pc = self.pc.wrapping_add(bytes);
+        self.pstate &= !PSTATE_SS;
     }
 
     /// Puts what a trapped load read into its register, sign-extended and cut to the register's width as it asks.

@@ -49,20 +49,55 @@ pub struct DataAbort {
     address: FaultAddress,
 }
 
-/// An instruction fetch that stage 2 refused.
+/// An instruction fetch that stage 2 refused, or that memory failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InstructionAbort {
     /// Virtual address.
     pub far: u64,
-    /// Fault status code.
-    pub status: u64,
+    /// The fault came from the guest's stage-1 walk.
+    pub is_on_walk: bool,
+    /// The machine's own report, if memory failed.
+    pub external: Option<ExternalAbort>,
+}
+
+/// What the machine says of memory that failed, as the guest may read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExternalAbort {
+    /// ISS bits FSC, WnR, EA, FnV and SET.
+    pub iss: u64,
+}
+
+impl ExternalAbort {
+    /// SET, bits 12:11, of an access's own abort (FSC 0x10): 2 = uncontainable (UC).
+    const SET: u64 = 3 << 11;
+    const UC: u64 = 2 << 11;
+    const FNV: u64 = 1 << 10;
+    const EA: u64 = 1 << 9;
+
+    const fn decode(esr: u64, has_wnr: bool) -> Option<Self> {
+        if !fsc::is_external(esr & 0x3f) {
+            return None;
+        }
+        let wnr = if has_wnr { WNR } else { 0 };
+        Some(Self { iss: esr & (0x3f | wnr | Self::EA | Self::FNV | Self::SET) })
+    }
+
+    /// Whether the error may have spread anywhere.
+    pub const fn is_uncontainable(self) -> bool {
+        self.iss & 0x3f == fsc::EXTERNAL && self.iss & Self::SET == Self::UC
+    }
+
+    /// Whether the fault address register says nothing.
+    pub const fn is_nowhere(self) -> bool {
+        self.iss & Self::FNV != 0
+    }
 }
 
 /// A trapped system-register access or system instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SystemAccess {
-    /// ISS bits 24:0, for `SysRegId`.
-    pub iss: u32,
+    /// ESR_EL2 bits 31:0; the ISS, bits 24:0, is for `SysRegId`.
+    pub esr: u32,
     /// MSR, or an instruction that takes a register.
     pub write: bool,
     /// The register read or written; 31 is the zero register.
@@ -129,7 +164,13 @@ impl SystemAccess {
             return None;
         }
         let iss = esr::iss(esr);
-        Some(Self { iss: iss as u32, write: iss & 1 == 0, register: (iss >> 5 & 0x1f) as u8 })
+        Some(Self { esr: esr as u32, write: iss & 1 == 0, register: (iss >> 5 & 0x1f) as u8 })
+    }
+
+    /// Whether it is the access that this ISS is of, with whichever register.
+    #[inline(always)]
+    pub const fn is(&self, iss: u32) -> bool {
+        self.esr & !(0x1f << 5) == (ec::SYSREG << 26 | esr::IL) as u32 | iss
     }
 }
 
@@ -147,9 +188,9 @@ impl DataAbort {
     /// UNKNOWN for permission faults that are not on a walk (Arm ARM D24.2.58).
     #[inline(always)]
     pub const fn is_described(&self) -> bool {
-        let iss = esr::iss(self.esr);
-        // Address size, translation and access flag faults of all levels come before permission faults.
-        iss & (ISV | CM | S1PTW) == ISV && iss & 0x3f < fsc::PERMISSION
+        // Address size, translation and access flag faults of all levels come before permission faults; CM and S1PTW
+        // are bits above the status.
+        self.esr & ISV != 0 && self.esr & (CM | S1PTW | 0x3f) < fsc::PERMISSION
     }
 
     /// Whether it is the load of a 32-bit word that is not sign-extended, what drivers do most; for an access that is
@@ -194,6 +235,11 @@ impl DataAbort {
         self.esr & S1PTW != 0
     }
 
+    /// The machine's own report, if memory failed.
+    pub const fn external(&self) -> Option<ExternalAbort> {
+        ExternalAbort::decode(self.esr, true)
+    }
+
     /// The instruction is cache maintenance.
     pub const fn is_cache_maintenance(&self) -> bool {
         self.esr & CM != 0
@@ -227,7 +273,11 @@ impl Exit {
                 })
             }
             ec::SMC64 => Self::Smc { immediate: iss as u16 },
-            ec::INSTRUCTION_ABORT_LOWER => Self::Instruction(InstructionAbort { far: address.far, status: iss & 0x3f }),
+            ec::INSTRUCTION_ABORT_LOWER => Self::Instruction(InstructionAbort {
+                far: address.far,
+                is_on_walk: iss & S1PTW != 0,
+                external: ExternalAbort::decode(esr, false),
+            }),
             // Unknown reason (UNDEF with HCR_EL2.TGE only), MCR, MRC, LDC …, FP when CPTR traps it, pointer
             // authentication where the CPU has none, HVC and SMC from AArch32, SVE, SME: not there for this guest.
             0x00 | 0x03..=0x0a | 0x0c | 0x12..=0x15 | ec::SVE | ec::SME => Self::Undefined,
@@ -294,6 +344,32 @@ mod tests {
     }
 
     #[test]
+    fn memory_that_failed() {
+        for status in 0..0x40 {
+            let external = (0x10..0x20).contains(&status) && status != 0x11 && status != 0x19;
+            assert_eq!(abort(status).external().is_some(), external, "status {status:#x}");
+            assert!(!abort(ISV | status).is_described() || !external, "status {status:#x}");
+        }
+        // What describes the instruction, and the S1PTW of stage 2, are not for the guest.
+        let found =
+            abort(ISV | 3 << 22 | 9 << 16 | SF | 3 << 11 | 1 << 10 | 1 << 9 | CM | S1PTW | WNR | 0x10).external();
+        assert_eq!(found, Some(ExternalAbort { iss: 3 << 11 | 1 << 10 | 1 << 9 | WNR | 0x10 }));
+        for (set, status, uncontainable) in [(0, 0x10, false), (2, 0x10, true), (3, 0x10, false), (2, 0x14, false)] {
+            let found = abort(set << 11 | status).external().expect("an external abort");
+            assert_eq!(found.is_uncontainable(), uncontainable, "SET {set} of status {status:#x}");
+        }
+        let Exit::Instruction(fetch) = Exit::decode(0x20 << 26 | esr::IL | 1 << 9 | WNR | 0x17, ADDRESS) else {
+            panic!("no instruction abort");
+        };
+        assert_eq!((fetch.far, fetch.is_on_walk), (ADDRESS.far, false));
+        assert_eq!(fetch.external, Some(ExternalAbort { iss: 1 << 9 | 0x17 }));
+        let Exit::Instruction(fetch) = Exit::decode(0x20 << 26 | esr::IL | S1PTW | 0x6, ADDRESS) else {
+            panic!("no instruction abort");
+        };
+        assert_eq!((fetch.is_on_walk, fetch.external), (true, None));
+    }
+
+    #[test]
     fn loads_extend_as_asked() {
         let load = |size, signed, wide| Load { register: 0, size, signed, wide };
         assert_eq!(load(0, true, true).extend(0x80), 0xffff_ffff_ffff_ff80);
@@ -308,6 +384,10 @@ mod tests {
         let access = SystemAccess::decode(0x6200_0000 | 5 << 5 | 1).expect("a system register");
         assert_eq!((access.write, access.register), (false, 5));
         assert_eq!(SystemAccess::decode(0x5a00_0000), None);
+        // `msr ICC_SGI1R_EL1, x5`, put together by hand.
+        let access = SystemAccess::decode(0x6200_0000 | 0x3a_30b6).expect("a system register");
+        assert_eq!((access.write, access.register), (true, 5));
+        assert!(access.is(0x3a_3016) && !access.is(0x3a_3017) && !access.is(0x3a_3036));
     }
 
     #[test]

@@ -6,10 +6,11 @@
 use super::{
     context::VcpuContext,
     exit::FaultAddress,
-    fault::{ExceptionEntry, GuestFault},
+    fault::{ExceptionEntry, GuestFault, Surroundings},
 };
 use crate::arch::{
-    features, state,
+    features,
+    state::{self, ExceptionState},
     sysreg::{read_sysreg, write_sysreg},
 };
 use core::mem::offset_of;
@@ -102,9 +103,9 @@ pub fn esr() -> u64 {
 #[cold]
 #[inline(never)]
 pub fn inject(context: &mut VcpuContext, fault: GuestFault) {
-    let el1 = state::exception_state();
-    let ExceptionEntry { esr, far, elr, spsr, pc, pstate } =
-        fault.entry(context, el1.vbar, el1.sctlr, features::has_pan());
+    let ExceptionState { vbar, sctlr } = state::exception_state();
+    let el1 = Surroundings { vbar, sctlr, has_pan: features::has_pan(), has_ssbs: features::has_ssbs() };
+    let ExceptionEntry { esr, far, elr, spsr, pc, pstate } = fault.entry(context, &el1);
     state::set_exception_registers(esr, far, elr, spsr);
     context.pc = pc;
     context.pstate = pstate;

@@ -1,8 +1,8 @@
 //! The system-register bus: what becomes of an MSR, MRS or system instruction that trapped.
 //!
 //! Which accesses trap is decided by the EL2 control registers; what a trapped one does is decided here, by a table. An
-//! access without a row is undefined: that covers everything a guest's ID registers do not offer (PMU, RAS records,
-//! trace, SVE, LORegions …) as well as implementation-defined registers. Nothing is read as zero by accident.
+//! access without a row is undefined: that covers everything a guest's ID registers do not offer (PMU, trace, SVE,
+//! LORegions …) as well as implementation-defined registers. Nothing is read as zero by accident.
 //!
 //! The encoding of a register, as this module keeps it, is also the low half of its ONE_REG id in KVM's API.
 
@@ -46,13 +46,15 @@ impl SysRegId {
         }
     }
 
+    /// The ISS of a write to it, with the register written as 0.
+    pub const fn iss_of_write(self) -> u32 {
+        let [op0, op1, crn, crm, op2] = self.fields();
+        (op0 as u32) << 20 | (op2 as u32) << 17 | (op1 as u32) << 14 | (crn as u32) << 10 | (crm as u32) << 1
+    }
+
     /// What an access to this register does.
     #[inline]
     pub fn action(self, write: bool) -> Action {
-        // By far the busiest.
-        if self == ICC_SGI1R_EL1 && write {
-            return Action::Sgi(SgiRegister::Sgi1r);
-        }
         match (self.id_register(), write) {
             (Some(register), false) => Action::Id(register),
             (Some(_), true) => Action::Undefined,
@@ -94,6 +96,10 @@ pub enum Action {
     WriteIgnore,
     /// The interrupt written, INTID in bits 23:0, is deactivated.
     Deactivate,
+    /// OSLSR_EL1 of the guest is read.
+    OsLockStatus,
+    /// The guest's OS lock is closed or opened, as bit 0 written says.
+    OsLock,
     /// The guest takes an Undefined Instruction exception.
     Undefined,
 }
@@ -105,7 +111,8 @@ struct Row {
     write: Action,
 }
 
-const ICC_SGI1R_EL1: SysRegId = SysRegId::new(3, 0, 12, 11, 5);
+/// ICC_SGI1R_EL1, whose writes are by far the busiest of all accesses.
+pub const ICC_SGI1R_EL1: SysRegId = SysRegId::new(3, 0, 12, 11, 5);
 
 const RAZ: Action = Action::ReadAs(0);
 
@@ -116,11 +123,11 @@ const fn row(id: SysRegId, read: Action, write: Action) -> Row {
     Row { id, read, write }
 }
 
-use Action::{Deactivate, Sgi, Undefined, WriteIgnore};
+use Action::{Deactivate, OsLock, OsLockStatus, Sgi, Undefined, WriteIgnore};
 
 /// The registers that are emulated, but for the ID space. Arm ARM D24, and IHI 0069 12.2 for ICC_*.
 #[rustfmt::skip]
-static ROWS: [Row; 11] = [
+static ROWS: [Row; 27] = [
     // ICC_SGI1R_EL1, ICC_ASGI1R_EL1, ICC_SGI0R_EL1: trapped by HCR_EL2.IMO or FMO. Write-only.
     row(ICC_SGI1R_EL1,                 Undefined, Sgi(SgiRegister::Sgi1r)),
     row(SysRegId::new(3, 0, 12, 11, 6), Undefined, Sgi(SgiRegister::Asgi1r)),
@@ -136,9 +143,28 @@ static ROWS: [Row; 11] = [
     row(SysRegId::new(3, 1, 0, 0, 7),   Action::Machine(MachineRegister::Aidr), Undefined),
     // MDRAR_EL1: trapped by MDCR_EL2.TDRA; no debug registers in memory. Read-only.
     row(SysRegId::new(2, 0, 1, 0, 0),   RAZ, Undefined),
-    // OSDLR_EL1 without FEAT_DoubleLock, DBGPRCR_EL1: trapped by MDCR_EL2.TDOSA.
+    // OSLAR_EL1, OSLSR_EL1, OSDLR_EL1 without FEAT_DoubleLock, DBGPRCR_EL1: trapped by MDCR_EL2.TDOSA. OSLAR_EL1 is
+    // write-only, OSLSR_EL1 read-only.
+    row(SysRegId::new(2, 0, 1, 0, 4),   Undefined, OsLock),
+    row(SysRegId::new(2, 0, 1, 1, 4),   OsLockStatus, Undefined),
     row(SysRegId::new(2, 0, 1, 3, 4),   RAZ, WriteIgnore),
     row(SysRegId::new(2, 0, 1, 4, 4),   RAZ, WriteIgnore),
+    // The error records of FEAT_RAS, trapped by HCR_EL2.TERR where it is (elsewhere they are undefined without a trap):
+    // the guest has none, ERRIDR_EL1.NUM = 0. ERRIDR_EL1, ERXFR_EL1, ERXPFGF_EL1 and ERXGSR_EL1 are read-only.
+    row(SysRegId::new(3, 0, 5, 3, 0),   RAZ, Undefined),   // ERRIDR_EL1
+    row(SysRegId::new(3, 0, 5, 3, 1),   RAZ, WriteIgnore), // ERRSELR_EL1
+    row(SysRegId::new(3, 0, 5, 3, 2),   RAZ, Undefined),   // ERXGSR_EL1
+    row(SysRegId::new(3, 0, 5, 4, 0),   RAZ, Undefined),   // ERXFR_EL1
+    row(SysRegId::new(3, 0, 5, 4, 1),   RAZ, WriteIgnore), // ERXCTLR_EL1
+    row(SysRegId::new(3, 0, 5, 4, 2),   RAZ, WriteIgnore), // ERXSTATUS_EL1
+    row(SysRegId::new(3, 0, 5, 4, 3),   RAZ, WriteIgnore), // ERXADDR_EL1
+    row(SysRegId::new(3, 0, 5, 4, 4),   RAZ, Undefined),   // ERXPFGF_EL1
+    row(SysRegId::new(3, 0, 5, 4, 5),   RAZ, WriteIgnore), // ERXPFGCTL_EL1
+    row(SysRegId::new(3, 0, 5, 4, 6),   RAZ, WriteIgnore), // ERXPFGCDN_EL1
+    row(SysRegId::new(3, 0, 5, 5, 0),   RAZ, WriteIgnore), // ERXMISC0_EL1 to ERXMISC3_EL1
+    row(SysRegId::new(3, 0, 5, 5, 1),   RAZ, WriteIgnore),
+    row(SysRegId::new(3, 0, 5, 5, 2),   RAZ, WriteIgnore),
+    row(SysRegId::new(3, 0, 5, 5, 3),   RAZ, WriteIgnore),
 ];
 
 #[cfg(test)]
@@ -200,6 +226,11 @@ mod tests {
             ((3, 1, 0, 0, 6), Action::Undefined, Action::Undefined),
             ((3, 0, 1, 0, 1), Action::ReadAs(0), Action::WriteIgnore),
             ((2, 0, 1, 0, 0), Action::ReadAs(0), Action::Undefined),
+            ((2, 0, 1, 0, 4), Action::Undefined, Action::OsLock),
+            ((2, 0, 1, 1, 4), Action::OsLockStatus, Action::Undefined),
+            ((2, 0, 1, 3, 4), Action::ReadAs(0), Action::WriteIgnore),
+            ((3, 0, 5, 3, 0), Action::ReadAs(0), Action::Undefined),
+            ((3, 0, 5, 4, 2), Action::ReadAs(0), Action::WriteIgnore),
         ];
         for ((op0, op1, crn, crm, op2), read, write) in rows {
             let id = SysRegId::new(op0, op1, crn, crm, op2);
@@ -213,7 +244,6 @@ mod tests {
             (3, 3, 9, 12, 0),  // PMCR_EL0
             (3, 3, 9, 13, 0),  // PMCCNTR_EL0
             (3, 3, 14, 15, 7), // PMCCFILTR_EL0
-            (3, 0, 5, 3, 0),   // ERRIDR_EL1
             (3, 0, 10, 4, 3),  // LORC_EL1
             (3, 0, 1, 2, 0),   // ZCR_EL1
             (3, 0, 1, 2, 1),   // TRFCR_EL1
@@ -239,6 +269,7 @@ mod tests {
             let fields = [op0 as u8, op1 as u8, crn as u8, crm as u8, op2 as u8];
             prop_assert_eq!(id, SysRegId::new(fields[0], fields[1], fields[2], fields[3], fields[4]));
             prop_assert_eq!(id.fields(), fields);
+            prop_assert_eq!(id.iss_of_write(), iss(op0, op1, crn, crm, op2, 0, false));
         }
 
         /// Reads never write, writes never read, and only rows and the ID space do anything.
@@ -248,8 +279,10 @@ mod tests {
             match id.action(write) {
                 Action::Undefined => {}
                 Action::Id(register) => prop_assert!(!write && id.id_register() == Some(register)),
-                Action::ReadAs(_) | Action::Machine(_) => prop_assert!(!write && ROWS.iter().any(|row| row.id == id)),
-                Action::Sgi(_) | Action::WriteIgnore | Action::Deactivate => {
+                Action::ReadAs(_) | Action::Machine(_) | Action::OsLockStatus => {
+                    prop_assert!(!write && ROWS.iter().any(|row| row.id == id));
+                }
+                Action::Sgi(_) | Action::WriteIgnore | Action::Deactivate | Action::OsLock => {
                     prop_assert!(write && ROWS.iter().any(|row| row.id == id));
                 }
             }

@@ -106,13 +106,16 @@ pub enum Feature {
     El1Aarch32,
     /// Page states, as a protected guest of KVM has them.
     ProtectedMemory,
+    /// Calls by which the guest makes SErrors and external aborts pending for itself: for tests of how it bears them.
+    TestInjection,
 }
 
 /// The names of [`KEEL_FEATURES`], and whether this keel has them yet.
-pub const FEATURES: [(&str, Feature, bool); 3] = [
+pub const FEATURES: [(&str, Feature, bool); 4] = [
     ("pmu", Feature::Pmu, false),
     ("el1-32bit", Feature::El1Aarch32, false),
     ("protected-memory", Feature::ProtectedMemory, true),
+    ("test-injection", Feature::TestInjection, true),
 ];
 
 /// What happens when a VM crashes.

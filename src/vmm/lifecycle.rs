@@ -11,7 +11,7 @@ use super::{
     scheduler,
 };
 use crate::{
-    arch::{cpu, esr, gic::CpuInterface, pmu, smc, timer},
+    arch::{cpu, esr, features, gic::CpuInterface, pmu, serror::Syndrome, smc, timer},
     kvm::{
         Errno, Machine, Vcpu, Vm,
         machine::{Device, Serial, Stop},
@@ -223,6 +223,9 @@ fn make(host: &Host, number: usize, config: &VmConfig<'static>) -> Result<Guest,
     give_pv_time(&vm, config.cpus)?;
     if config.features.contains(&Feature::ProtectedMemory) {
         vm.protect_memory().map_err(api("KVM_ENABLE_CAP"))?;
+    }
+    if config.features.contains(&Feature::TestInjection) {
+        vm.enable_test_injection().map_err(api("test-injection"))?;
     }
     finish(number, config.name, Some(config), vm, config.cpus)
 }
@@ -552,12 +555,18 @@ pub fn report_crash(guest: &Guest, vcpu: &Vcpu, crash: &Crash) {
         return;
     }
     let Crash { esr, far, pc, pstate } = *crash;
-    error!(
-        "VM {} vCPU {}: {} that keel cannot answer: ESR_EL2 {esr:#x} FAR_EL2 {far:#x} PC {pc:#x} PSTATE {pstate:#x}",
-        guest.name,
-        vcpu.index(),
-        esr::class_name(esr::class(esr)),
-    );
+    let (name, index) = (guest.name, vcpu.index());
+    let registers = format_args!("ESR_EL2 {esr:#x} FAR_EL2 {far:#x} PC {pc:#x} PSTATE {pstate:#x}");
+    match esr::class(esr) {
+        esr::ec::SERROR => {
+            let syndrome = Syndrome { esr, has_ras: features::has_ras() };
+            error!("VM {name} vCPU {index}: {syndrome} that keel cannot contain: {registers}");
+        }
+        class => {
+            let class = esr::class_name(class);
+            error!("VM {name} vCPU {index}: {class} that keel cannot answer: {registers}");
+        }
+    }
 }
 
 /// Whether keel may leave the CPU of this VM, which owns the machine and asks for it: no other VM may be there.

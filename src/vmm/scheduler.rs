@@ -6,9 +6,10 @@
 
 use super::lifecycle::{self, Guest};
 use crate::{
-    arch::{cpu, gic, timer},
+    arch::{cpu, gic, serror, timer},
     kvm::{
         Leave, Vcpu,
+        events::{self, Verdict},
         machine::Stop,
         physical::{self, MAX_CPUS},
         run::{Resident, is_runnable},
@@ -253,6 +254,13 @@ fn idle(deadline: Option<u64>) {
     timer::set_deadline(deadline);
     if !physical::wants_attention() {
         cpu::wait_for_interrupt();
+    }
+    // No guest has left an SError behind, so this one is the machine's, or keel's own.
+    if serror::is_pending()
+        && let Some(syndrome) = serror::collect()
+        && events::judge(syndrome) != Verdict::Resume
+    {
+        panic!("{syndrome} at EL2, syndrome {:#x}", syndrome.esr);
     }
     loop {
         let intid = gic::acknowledge();

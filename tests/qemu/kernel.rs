@@ -92,6 +92,17 @@ pub fn trials() -> Vec<Trial> {
         vm.features = vec!["protected-memory".into()];
         judge(&run_well(&board("protected", &[vm])?)?)
     }));
+    for (cpu, smp, cpus) in
+        [("max", 2, 2), ("max", 1, 3), ("neoverse-n1", 2, 2), ("cortex-a72", 2, 2), ("cortex-a57", 1, 2)]
+    {
+        trials.push(Trial::test(format!("kernel::errors_{cpu}_{cpus}_vcpus_on_{smp}"), move || {
+            let mut vm = vm("hyp=keel injection only=serror/", cpus)?;
+            vm.features = vec!["test-injection".into()];
+            let mut board = board(&format!("errors-{cpu}-{cpus}"), &[vm])?;
+            (board.cpu, board.smp) = (cpu.into(), smp);
+            judge(&run_well(&board)?)
+        }));
+    }
     trials.push(Trial::test("kernel::no_entropy", || {
         let vm = vm("hyp=keel no-entropy only=trng/no_entropy", 1)?;
         let mut board = board("no-entropy", &[vm])?;

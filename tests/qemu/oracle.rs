@@ -16,10 +16,11 @@ fn trial(name: &str, test: impl FnOnce() -> Outcome + Send + 'static) -> Trial {
 }
 
 /// The test kernel on KVM. What fails there expects something of a hypervisor that the one it is named after lacks.
-fn cases(area: &str) -> Outcome {
+fn cases(area: &str, features: &[&str]) -> Outcome {
     // The name is the bundle's too, which must not be that of another test.
     let mut vm = VmSpec::new(format!("cases-{area}"), &image::build_guests()?.test_kernel);
-    vm.bootargs = format!("hyp=kvm only={area}/");
+    vm.bootargs = format!("hyp=kvm injection only={area}/");
+    vm.features = features.iter().map(|&name| name.into()).collect();
     vm.cpus = 2;
     vm.memory = MemorySize(64 << 20);
     let host = oracle::find("max")?;
@@ -34,7 +35,9 @@ pub fn trials() -> Vec<Trial> {
             if result.faults.is_empty() { Ok(()) } else { Err(result.faults.join("\n").into()) }
         }));
     }
-    trials.push(trial("psci_cases_on_kvm", || cases("psci")));
-    trials.push(trial("timer_cases_on_kvm", || cases("timer")));
+    trials.push(trial("psci_cases_on_kvm", || cases("psci", &[])));
+    trials.push(trial("timer_cases_on_kvm", || cases("timer", &[])));
+    trials.push(trial("serror_cases_on_kvm", || cases("serror", &["test-injection"])));
+    trials.push(trial("debug_cases_on_kvm", || cases("debug", &[])));
     trials
 }

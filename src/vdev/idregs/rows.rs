@@ -106,7 +106,7 @@ pub(super) const ROWS: &[Row] = &[
     pass(PFR0, 16, "FP").signed(),
     pass(PFR0, 20, "AdvSIMD").signed(),
     row(PFR0, 24, "GIC", Policy::Gic),
-    hide(PFR0, 28, "RAS"),             // error record registers trap; VDISR_EL2 is not switched
+    pass(PFR0, 28, "RAS"),             // ESB and DISR_EL1 are the guest's; it has no error records
     hide(PFR0, 32, "SVE"),             // Z, P, FFR and ZCR_EL1 are not switched; CPTR_EL2 traps
     hide(PFR0, 36, "SEL2"),            // EL2
     hide(PFR0, 40, "MPAM"),            // MPAM registers trap
@@ -119,17 +119,17 @@ pub(super) const ROWS: &[Row] = &[
     pass(PFR1, 0, "BT"),
     pass(PFR1, 4, "SSBS"),
     hide(PFR1, 8, "MTE"),              // tags and their registers are not switched; HCR_EL2.ATA is 0
-    hide(PFR1, 12, "RAS_frac"),        // RAS
+    pass(PFR1, 12, "RAS_frac"),
     hide(PFR1, 16, "MPAM_frac"),       // MPAM
     hide(PFR1, 24, "SME"),             // ZA, streaming mode and TPIDR2_EL0 are not switched
     hide(PFR1, 28, "RNDR_trap"),       // EL3
     cap(PFR1, 32, "CSV2_frac", 1),     // 2 adds SCXTNUM_ELx, which is not switched
-    hide(PFR1, 36, "NMI"),             // the virtual GIC has no non-maskable interrupts
+    hide(PFR1, 36, "NMI"),             // the virtual GIC has no non-maskable interrupts; PSTATE.ALLINT goes with PSTATE
     hide(PFR1, 40, "MTE_frac"),        // MTE
     hide(PFR1, 44, "GCS"),             // GCS registers are not switched; HCRX_EL2 traps
     hide(PFR1, 48, "THE"),             // RCWMASK_EL1 is not switched
     hide(PFR1, 52, "MTEX"),            // MTE
-    hide(PFR1, 56, "DF2"),             // RAS
+    hide(PFR1, 56, "DF2"),             // enabled in SCTLR2_EL1, which is not switched
     hide(PFR1, 60, "PFAR"),            // PFAR_EL1 is not switched
 
     hide(PFR2, 0, "MTEPERM"),          // MTE
@@ -248,7 +248,7 @@ pub(super) const ROWS: &[Row] = &[
     pass(MMFR1, 60, "ECBHB"),
 
     pass(MMFR2, 0, "CnP"), pass(MMFR2, 4, "UAO"), pass(MMFR2, 8, "LSM"),
-    hide(MMFR2, 12, "IESB"),           // RAS
+    pass(MMFR2, 12, "IESB"),
     cap(MMFR2, 16, "VARange", 1),      // 2 needs 128-bit descriptors
     pass(MMFR2, 20, "CCIDX"),
     hide(MMFR2, 24, "NV"),             // EL2
@@ -295,7 +295,7 @@ pub(super) const ROWS: &[Row] = &[
     cap(ID_PFR0, 16, "CSV2", 1),
     hide(ID_PFR0, 20, "AMU"),
     pass(ID_PFR0, 24, "DIT"),
-    hide(ID_PFR0, 28, "RAS"),
+    hide(ID_PFR0, 28, "RAS"),          // error records in AArch32 at EL1; KVM does not say either
     pass(ID_PFR1, 0, "ProgMod"),
     hide(ID_PFR1, 4, "Security"),      // EL3
     pass(ID_PFR1, 8, "MProgMod"),
@@ -305,7 +305,7 @@ pub(super) const ROWS: &[Row] = &[
     hide(ID_PFR1, 24, "Virt_frac"),    // EL2
     row(ID_PFR1, 28, "GIC", Policy::Gic),
     pass(ID_PFR2, 0, "CSV3"), pass(ID_PFR2, 4, "SSBS"),
-    hide(ID_PFR2, 8, "RAS_frac"),
+    hide(ID_PFR2, 8, "RAS_frac"),      // as RAS
 
     cap(ID_DFR0, 0, "CopDbg", 8),      // as DebugVer
     hide(ID_DFR0, 4, "CopSDbg"),       // EL3

@@ -147,7 +147,7 @@ fn seen(values: &[(u8, u8, u64)], features: &GuestFeatures) -> Vec<(u8, u8, u64)
 fn guests_of_known_machines() {
     let aarch64 = |machine| -> Vec<_> { seen(machine, &FULL).into_iter().filter(|(crm, ..)| *crm >= 4).collect() };
     let max = [
-        (4, 0, 0x1101_0000_0111_0012),
+        (4, 0, 0x1101_0000_2111_0012),
         (4, 1, 0x21),
         (5, 0, 0xf0_1030_5008),
         (6, 0, 0x1221_1111_1021_2120),
@@ -155,20 +155,20 @@ fn guests_of_known_machines() {
         (6, 2, 0x10_0012),
         (7, 0, 0x111_1020_0125),
         (7, 1, 0x0010_1020_0030_2002),
-        (7, 2, 0x1021_0001_1001_0011),
+        (7, 2, 0x1021_0001_1001_1011),
     ];
     assert_eq!(aarch64(CPU_MAX), max);
     let cortex_a72 = [(4, 0, 0x0100_0012), (5, 0, 0xf0_1030_5006), (6, 0, 0x1_1120), (7, 0, 0x111_0000_0124)];
     assert_eq!(aarch64(CORTEX_A72), cortex_a72);
     let neoverse_n1 = [
-        (4, 0, 0x1100_0000_0111_0012),
+        (4, 0, 0x1100_0000_1111_0012),
         (4, 1, 0x20),
         (5, 0, 0xf0_1030_5008),
         (6, 0, 0x1000_1021_1120),
         (6, 1, 0x10_0001),
         (7, 0, 0x111_0010_0125),
         (7, 1, 0x20_2002),
-        (7, 2, 0x11),
+        (7, 2, 0x1011),
     ];
     assert_eq!(aarch64(NEOVERSE_N1), neoverse_n1);
 }

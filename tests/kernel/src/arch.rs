@@ -62,6 +62,18 @@ instruction!(
     irq_enable, "msr daifclr, #2"
 );
 instruction!(
+    /// Lets SErrors in.
+    serror_enable, "msr daifclr, #4"
+);
+instruction!(
+    /// Keeps SErrors out.
+    serror_disable, "msr daifset, #4"
+);
+instruction!(
+    /// Error synchronization barrier, which is a NOP without FEAT_RAS.
+    esb, "hint #16"
+);
+instruction!(
     /// Keeps IRQs out.
     irq_disable, "msr daifset, #2"
 );

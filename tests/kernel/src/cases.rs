@@ -3,6 +3,7 @@
 use crate::harness::Case;
 pub use stub::{bench as bench_stub, crash};
 
+mod abort;
 mod debug;
 mod device;
 mod gic;
@@ -11,6 +12,7 @@ mod memory;
 pub mod mmio;
 pub mod psci;
 mod root;
+mod serror;
 mod services;
 mod smccc;
 mod stress;
@@ -26,10 +28,12 @@ pub const ALL: &[&[Case]] = &[
     services::CASES,
     sysreg::CASES,
     mmio::CASES,
+    abort::CASES,
     gic::CASES,
     timer::CASES,
     device::CASES,
     debug::CASES,
+    serror::CASES,
     stress::CASES,
 ];
 
@@ -42,6 +46,7 @@ pub const ROOT: &[&[Case]] = &[
     psci::CASES,
     sysreg::CASES,
     mmio::CASES,
+    abort::CASES,
     gic::CASES,
     timer::CASES,
     device::CASES,

@@ -3,9 +3,9 @@
 //! A synchronous exception belongs to the instruction under test ([`crate::exec`]) or to the test that installed a
 //! handler, else it is a panic with the syndrome. IRQs go to [`crate::irq`].
 
-use crate::{exec, irq, mrs};
+use crate::{arch, exec, irq, mrs, platform::MAX_CPUS};
 use aarch64_rt::{ExceptionHandlers, RegisterStateRef, exception_handlers};
-use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 struct Handlers;
 
@@ -31,8 +31,33 @@ pub fn set_sync_handler(handler: Option<SyncHandler>) {
     SYNC.store(handler.map_or(0, |handler| handler as usize), Relaxed);
 }
 
-impl ExceptionHandlers for Handlers {
-    extern "C" fn sync_current(mut register_state: RegisterStateRef) {
+static SERRORS_EXPECTED: AtomicBool = AtomicBool::new(false);
+
+/// SErrors that a CPU took while they were expected: how many, and the ESR_EL1 of the last.
+struct Serrors {
+    count: AtomicU64,
+    esr: AtomicU64,
+}
+
+static SERRORS: [Serrors; MAX_CPUS] =
+    [const { Serrors { count: AtomicU64::new(0), esr: AtomicU64::new(0) } }; MAX_CPUS];
+
+/// Says whether SErrors are expected, on any CPU. They are counted from 0 then.
+pub fn expect_serrors(expected: bool) {
+    for cpu in &SERRORS {
+        cpu.count.store(0, Relaxed);
+    }
+    SERRORS_EXPECTED.store(expected, Relaxed);
+}
+
+/// How many this CPU has taken, and the ESR_EL1 of the last one.
+pub fn serrors() -> (u64, u64) {
+    let of = &SERRORS[arch::cpu()];
+    (of.count.load(Relaxed), of.esr.load(Relaxed))
+}
+
+impl Handlers {
+    fn synchronous(mut register_state: RegisterStateRef) {
         let elr = register_state.elr as u64;
         if let Some(next) = exec::caught(elr, false) {
             // SAFETY: the program goes on behind the instruction under test, in code that expects any register value.
@@ -56,6 +81,16 @@ impl ExceptionHandlers for Handlers {
         let far = mrs!("far_el1");
         panic!("unexpected exception: ESR {esr:#x} (class {:#x}) FAR {far:#x} ELR {elr:#x}", esr >> 26);
     }
+}
+
+impl ExceptionHandlers for Handlers {
+    extern "C" fn sync_current(register_state: RegisterStateRef) {
+        Self::synchronous(register_state);
+    }
+
+    extern "C" fn sync_lower(register_state: RegisterStateRef) {
+        Self::synchronous(register_state);
+    }
 
     extern "C" fn irq_current(_: RegisterStateRef) {
         irq::taken();
@@ -66,6 +101,12 @@ impl ExceptionHandlers for Handlers {
     }
 
     extern "C" fn serror_current(register_state: RegisterStateRef) {
+        if SERRORS_EXPECTED.load(Relaxed) {
+            let of = &SERRORS[arch::cpu()];
+            of.esr.store(mrs!("esr_el1"), Relaxed);
+            of.count.fetch_add(1, Relaxed);
+            return;
+        }
         if exec::caught(register_state.elr as u64, true).is_none() {
             panic!("unexpected SError: ESR {:#x} ELR {:#x}", mrs!("esr_el1"), register_state.elr);
         }

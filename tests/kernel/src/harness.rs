@@ -152,6 +152,7 @@ fn put_back(machine: &Machine, result: Check) -> Check {
     Timer::Virtual.stop();
     Timer::Physical.stop();
     exceptions::set_sync_handler(None);
+    exceptions::expect_serrors(false);
     for cpu in 1..machine.cpus().len() {
         if result.is_ok() {
             join(machine, cpu)?;

@@ -14,7 +14,7 @@
 //! machine, then keel is sent away, and the cases of the stub follow.
 //!
 //! `protected` says that the machine was built as a protected guest (`keel,features`), `no-entropy` that the board has no
-//! source of random bits.
+//! source of random bits, `injection` that it may make errors pending for itself (`test-injection`).
 //!
 //! The last line is `N passed, N failed, N skipped`; then the machine is powered off.
 

@@ -4,15 +4,16 @@ use std::sync::{Arc, Mutex, mpsc};
 
 use anyhow::{Context, Result};
 use keel::vdev::platform::{GuestMachine, VIRT};
-use keel::vmm::config::VmConfig;
+use keel::vmm::config::{Feature, VmConfig};
 use keel::vmm::load;
 use kvm_bindings::{
     KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS, KVM_ARM_VCPU_PTRAUTH_GENERIC,
-    KVM_ARM_VCPU_PVTIME_CTRL, KVM_ARM_VCPU_PVTIME_IPA, KVM_CAP_ARM_NISV_TO_USER, KVM_CAP_ARM_PTRAUTH_ADDRESS,
-    KVM_CAP_ARM_PTRAUTH_GENERIC, KVM_DEV_ARM_VGIC_CTRL_INIT, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_DEV_ARM_VGIC_GRP_CTRL,
-    KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_VGIC_V2_ADDR_TYPE_CPU, KVM_VGIC_V2_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_DIST,
-    KVM_VGIC_V3_ADDR_TYPE_REDIST, kvm_create_device, kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2,
-    kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, kvm_enable_cap, kvm_vcpu_init,
+    KVM_ARM_VCPU_PVTIME_CTRL, KVM_ARM_VCPU_PVTIME_IPA, KVM_ARM_VM_SMCCC_CTRL, KVM_ARM_VM_SMCCC_FILTER,
+    KVM_CAP_ARM_NISV_TO_USER, KVM_CAP_ARM_PTRAUTH_ADDRESS, KVM_CAP_ARM_PTRAUTH_GENERIC, KVM_DEV_ARM_VGIC_CTRL_INIT,
+    KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_VGIC_V2_ADDR_TYPE_CPU,
+    KVM_VGIC_V2_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_REDIST, kvm_create_device,
+    kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3,
+    kvm_enable_cap, kvm_smccc_filter, kvm_smccc_filter_action_KVM_SMCCC_FILTER_FWD_TO_USER, kvm_vcpu_init,
 };
 use kvm_ioctls::{DeviceFd, IoEventAddress, Kvm, VcpuFd, VmFd};
 
@@ -52,6 +53,10 @@ impl Machine {
         let vm = kvm.create_vm_with_type(DEFAULT_IPA_SIZE).context("KVM_CREATE_VM")?;
         let nisv = kvm_enable_cap { cap: KVM_CAP_ARM_NISV_TO_USER, ..Default::default() };
         vm.enable_cap(&nisv).context("KVM_CAP_ARM_NISV_TO_USER")?;
+
+        if config.features.contains(&Feature::TestInjection) {
+            forward_test_calls(&vm)?;
+        }
 
         let platform = VIRT;
         let mut ram = Memory::new(&vm, 0, platform.ram_base.0, config.memory)?;
@@ -93,6 +98,23 @@ impl Machine {
         devices.lock().unwrap_or_else(std::sync::PoisonError::into_inner).flush();
         ending
     }
+}
+
+/// The calls by which a guest makes errors pending for itself come to user space.
+fn forward_test_calls(vm: &VmFd) -> Result<()> {
+    let filter = kvm_smccc_filter {
+        base: vcpu::TEST_CALLS,
+        nr_functions: 2,
+        action: kvm_smccc_filter_action_KVM_SMCCC_FILTER_FWD_TO_USER as u8,
+        ..Default::default()
+    };
+    let attribute = kvm_device_attr {
+        flags: 0,
+        group: KVM_ARM_VM_SMCCC_CTRL,
+        attr: KVM_ARM_VM_SMCCC_FILTER.into(),
+        addr: &raw const filter as u64,
+    };
+    vm.set_device_attr(&attribute).context("KVM_ARM_VM_SMCCC_FILTER")
 }
 
 fn new_vcpu(vm: &VmFd, index: u64) -> Result<VcpuFd> {

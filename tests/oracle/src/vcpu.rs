@@ -2,6 +2,8 @@
 //!
 //! An access that no device claims is answered as keel's launcher answers it, by an external abort, which KVM injects
 //! when it is asked to (KVM_SET_VCPU_EVENTS, ext_dabt_pending). So is one that comes without a syndrome.
+//!
+//! keel's test calls, by which a guest makes errors pending for itself, are KVM's own calls here.
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -37,9 +39,16 @@ impl fmt::Display for Ending {
     }
 }
 
+/// TEST_SET_VCPU_EVENTS, and TEST_GET_VCPU_EVENTS behind it.
+pub(crate) const TEST_CALLS: u32 = 0xc600_0210;
+
+// ONE_REG ids of x0 to x3: arm64, 64 bits, core register, offset in struct kvm_regs / 4.
+const X: [u64; 4] = [0x6030_0000_0010_0000, 0x6030_0000_0010_0002, 0x6030_0000_0010_0004, 0x6030_0000_0010_0006];
+
 /// What to do before the vCPU runs on.
 enum Next {
     Run,
+    Call(u32),
     Abort,
     End(Ending),
 }
@@ -54,6 +63,7 @@ pub(crate) fn run(index: usize, mut vcpu: VcpuFd, devices: &Mutex<Devices>) -> R
     loop {
         match next(&mut vcpu, devices).with_context(|| format!("vCPU {index}"))? {
             Next::Run => {}
+            Next::Call(function) => answer(&vcpu, function)?,
             Next::Abort => {
                 let mut events = kvm_vcpu_events::default();
                 events.exception.ext_dabt_pending = 1;
@@ -96,6 +106,7 @@ fn next(vcpu: &mut VcpuFd, devices: &Mutex<Devices>) -> Result<Next> {
             bytes[..size].copy_from_slice(&data[..size]);
             Exit::Write(address, u32::from_le_bytes(bytes))
         }
+        Ok(VcpuExit::Hypercall(call)) => Exit::Next(Next::Call(call.nr as u32)),
         Ok(VcpuExit::Unsupported(KVM_EXIT_ARM_NISV)) => Exit::Next(Next::Abort),
         Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => Exit::Next(Next::End(Ending::PoweredOff)),
         Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => Exit::Next(Next::End(Ending::Reset)),
@@ -109,6 +120,36 @@ fn next(vcpu: &mut VcpuFd, devices: &Mutex<Devices>) -> Result<Next> {
         Exit::Next(next) => next,
         Exit::Write(address, value) => claimed(devices.write(address, value)),
     })
+}
+
+/// Answers a test call: `struct kvm_vcpu_events` is its first two words in x1 and x2, and x3 begins what is reserved.
+fn answer(vcpu: &VcpuFd, function: u32) -> Result<()> {
+    let mut x = [0_u64; 4];
+    for (value, register) in x.iter_mut().zip(X) {
+        let mut bytes = [0; 8];
+        vcpu.get_one_reg(register, &mut bytes).context("KVM_GET_ONE_REG of an argument")?;
+        *value = u64::from_le_bytes(bytes);
+    }
+    let results = if function == TEST_CALLS {
+        let [_, first, esr, rest] = x;
+        let [serror_pending, serror_has_esr, ext_dabt_pending, pad @ ..] = first.to_le_bytes();
+        let mut events = kvm_vcpu_events::default();
+        (events.exception.serror_pending, events.exception.serror_has_esr) = (serror_pending, serror_has_esr);
+        (events.exception.ext_dabt_pending, events.exception.pad) = (ext_dabt_pending, pad);
+        events.exception.serror_esr = esr;
+        (events.reserved[0], events.reserved[1]) = (rest as u32, (rest >> 32) as u32);
+        let result = vcpu.set_vcpu_events(&events).map_or_else(|error| -i64::from(error.errno()), |()| 0);
+        [result as u64, 0, 0, 0]
+    } else {
+        let events = vcpu.get_vcpu_events().context("KVM_GET_VCPU_EVENTS")?.exception;
+        let [a, b, c, d, e] = events.pad;
+        let first = [events.serror_pending, events.serror_has_esr, events.ext_dabt_pending, a, b, c, d, e];
+        [0, u64::from_le_bytes(first), events.serror_esr, 0]
+    };
+    for (value, register) in results.into_iter().zip(X) {
+        vcpu.set_one_reg(register, &value.to_le_bytes()).context("KVM_SET_ONE_REG of a result")?;
+    }
+    Ok(())
 }
 
 fn lock(devices: &Mutex<Devices>) -> MutexGuard<'_, Devices> {

@@ -29,6 +29,8 @@ pub const CASES: &[Case] = &[
 ];
 
 const SCRATCH: u32 = 9;
+/// ESR.EC of a trapped MSR or MRS.
+const EC_SYSTEM_REGISTER: u64 = 0x18;
 
 fn read(encoding: Encoding) -> Outcome {
     exec::run(exec::mrs(SCRATCH, encoding), &exec::Registers::pattern())
@@ -127,34 +129,87 @@ struct Promise {
 
 const PFR0: Encoding = (3, 0, 0, 4, 0);
 const PFR1: Encoding = (3, 0, 0, 4, 1);
+const PFR2: Encoding = (3, 0, 0, 4, 2);
 const DFR0: Encoding = (3, 0, 0, 5, 0);
+const ISAR0: Encoding = (3, 0, 0, 6, 0);
 const ISAR1: Encoding = (3, 0, 0, 6, 1);
 const MMFR1: Encoding = (3, 0, 0, 7, 1);
 const MMFR3: Encoding = (3, 0, 0, 7, 3);
 
-/// Features whose registers a hypervisor can take away (Arm ARM D24.2, the ID registers; D24.1.3, encodings).
-const PROMISES: [Promise; 21] = [
-    Promise { name: "RAS", id: PFR0, shift: 28, least: 1, register: (3, 0, 5, 3, 0) },
-    Promise { name: "SVE", id: PFR0, shift: 32, least: 1, register: (3, 0, 1, 2, 0) },
-    Promise { name: "AMU", id: PFR0, shift: 44, least: 1, register: (3, 3, 13, 2, 0) },
-    Promise { name: "MPAM", id: PFR0, shift: 40, least: 1, register: (3, 0, 10, 5, 0) },
-    Promise { name: "GIC", id: PFR0, shift: 24, least: 1, register: (3, 0, 12, 12, 7) },
-    Promise { name: "MTE", id: PFR1, shift: 8, least: 2, register: (3, 0, 1, 0, 5) },
-    Promise { name: "MTE tag control", id: PFR1, shift: 8, least: 2, register: (3, 0, 1, 0, 6) },
-    Promise { name: "MTE fault status", id: PFR1, shift: 8, least: 2, register: (3, 0, 5, 6, 0) },
-    Promise { name: "SME", id: PFR1, shift: 24, least: 1, register: (3, 0, 1, 2, 6) },
-    Promise { name: "PMUv3 PMCR", id: DFR0, shift: 8, least: 1, register: (3, 3, 9, 12, 0) },
-    Promise { name: "PMUv3 PMCCNTR", id: DFR0, shift: 8, least: 1, register: (3, 3, 9, 13, 0) },
-    Promise { name: "PMUv3 PMINTENSET", id: DFR0, shift: 8, least: 1, register: (3, 0, 9, 14, 1) },
-    Promise { name: "PMUv3 PMCCFILTR", id: DFR0, shift: 8, least: 1, register: (3, 3, 14, 15, 7) },
-    Promise { name: "SPE", id: DFR0, shift: 32, least: 1, register: (3, 0, 9, 9, 0) },
-    Promise { name: "TRF", id: DFR0, shift: 40, least: 1, register: (3, 0, 1, 2, 1) },
-    Promise { name: "TRBE", id: DFR0, shift: 44, least: 1, register: (3, 0, 9, 11, 0) },
-    Promise { name: "trace unit", id: DFR0, shift: 4, least: 1, register: (2, 1, 0, 1, 0) },
-    Promise { name: "LORegions", id: MMFR1, shift: 16, least: 1, register: (3, 0, 10, 4, 3) },
-    Promise { name: "TCR2", id: MMFR3, shift: 0, least: 1, register: (3, 0, 2, 0, 3) },
-    Promise { name: "SCTLR2", id: MMFR3, shift: 4, least: 1, register: (3, 0, 1, 0, 3) },
-    Promise { name: "GCS", id: PFR1, shift: 44, least: 1, register: (3, 0, 2, 5, 0) },
+const fn promise(name: &'static str, id: Encoding, shift: u32, least: u64, register: Encoding) -> Promise {
+    Promise { name, id, shift, least, register }
+}
+
+/// Features with state of their own that a hypervisor can take away: what the ID registers do not promise must be
+/// undefined, or one VM could read what another wrote (Arm ARM D24.2, the ID registers; D24.1.3, encodings). ALLINT of
+/// FEAT_NMI is not among them: there is no trap for reading it, and as a bit of PSTATE it goes with the CPU.
+#[rustfmt::skip]
+const PROMISES: &[Promise] = &[
+    promise("RAS ERRIDR", PFR0, 28, 1, (3, 0, 5, 3, 0)),
+    promise("RAS DISR", PFR0, 28, 1, (3, 0, 12, 1, 1)),
+    promise("SVE ZCR", PFR0, 32, 1, (3, 0, 1, 2, 0)),
+    promise("MPAM1", PFR0, 40, 1, (3, 0, 10, 5, 0)),
+    promise("MPAM0", PFR0, 40, 1, (3, 0, 10, 5, 1)),
+    promise("MPAMIDR", PFR0, 40, 1, (3, 0, 10, 4, 4)),
+    promise("AMU AMCR", PFR0, 44, 1, (3, 3, 13, 2, 0)),
+    promise("AMU AMCFGR", PFR0, 44, 1, (3, 3, 13, 2, 1)),
+    promise("AMU AMUSERENR", PFR0, 44, 1, (3, 3, 13, 2, 3)),
+    promise("AMU AMCNTENSET0", PFR0, 44, 1, (3, 3, 13, 2, 5)),
+    promise("AMU AMEVCNTR00", PFR0, 44, 1, (3, 3, 13, 4, 0)),
+    promise("AMU AMEVTYPER00", PFR0, 44, 1, (3, 3, 13, 6, 0)),
+    promise("SCXTNUM_EL1", PFR0, 56, 2, (3, 0, 13, 0, 7)),
+    promise("SCXTNUM_EL0", PFR0, 56, 2, (3, 3, 13, 0, 7)),
+    promise("GIC", PFR0, 24, 1, (3, 0, 12, 12, 7)),
+    promise("MTE RGSR", PFR1, 8, 2, (3, 0, 1, 0, 5)),
+    promise("MTE GCR", PFR1, 8, 2, (3, 0, 1, 0, 6)),
+    promise("MTE TFSR", PFR1, 8, 2, (3, 0, 5, 6, 0)),
+    promise("MTE TFSRE0", PFR1, 8, 2, (3, 0, 5, 6, 1)),
+    promise("MTE GMID", PFR1, 8, 2, (3, 1, 0, 0, 4)),
+    promise("SME SMCR", PFR1, 24, 1, (3, 0, 1, 2, 6)),
+    promise("SME SMPRI", PFR1, 24, 1, (3, 0, 1, 2, 4)),
+    promise("SME SVCR", PFR1, 24, 1, (3, 3, 4, 2, 2)),
+    promise("SME SMIDR", PFR1, 24, 1, (3, 1, 0, 0, 6)),
+    promise("SME TPIDR2_EL0", PFR1, 24, 1, (3, 3, 13, 0, 5)),
+    promise("GCS GCSCR", PFR1, 44, 1, (3, 0, 2, 5, 0)),
+    promise("GCS GCSPR_EL1", PFR1, 44, 1, (3, 0, 2, 5, 1)),
+    promise("GCS GCSCRE0", PFR1, 44, 1, (3, 0, 2, 5, 2)),
+    promise("GCS GCSPR_EL0", PFR1, 44, 1, (3, 3, 2, 5, 1)),
+    promise("THE RCWMASK", PFR1, 48, 1, (3, 0, 13, 0, 6)),
+    promise("THE RCWSMASK", PFR1, 48, 1, (3, 0, 13, 0, 3)),
+    promise("PFAR", PFR1, 60, 1, (3, 0, 6, 0, 5)),
+    promise("FPMR", PFR2, 32, 1, (3, 3, 4, 4, 2)),
+    promise("trace unit TRCPRGCTLR", DFR0, 4, 1, (2, 1, 0, 1, 0)),
+    promise("trace unit TRCCNTVR0", DFR0, 4, 1, (2, 1, 0, 8, 5)),
+    promise("PMUv3 PMCR", DFR0, 8, 1, (3, 3, 9, 12, 0)),
+    promise("PMUv3 PMSELR", DFR0, 8, 1, (3, 3, 9, 12, 5)),
+    promise("PMUv3 PMCCNTR", DFR0, 8, 1, (3, 3, 9, 13, 0)),
+    promise("PMUv3 PMUSERENR", DFR0, 8, 1, (3, 3, 9, 14, 0)),
+    promise("PMUv3 PMINTENSET", DFR0, 8, 1, (3, 0, 9, 14, 1)),
+    promise("PMUv3 PMCCFILTR", DFR0, 8, 1, (3, 3, 14, 15, 7)),
+    promise("SPE PMSCR", DFR0, 32, 1, (3, 0, 9, 9, 0)),
+    promise("SPE PMSIDR", DFR0, 32, 1, (3, 0, 9, 9, 7)),
+    promise("SPE PMBLIMITR", DFR0, 32, 1, (3, 0, 9, 10, 0)),
+    promise("SPE PMBPTR", DFR0, 32, 1, (3, 0, 9, 10, 1)),
+    promise("SPE PMBSR", DFR0, 32, 1, (3, 0, 9, 10, 3)),
+    promise("TRF TRFCR", DFR0, 40, 1, (3, 0, 1, 2, 1)),
+    promise("TRBE TRBLIMITR", DFR0, 44, 1, (3, 0, 9, 11, 0)),
+    promise("TRBE TRBPTR", DFR0, 44, 1, (3, 0, 9, 11, 1)),
+    promise("TRBE TRBSR", DFR0, 44, 1, (3, 0, 9, 11, 3)),
+    promise("BRBE BRBCR", DFR0, 52, 1, (2, 1, 9, 0, 0)),
+    promise("BRBE BRBSRC0", DFR0, 52, 1, (2, 1, 8, 0, 5)),
+    promise("RNDR", ISAR0, 60, 1, (3, 3, 2, 4, 0)),
+    promise("LS64 ACCDATA", ISAR1, 60, 3, (3, 0, 13, 0, 5)),
+    promise("LORegions LORSA", MMFR1, 16, 1, (3, 0, 10, 4, 0)),
+    promise("LORegions LORC", MMFR1, 16, 1, (3, 0, 10, 4, 3)),
+    promise("LORegions LORID", MMFR1, 16, 1, (3, 0, 10, 4, 7)),
+    promise("TCR2", MMFR3, 0, 1, (3, 0, 2, 0, 3)),
+    promise("SCTLR2", MMFR3, 4, 1, (3, 0, 1, 0, 3)),
+    promise("S1PIE PIR", MMFR3, 8, 1, (3, 0, 10, 2, 3)),
+    promise("S1PIE PIRE0", MMFR3, 8, 1, (3, 0, 10, 2, 2)),
+    promise("S1POE POR_EL1", MMFR3, 16, 1, (3, 0, 10, 2, 4)),
+    promise("S1POE POR_EL0", MMFR3, 16, 1, (3, 3, 10, 2, 4)),
+    promise("AIE MAIR2", MMFR3, 24, 1, (3, 0, 10, 2, 1)),
+    promise("AIE AMAIR2", MMFR3, 24, 1, (3, 0, 10, 3, 1)),
 ];
 
 /// Lets EL1 use FP, SVE and SME where they are: what traps then is not this kernel's own doing.
@@ -170,13 +225,18 @@ fn field(id: Encoding, shift: u32) -> Check<u64> {
 
 fn features(_: &Machine) -> Check {
     open_cpacr();
-    for Promise { name, id, shift, least, register } in PROMISES {
+    for &Promise { name, id, shift, least, register } in PROMISES {
         let promised = field(id, shift)? >= least;
         let outcome = read(register);
         if promised {
             check!(outcome.trap.is_none(), "{name} is promised, but reading {register:x?}: {:x?}", outcome.trap);
         } else {
-            undefined(name, register, &outcome)?;
+            // FEAT_IDST reports an ID register that is not there with the class of a trapped access.
+            let (_, op1, crn, ..) = register;
+            if (op1, crn) != (1, 0) || outcome.trap.is_none_or(|trap| trap.class() != EC_SYSTEM_REGISTER) {
+                undefined(name, register, &outcome)?;
+            }
+            undefined(name, register, &write(register, 0))?;
         }
     }
     Ok(())
