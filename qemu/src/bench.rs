@@ -28,6 +28,7 @@ pub const LIMITS: &[(&str, u64)] = &[
     ("mmio_read", 180),
     ("ipi", 1100),
     ("timer_irq", 600),
+    ("pmu_read", 6),
     ("stub_call", 12),
     ("entry_to_guest", 400_000),
 ];
@@ -141,6 +142,7 @@ fn machine(guests: &image::Guests, hypervisor: &str) -> VmSpec {
     vm.bootargs = format!("bench {hypervisor}");
     vm.cpus = 2;
     vm.memory = MemorySize(64 << 20);
+    vm.features = vec!["pmu".into()];
     vm
 }
 
@@ -198,11 +200,31 @@ fn bench_keel() -> Result<Vec<Figure>> {
     if ending.verdict != Verdict::Well {
         bail!("{}\n{}{}\n{}", ending.command, ending.diagnostics, ending.output, ending.verdict);
     }
+    figures.extend(bench_switch(&images, &[])?);
+    for mut figure in bench_switch(&images, &["pmu".into()])? {
+        figure.name += "_pmu";
+        figures.push(figure);
+    }
     figures.extend(bench_stub(&images)?);
     let mut bytes = |name: &str, value| figures.push(Figure { name: name.into(), value, unit: "bytes".into() });
     bytes("image_bytes", images.keel_bytes.saturating_sub(images.bundle_bytes));
     bytes("text_bytes", images.text_bytes);
     Ok(figures)
+}
+
+/// Measures two vCPUs that hand one CPU over to each other, of a machine with these features.
+fn bench_switch(images: &image::Images, features: &[String]) -> Result<Vec<Figure>> {
+    let mut vm = machine(&images.guests, "hyp=keel");
+    vm.bootargs = "bench-switch hyp=keel".into();
+    vm.features = features.to_vec();
+    let mut board = Board::virt(&images.keel);
+    board.initrd = Some(run::write_bundle(&[vm], &tree::product("bench-switch.itb"))?);
+    (board.icount, board.smp) = (true, 1);
+    let ending = qemu::run_to_end(&board, Duration::from_secs(300))?;
+    if ending.verdict != Verdict::Well {
+        bail!("{}\n{}{}\n{}", ending.command, ending.diagnostics, ending.output, ending.verdict);
+    }
+    Ok(figures(&ending.output))
 }
 
 /// Measures the calls of the stub.

@@ -24,6 +24,8 @@ pub struct Guests {
     pub spin_table: PathBuf,
     /// `build/ptp-time`: a Linux program that prints the time of /dev/ptp0.
     pub ptp_time: PathBuf,
+    /// `build/perf-count`: a Linux program that counts itself with the PMU.
+    pub perf_count: PathBuf,
 }
 
 /// What was built, and how large it is.
@@ -70,6 +72,7 @@ pub fn build_guests() -> Result<Guests> {
         spin_table: keep("spin-table.img", &firmware)?,
         // As it was linked: Linux maps its segments from the file, page by page.
         ptp_time: keep("ptp-time", &read_artifact(&kernels, "ptp-time")?)?,
+        perf_count: keep("perf-count", &read_artifact(&kernels, "perf-count")?)?,
     })
 }
 

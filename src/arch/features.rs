@@ -30,9 +30,32 @@ pub fn has_vmid16() -> bool {
     field(read_sysreg!("S3_0_C0_C7_1"), 4) == 2
 }
 
+/// ID_AA64DFR0_EL1.PMUVer from FEAT_PMUv3p5 on: counters of 64 bits, and MDCR_EL2.HCCD.
+pub const PMU_V3P5: u64 = 6;
+
 /// FEAT_PMUv3 (ID_AA64DFR0_EL1.PMUVer).
+#[inline]
 pub fn has_pmu() -> bool {
-    !matches!(field(read_sysreg!("S3_0_C0_C5_0"), 8), 0 | 0xf)
+    pmu_version() != 0
+}
+
+/// The version of FEAT_PMUv3 as ID_AA64DFR0_EL1.PMUVer has it; 0 without, and for one that is not the architecture's.
+#[inline]
+pub fn pmu_version() -> u64 {
+    match field(read_sysreg!("S3_0_C0_C5_0"), 8) {
+        0xf => 0,
+        version => version,
+    }
+}
+
+/// PMMIR_EL1 is there: FEAT_PMUv3p4.
+pub fn has_pmmir() -> bool {
+    pmu_version() >= 5
+}
+
+/// EL0 can be in AArch32 (ID_AA64PFR0_EL1.EL0).
+pub fn has_aarch32_el0() -> bool {
+    field(read_sysreg!("S3_0_C0_C4_0"), 0) == 2
 }
 
 /// Whether the CPU has features that guests are not shown, and whose EL2 controls or registers do not change hands with the

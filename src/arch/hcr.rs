@@ -99,7 +99,7 @@ pub const SCTLR_EL1_RESET: u64 = 0x3050_0800;
 /// bit 20) trap, FP does not.
 pub const CPTR_GUEST: u64 = 0x33ff | CPTR_EL2::TAM::SET.value | (1 << 20);
 
-/// MDCR_EL2 for a guest: PMU, statistical profiling and trace filters trap; their buffers are EL2's (E2PB, E2TB = 0). The
+/// MDCR_EL2 for a guest without a PMU: PMU, statistical profiling and trace filters trap; their buffers are EL2's (E2PB, E2TB = 0). The
 /// OS lock traps (TDOSA), because the OS double lock, which guests do not have, traps with it.
 ///
 /// Breakpoints, watchpoints and software step are the guest's own, with whatever it writes into them, since nothing of
@@ -112,9 +112,37 @@ pub const MDCR_GUEST: u64 = MDCR_EL2::TPMCR::SET.value
     | MDCR_EL2::TTRF::SET.value
     | MDCR_EL2::TDOSA::SET.value;
 
+/// MDCR_EL2.TPMCR and TPM: every access of the PMU traps.
+pub const MDCR_PMU_TRAPS: u64 = MDCR_EL2::TPMCR::SET.value | MDCR_EL2::TPM::SET.value;
+
+/// MDCR_EL2.HPMD: the counters below HPMN do not count at EL2 (FEAT_PMUv3p1).
+const MDCR_HPMD: u64 = 1 << 17;
+/// MDCR_EL2.HCCD: nor does the cycle counter (FEAT_PMUv3p5).
+const MDCR_HCCD: u64 = 1 << 23;
+
+/// MDCR_EL2 for a guest with a PMU, but for HPMN, on a CPU with this ID_AA64DFR0_EL1.PMUVer: it is not trapped, and does not
+/// count at EL2.
+pub const fn mdcr_guest_with_pmu(version: u64) -> u64 {
+    let mut mdcr = MDCR_GUEST & !MDCR_PMU_TRAPS;
+    if version >= 4 {
+        mdcr |= MDCR_HPMD;
+    }
+    if version >= 6 {
+        mdcr |= MDCR_HCCD;
+    }
+    mdcr
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pmu_does_not_count_el2_where_hardware_can_say_so() {
+        assert_eq!(mdcr_guest_with_pmu(1), 1 << 14 | 1 << 19);
+        assert_eq!(mdcr_guest_with_pmu(4), 1 << 14 | 1 << 17 | 1 << 19);
+        assert_eq!(mdcr_guest_with_pmu(9), 1 << 14 | 1 << 17 | 1 << 19 | 1 << 23);
+    }
 
     #[test]
     fn values_are_the_architecture_s() {

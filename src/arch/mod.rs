@@ -6,6 +6,7 @@
 pub mod addr;
 pub mod esr;
 pub mod hcr;
+pub mod pmuv3;
 pub mod serror;
 
 #[cfg(target_os = "none")]
@@ -20,6 +21,8 @@ pub mod depart;
 pub mod features;
 #[cfg(target_os = "none")]
 pub mod gic;
+#[cfg(target_os = "none")]
+pub mod guest_pmu;
 #[cfg(target_os = "none")]
 pub mod late;
 #[cfg(target_os = "none")]

@@ -1,7 +1,7 @@
 //! The event counters that keel keeps for itself: instructions retired at EL2, and below it.
 //!
 //! MDCR_EL2.HPMN two below PMCR_EL0.N gives the last two event counters to EL2, whatever guests do with the others (Arm
-//! ARM D13.5).
+//! ARM D13.5). QEMU 10 lets EL1 reach all of them, so there a guest that has a PMU can disturb the figures.
 
 use super::{
     features,
@@ -44,14 +44,24 @@ pub fn all_counters() -> u64 {
     if features::has_pmu() { (read_sysreg!("pmcr_el0") >> 11) & 0x1f } else { 0 }
 }
 
+/// Event counters of the guest that this CPU holds: MDCR_EL2.HPMN.
+#[inline]
+pub(super) fn guest_counters() -> usize {
+    (read_sysreg!("mdcr_el2") & 0x1f) as usize
+}
+
 fn read(nth: u64) -> u32 {
     let mdcr = read_sysreg!("mdcr_el2");
     if mdcr & HPME == 0 {
         return 0;
     }
+    // It may be a guest's, which this CPU holds.
+    let selected = read_sysreg!("pmselr_el0");
     write_sysreg!("pmselr_el0", (mdcr & 0x1f) + nth);
     isb();
-    read_sysreg!("pmxevcntr_el0") as u32
+    let count = read_sysreg!("pmxevcntr_el0") as u32;
+    write_sysreg!("pmselr_el0", selected);
+    count
 }
 
 /// Instructions retired at EL2 on this CPU since [`start`], modulo 2^32; 0 if nothing counts.

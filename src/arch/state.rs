@@ -4,7 +4,10 @@
 //! their ID fields. FP and SIMD move in assembly (`boot/fpsimd.S`), since keel is built without them.
 
 use super::{
-    features, hcr,
+    features,
+    guest_pmu::{self, GuestPmu},
+    hcr,
+    pmuv3::EventSet,
     sysreg::{isb, read_sysreg, write_sysreg},
 };
 
@@ -164,6 +167,9 @@ pub struct Timers {
     pub physical_compare: u64,
 }
 
+/// CNTHCTL_EL2.EL1PCTEN and EL1PCEN: EL1 and EL0 reach the physical counter and timer (Arm ARM D24.10.2).
+const CNTHCTL_EL1PCTEN_EL1PCEN: u64 = 0b11;
+
 /// All of it.
 #[derive(Clone, Debug)]
 pub struct GuestState {
@@ -173,6 +179,8 @@ pub struct GuestState {
     pub fp: FpState,
     /// Timers.
     pub timers: Timers,
+    /// Its PMU, if it has one.
+    pub pmu: Option<GuestPmu>,
     keys: Keys,
     debug: Debug,
     os_lock: bool,
@@ -180,6 +188,8 @@ pub struct GuestState {
     communication_interrupts: u64,
     /// The debug claim tags that are set, DBGCLAIMCLR_EL1.
     claims: u64,
+    /// The physical counter and timer trap.
+    traps_counter: bool,
     /// The guest's DISR_EL1: VDISR_EL2 while it has virtual SErrors, else DISR_EL1 itself.
     deferred_serror: u64,
     /// The machine holds it already: nothing is loaded the first time.
@@ -205,20 +215,24 @@ pub struct GuestConfig {
     pub mdcr: u64,
     /// CPTR_EL2.
     pub cptr: u64,
+    /// The physical counter and timer trap.
+    pub traps_counter: bool,
 }
 
 impl GuestState {
-    /// The state of a CPU after reset, as KVM gives it: SCTLR_EL1 has its RES1 bits, the OS lock is open.
-    pub fn reset() -> Self {
+    /// The state of a CPU after reset, as KVM gives it: SCTLR_EL1 has its RES1 bits, the OS lock is open. `pmu`: it has a PMU.
+    pub fn reset(pmu: bool) -> Self {
         Self {
             el1: El1Registers { sctlr: 0x00c5_0078, ..El1Registers::default() },
             fp: FpState { v: [[0; 2]; 32], fpsr: 0, fpcr: 0 },
             timers: Timers::default(),
+            pmu: pmu.then(GuestPmu::reset),
             keys: Keys::default(),
             debug: Debug::default(),
             os_lock: false,
             communication_interrupts: 0,
             claims: 0,
+            traps_counter: false,
             deferred_serror: 0,
             in_machine: false,
         }
@@ -226,7 +240,7 @@ impl GuestState {
 
     /// The state of a kernel that runs on this CPU now, wherever it is.
     pub fn in_machine() -> Self {
-        Self { in_machine: true, ..Self::reset() }
+        Self { in_machine: true, ..Self::reset(features::has_pmu()) }
     }
 
     /// Takes the guest's state out of this CPU and stops its timers.
@@ -238,11 +252,17 @@ impl GuestState {
         write_sysreg!("cntv_ctl_el0", 0);
         write_sysreg!("cntp_ctl_el0", 0);
         isb();
+        if let Some(pmu) = &mut self.pmu {
+            pmu.save();
+        }
         self.el1.save();
         if features::has_pauth() {
             self.keys.save();
         }
         self.save_debug();
+        if core::mem::take(&mut self.traps_counter) {
+            write_sysreg!("cnthctl_el2", read_sysreg!("cnthctl_el2") | CNTHCTL_EL1PCTEN_EL1PCEN);
+        }
         if features::has_ras() {
             self.deferred_serror = if read_sysreg!("hcr_el2") & hcr::HCR_AMO != 0 {
                 read_sysreg!("S3_4_C12_C1_1") // VDISR_EL2
@@ -258,7 +278,8 @@ impl GuestState {
     }
 
     /// Puts the guest's state into this CPU; the timers run from here on.
-    pub fn load(&mut self, config: &GuestConfig) {
+    /// With `events`, a PMU counts only those.
+    pub fn load(&mut self, config: &GuestConfig, events: Option<&EventSet>) {
         write_sysreg!("vtcr_el2", config.vtcr);
         write_sysreg!("vttbr_el2", config.vttbr);
         write_sysreg!("vmpidr_el2", config.vmpidr);
@@ -270,6 +291,10 @@ impl GuestState {
             set_serror_syndrome(syndrome);
         }
         write_sysreg!("hcr_el2", config.hcr);
+        self.traps_counter = config.traps_counter;
+        if config.traps_counter {
+            write_sysreg!("cnthctl_el2", read_sysreg!("cnthctl_el2") & !CNTHCTL_EL1PCTEN_EL1PCEN);
+        }
         isb();
         if core::mem::take(&mut self.in_machine) {
             return;
@@ -288,6 +313,9 @@ impl GuestState {
         }
         // SAFETY: `fp` is a whole FpState; see `save`.
         unsafe { fpsimd_restore(&self.fp) };
+        if let Some(pmu) = &mut self.pmu {
+            pmu.load(events);
+        }
         write_sysreg!("cntv_cval_el0", self.timers.virtual_compare);
         write_sysreg!("cntp_cval_el0", self.timers.physical_compare);
         isb();
@@ -357,6 +385,11 @@ fn without_guest() {
     isb();
 }
 
+/// A CPU that nobody used before keel, or whose user is gone: nothing is left of what it had set up for itself.
+pub fn clear_cpu() {
+    guest_pmu::prepare_cpu();
+}
+
 /// What holds for every guest on this CPU, once: features that guests are not shown trap, where it is not a bit of the
 /// registers that [`GuestState::load`] writes. All of these are zero for "trap" (the names begin with n or En) or for
 /// "does not exist" (Arm ARM D24.2).
@@ -387,6 +420,11 @@ pub fn prepare_cpu() {
 /// CPTR_EL2 and MDCR_EL2 as they are now.
 pub fn owner_traps() -> [u64; 2] {
     [read_sysreg!("cptr_el2"), read_sysreg!("mdcr_el2")]
+}
+
+/// Sets MDCR_EL2 of the guest that is loaded: from its next instruction on, which a return from an exception synchronizes.
+pub fn set_mdcr(mdcr: u64) {
+    write_sysreg!("mdcr_el2", mdcr);
 }
 
 /// Sets HCR_EL2 of the guest that is loaded.

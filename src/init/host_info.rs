@@ -15,6 +15,7 @@ mod gic;
 mod memory;
 mod options;
 mod place;
+mod pmu;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -32,6 +33,7 @@ pub use gic::{Gic, GicV2, GicV3};
 pub use memory::Reservation;
 pub use options::{Crash, KeelOptions};
 pub use place::resting_place;
+pub use pmu::HostPmu;
 pub use timers::HostTimers;
 
 use crate::mm::Pa;
@@ -56,6 +58,8 @@ pub struct HostInfo {
     pub psci: Option<Psci>,
     /// The generic timers' interrupts.
     pub timers: HostTimers,
+    /// The CPUs' performance monitors.
+    pub pmu: HostPmu,
     /// Registers of a PL031 real-time clock.
     pub rtc: Option<Span>,
     /// What the boot loader put into the initrd slot: the bundle.
@@ -96,6 +100,7 @@ impl HostInfo {
             console: console::parse(&tree, &devices),
             psci,
             timers: timers::parse(&tree, &devices)?,
+            pmu: pmu::parse(&tree, &devices),
             rtc: rtc(&devices, &mut warnings),
             initrd: initrd(chosen)?,
             bootargs,

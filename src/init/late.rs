@@ -171,6 +171,7 @@ fn install(block: &InstallBlock) -> Result<(), Errno> {
         physical_timer: host.timers.physical.intid,
         hypervisor_timer: host.timers.hypervisor.intid,
         maintenance: gic.maintenance.intid,
+        pmu: host.pmu.private(),
     };
     let kept = [interrupts.hypervisor_timer, interrupts.maintenance];
     let kept = kept.iter().filter(|&&intid| intid < 32).fold(0, |mask, intid| mask | 1 << intid);

@@ -49,11 +49,12 @@ impl Interrupts {
         physical::set_distributor(distributor);
         let private =
             [interrupts.virtual_timer, interrupts.physical_timer, interrupts.hypervisor_timer, interrupts.maintenance];
+        let private = private.into_iter().chain(interrupts.pmu);
         Ok(Self {
             distributor,
             regions: gic.redistributors.iter().map(|span| (span.base, span.size)).collect(),
             stride: gic.stride.unwrap_or(0),
-            private: private.iter().filter(|&&intid| intid < 32).fold(0, |mask, intid| mask | 1 << intid),
+            private: private.filter(|&intid| intid < 32).fold(0, |mask, intid| mask | 1 << intid),
         })
     }
 
@@ -103,6 +104,7 @@ impl Interrupts {
         redistributor.start(self.private)?;
         arch::gic::start_cpu_interface()?;
         arch::state::prepare_cpu();
+        arch::state::clear_cpu();
         if let Some(syndrome) = serror::collect() {
             warn!("CPU {index}: {syndrome} was pending when it came to keel, syndrome {:#x}; ignored", syndrome.esr);
         }

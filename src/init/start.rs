@@ -386,6 +386,7 @@ fn start_interrupts(host: &HostInfo) -> (smp::Interrupts, HostInterrupts) {
         physical_timer: host.timers.physical.intid,
         hypervisor_timer: host.timers.hypervisor.intid,
         maintenance: gic.maintenance.intid,
+        pmu: host.pmu.private(),
     };
     debug!("interrupts: {interrupts:?}");
     match smp::Interrupts::start(gic, &interrupts) {

@@ -2,10 +2,10 @@
 //! Documentation/virt/kvm/devices/vcpu.rst).
 
 use super::{
-    Errno,
+    Errno, pmu,
     uapi::{
-        SmcccFilter,
-        vcpu::{GROUP_PVTIME, PVTIME_IPA},
+        CounterOffset, PmuEventFilter, SmcccFilter, feature,
+        vcpu::{GROUP_PMU, GROUP_PVTIME, GROUP_TIMER, PMU_FILTER, PMU_INIT, PMU_IRQ, PMU_SET_PMU, PVTIME_IPA},
     },
     vcpu::Vcpu,
     vm::Vm,
@@ -18,15 +18,28 @@ use crate::{
 /// What GET answers for an address that was not set.
 const UNSET: u64 = u64::MAX;
 
+/// The PMU of every CPU, as KVM_ARM_VCPU_PMU_V3_SET_PMU names it: KVM_DEV's numbers are those of perf, which keel has not,
+/// and vCPUs do not change CPUs, so there is only this one.
+const THE_PMU: u64 = 0;
+
 impl Vcpu {
-    /// KVM_SET_DEVICE_ATTR.
+    /// KVM_SET_DEVICE_ATTR. A structure of at most 8 bytes is given as the number that its bytes are in memory.
     ///
     /// # Errors
     ///
-    /// `ENXIO` for an attribute that keel does not have. KVM_ARM_VCPU_PVTIME_IPA: `EINVAL` if it is not a multiple of 64 or
-    /// not in a memory slot, `EEXIST` if it is set already.
+    /// `ENXIO` for an attribute that keel does not have. Those of [`set_pmu`](Self::set_pmu), of
+    /// [`pmu::check_timer`], and for KVM_ARM_VCPU_PVTIME_IPA: `EINVAL` if it is not a multiple of 64 or not in a memory
+    /// slot, `EEXIST` if it is set already.
     pub fn set_device_attr(&self, vm: &Vm, group: u32, attribute: u64, value: u64) -> Result<(), Errno> {
-        self.has_device_attr(group, attribute)?;
+        match group {
+            GROUP_PMU => self.set_pmu(vm, attribute, value),
+            GROUP_TIMER => vm.set_timer_interrupt(attribute, value),
+            GROUP_PVTIME if attribute == PVTIME_IPA => self.set_stolen_time(vm, value),
+            _ => Err(Errno::ENXIO),
+        }
+    }
+
+    fn set_stolen_time(&self, vm: &Vm, value: u64) -> Result<(), Errno> {
         if !value.is_multiple_of(STRUCTURE_BYTES) {
             return Err(Errno::EINVAL);
         }
@@ -37,24 +50,85 @@ impl Vcpu {
         if self.stolen.place(value, block, offset) { Ok(()) } else { Err(Errno::EEXIST) }
     }
 
+    /// KVM_ARM_VCPU_PMU_V3_CTRL.
+    ///
+    /// # Errors
+    ///
+    /// In KVM's order: `ENODEV` without the feature, `EBUSY` once it is initialised; then IRQ: `EINVAL` without an interrupt
+    /// controller, those of [`pmu::check_interrupt`]; INIT: `ENODEV` if the interrupt controller is not initialised, `ENXIO`
+    /// without an interrupt, `EEXIST` if a timer has it, `EINVAL` for an SPI that there is not; FILTER: those of
+    /// [`pmu::filter_events`]; SET_PMU: `ENXIO` for any but the one, `EBUSY` if a vCPU has run.
+    fn set_pmu(&self, vm: &Vm, attribute: u64, value: u64) -> Result<(), Errno> {
+        if !vm.has_feature(feature::PMU_V3) {
+            return Err(Errno::ENODEV);
+        }
+        let own = *self.pmu.lock();
+        if own.initialised {
+            return Err(Errno::EBUSY);
+        }
+        let (has_vgic, _) = vm.vgic_has(0);
+        match attribute {
+            PMU_IRQ => {
+                if !has_vgic {
+                    return Err(Errno::EINVAL);
+                }
+                let intid = pmu::check_interrupt(value, own, vm.pmu_interrupts())?;
+                self.pmu.lock().interrupt = Some(intid);
+            }
+            PMU_INIT => {
+                vm.vgic_has(0).1?;
+                let intid = own.interrupt.ok_or(Errno::ENXIO)?;
+                // The timers take theirs when a vCPU first runs.
+                if vm.has_run() && vm.timer_interrupts()[..2].contains(&intid) {
+                    return Err(Errno::EEXIST);
+                }
+                vm.vgic_has(intid).1?;
+                self.pmu.lock().initialised = true;
+            }
+            PMU_FILTER => vm.filter_events(&PmuEventFilter::from_bytes(value.to_le_bytes()))?,
+            PMU_SET_PMU if value != THE_PMU => return Err(Errno::ENXIO),
+            PMU_SET_PMU if vm.has_run() => return Err(Errno::EBUSY),
+            PMU_SET_PMU => {}
+            _ => return Err(Errno::ENXIO),
+        }
+        Ok(())
+    }
+
     /// KVM_GET_DEVICE_ATTR.
     ///
     /// # Errors
     ///
-    /// `ENXIO` for an attribute that keel does not have.
-    pub fn get_device_attr(&self, group: u32, attribute: u64) -> Result<u64, Errno> {
-        self.has_device_attr(group, attribute)?;
-        Ok(self.stolen.address().unwrap_or(UNSET))
+    /// `ENXIO` for an attribute that keel does not have, or that cannot be read. KVM_ARM_VCPU_PMU_V3_IRQ: `EINVAL` without an
+    /// interrupt controller, `ENODEV` without the feature, `ENXIO` if it was not set.
+    pub fn get_device_attr(&self, vm: &Vm, group: u32, attribute: u64) -> Result<u64, Errno> {
+        match (group, attribute) {
+            (GROUP_PMU, PMU_IRQ) => {
+                if !vm.vgic_has(0).0 {
+                    return Err(Errno::EINVAL);
+                }
+                if !vm.has_feature(feature::PMU_V3) {
+                    return Err(Errno::ENODEV);
+                }
+                self.pmu.lock().interrupt.map(u64::from).ok_or(Errno::ENXIO)
+            }
+            (GROUP_TIMER, _) => {
+                let place = usize::try_from(attribute).map_err(|_| Errno::ENXIO)?;
+                vm.timer_interrupts().get(place).copied().map(u64::from).ok_or(Errno::ENXIO)
+            }
+            (GROUP_PVTIME, PVTIME_IPA) => Ok(self.stolen.address().unwrap_or(UNSET)),
+            _ => Err(Errno::ENXIO),
+        }
     }
 
     /// KVM_HAS_DEVICE_ATTR.
     ///
     /// # Errors
     ///
-    /// `ENXIO` for an attribute that keel does not have.
-    pub fn has_device_attr(&self, group: u32, attribute: u64) -> Result<(), Errno> {
+    /// `ENXIO` for an attribute that keel does not have, or one of a PMU that the vCPU does not have.
+    pub fn has_device_attr(&self, vm: &Vm, group: u32, attribute: u64) -> Result<(), Errno> {
         match (group, attribute) {
-            (GROUP_PVTIME, PVTIME_IPA) => Ok(()),
+            (GROUP_PMU, PMU_IRQ..=PMU_SET_PMU) if vm.has_feature(feature::PMU_V3) => Ok(()),
+            (GROUP_TIMER, 0..=3) | (GROUP_PVTIME, PVTIME_IPA) => Ok(()),
             _ => Err(Errno::ENXIO),
         }
     }
@@ -68,6 +142,18 @@ impl Vm {
     /// Those of [`Filter::insert`](super::filter::Filter::insert).
     pub fn set_smccc_filter(&self, range: &SmcccFilter) -> Result<(), Errno> {
         self.change_filter(|filter, ran| filter.insert(range, ran))
+    }
+
+    /// KVM_ARM_SET_COUNTER_OFFSET: what both counters of the guest are behind the machine's.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if the reserved field is not zero; those of [`offset_counters`](Self::offset_counters).
+    pub fn set_counter_offset(&self, offset: &CounterOffset) -> Result<(), Errno> {
+        if offset.reserved != 0 {
+            return Err(Errno::EINVAL);
+        }
+        self.offset_counters(offset.counter_offset)
     }
 
     /// KVM_ENABLE_CAP for KVM_CAP_ARM_SYSTEM_SUSPEND: PSCI's SYSTEM_SUSPEND is there.

@@ -2,7 +2,7 @@
 
 use super::physical;
 use crate::{
-    arch::{gic, timer},
+    arch::{gic, guest_pmu, timer},
     vdev::vgic::{Control, VirtualInterface},
 };
 
@@ -84,6 +84,7 @@ impl VirtualInterface for Hardware {
         match physical::interrupts() {
             Some(host) if host_intid == host.virtual_timer => timer::virtual_output(),
             Some(host) if host_intid == host.physical_timer => timer::physical_output(),
+            Some(host) if Some(host_intid) == host.pmu => guest_pmu::output(),
             _ => true,
         }
     }

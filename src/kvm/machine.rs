@@ -13,7 +13,7 @@ use super::{
     vcpu::{Inner, Vcpu},
 };
 use crate::{
-    arch::{cpu, features, hcr, timer},
+    arch::{cpu, features, hcr, pmuv3::EventSet, timer},
     hypercall::{
         FilterAction,
         psci::{self, SystemEvent},
@@ -27,7 +27,6 @@ use crate::{
         owner_gic::{Accessor, Frame, OwnerCpu},
         pl011::{self, Pl011},
         pl031::{self, Pl031},
-        platform::VIRT,
         vgic::{Vgic, VgicConfig, VgicHost},
     },
 };
@@ -106,6 +105,21 @@ pub(super) struct MachineSetup {
     pub vtcr: u64,
     pub ipa_bits: u32,
     pub counter_offset: u64,
+    /// The physical counter is behind the machine's as the virtual one is.
+    pub is_offset: bool,
+    /// The timers' interrupts, virtual and physical.
+    pub timers: [u32; 2],
+    /// The interrupt of each vCPU's PMU, if they have one, and the events that it may count, if not all.
+    pub pmu: Option<(Vec<Option<u32>>, Option<EventSet>)>,
+}
+
+/// A VM's PMUs.
+#[derive(Debug)]
+pub(super) struct Pmu {
+    /// The interrupt of each.
+    pub interrupts: Vec<Option<u32>>,
+    /// The events that they may count, if not all.
+    pub events: Option<EventSet>,
 }
 
 /// How a VM came to stop.
@@ -155,6 +169,10 @@ pub struct Machine {
     pub(super) vgic: Vgic,
     /// What takes the vGIC's place in the VM that owns the machine.
     pub(super) owner: Option<Owner>,
+    /// The vCPUs' PMUs, if they have any.
+    pub(super) pmu: Option<Pmu>,
+    /// The private interrupt of PMUs that is mapped to the machine's.
+    pub(super) pmu_private: Option<u32>,
     /// The EL1 timers' interrupts, virtual and physical, as the guest knows them.
     pub(super) timers: [u32; 2],
     pub(super) bus: Bus<Target>,
@@ -178,6 +196,7 @@ pub struct Machine {
     pub(super) vtcr: u64,
     pub(super) hcr: u64,
     pub(super) counter_offset: u64,
+    pub(super) is_offset: bool,
     event: AtomicU32,
     /// Index + 1 of the vCPU that last ran on each CPU: another one of the same VM must not find its translations.
     last: [AtomicU32; MAX_CPUS],
@@ -225,7 +244,9 @@ impl Machine {
         }
         let mpidrs: Vec<u64> = setup.vcpus.iter().map(|vcpu| vcpu.mpidr()).collect();
         let vgic = Vgic::new(&VgicConfig { mpidrs: &mpidrs, spis: setup.spis }).map_err(|_| Errno::EINVAL)?;
-        let mut timers = [VIRT.timers.virt, VIRT.timers.physical];
+        let mut timers = setup.timers;
+        let pmu = setup.pmu.map(|(interrupts, events)| Pmu { interrupts, events });
+        let mut pmu_private = None;
         if let Some(host) = physical::interrupts() {
             let physical = [host.virtual_timer, host.physical_timer];
             if setup.owner.is_some() {
@@ -233,6 +254,11 @@ impl Machine {
             }
             for index in 0..setup.vcpus.len() {
                 timers.into_iter().zip(physical).for_each(|(guest, host)| vgic.map_hw(index, guest, Some(host)));
+                let private = pmu.as_ref().and_then(|pmu| pmu.interrupts.get(index).copied().flatten());
+                if let (Some(guest @ 16..32), Some(host)) = (private, host.pmu) {
+                    vgic.map_hw(index, guest, Some(host));
+                    pmu_private = Some(guest);
+                }
             }
         }
         let ids = crate::arch::cpu::id_registers();
@@ -251,6 +277,8 @@ impl Machine {
             vcpus: setup.vcpus,
             vgic,
             owner: setup.owner,
+            pmu,
+            pmu_private,
             timers,
             bus: Bus::new(&regions).map_err(|_| Errno::EINVAL)?,
             uart,
@@ -268,6 +296,7 @@ impl Machine {
             vtcr: setup.vtcr,
             hcr,
             counter_offset: setup.counter_offset,
+            is_offset: setup.is_offset,
             event: AtomicU32::new(0),
             last: [const { AtomicU32::new(0) }; MAX_CPUS],
             frequency: timer::frequency().max(1),
@@ -350,6 +379,11 @@ impl Machine {
     /// Sets the level of a timer of `vcpu`, which no CPU holds.
     pub(super) fn set_timer_level(&self, vcpu: usize, intid: u32, level: bool) {
         self.vgic.set_hw_level(vcpu, intid, level);
+    }
+
+    /// The shared interrupt of the PMU of `vcpu`, if it is one.
+    pub(super) fn pmu_shared(&self, vcpu: usize) -> Option<u32> {
+        self.pmu.as_ref()?.interrupts.get(vcpu).copied().flatten().filter(|&intid| intid >= 32)
     }
 
     /// Whether this VM owns the machine.

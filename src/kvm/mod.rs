@@ -10,6 +10,7 @@ pub mod events;
 pub mod filter;
 pub mod firmware;
 pub mod pages;
+pub mod pmu;
 pub mod uapi;
 
 #[cfg(target_os = "none")]

@@ -12,7 +12,7 @@ use crate::{
         cache, cpu,
         depart::{self, Successor},
         gic::{self, CpuInterface, Distributor, Redistributor},
-        smc, state, stub, timer,
+        guest_pmu, smc, state, stub, timer,
     },
     mm::{Ipa, Pa},
     vdev::{
@@ -121,7 +121,9 @@ impl Owner {
             })
         };
         let kept = mask([host.hypervisor_timer, host.maintenance])?;
-        let timers = mask([host.virtual_timer, host.physical_timer])?;
+        // The PMU's is switched as they are; where it is not private, nobody but the owner has it.
+        let pmu = host.pmu.filter(|intid| (16..32).contains(intid)).map_or(0, |intid| 1 << intid);
+        let timers = mask([host.virtual_timer, host.physical_timer])? | pmu;
         let enabled = late && distributor.read(0, 2) & CTLR_ENABLE != 0;
         let config = OwnerGicConfig { vcpus: cpus.len(), kept, timers, timer_priority: gic::KEEL_PRIORITY, enabled };
         let gic = OwnerGic::new(config);
@@ -237,6 +239,9 @@ impl Owner {
         self.hand_over(vcpu.index(), interface_of(&state));
         physical::leave();
         vcpu.leave();
+        if self.traps.is_none() {
+            guest_pmu::give_back();
+        }
         let context = &inner.context;
         let mut gpr = context.gpr;
         match onward {

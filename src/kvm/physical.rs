@@ -110,6 +110,8 @@ pub struct HostInterrupts {
     pub hypervisor_timer: u32,
     /// The virtual interface's maintenance interrupt.
     pub maintenance: u32,
+    /// The PMU's overflow interrupt, if it is private to each CPU.
+    pub pmu: Option<u32>,
 }
 
 static INTERRUPTS: Once<HostInterrupts> = Once::new();

@@ -10,7 +10,7 @@ use super::{
     events::{self, Change, NO_SYNDROME, Verdict},
     interface::Hardware,
     interrupts::{self, Exiting, Outside},
-    machine::{Machine, Stop, Target, stop_of},
+    machine::{Machine, Pmu, Stop, Target, stop_of},
     owner::{Onward, Owner},
     physical,
     uapi::VcpuEvents,
@@ -18,7 +18,10 @@ use super::{
 };
 use crate::{
     arch::{
-        cpu, features, gic, hcr,
+        cpu, features, gic,
+        guest_pmu::{self, GuestPmu},
+        hcr,
+        pmuv3::PmuRegister,
         serror::{self, Syndrome},
         state::{self, GuestConfig},
         sysreg::read_sysreg,
@@ -33,7 +36,7 @@ use crate::{
         Exit, GuestFault,
         context::ASK_FOR_PSCI_VERSION,
         exit::{self, DataAbort, ExternalAbort, INSTRUCTION_BYTES, InstructionAbort, SystemAccess, Wait},
-        switch::{self, Trap},
+        switch,
     },
     vdev::{
         mmio::AccessSize,
@@ -99,6 +102,13 @@ pub struct Resident<'a> {
     base: u64,
     /// HCR_EL2 as it was written; hardware clears VSE.
     hcr: u64,
+    mdcr: u64,
+    /// The PMU asked for its shared interrupt, and is watched until it no longer does.
+    overflowed: bool,
+    /// The PMU's counters would count EL2: they stand still at least while this CPU does other things than this guest's.
+    pauses: bool,
+    /// Those that do.
+    paused: u64,
     /// WFI leaves to the caller, as [`Self::trap_wait`] said.
     trap: bool,
     /// Set when this CPU is to look at its vCPUs.
@@ -112,11 +122,15 @@ impl<'a> Resident<'a> {
     pub fn load(machine: &'a Machine, vcpu: &'a Vcpu) -> Self {
         let mut guard = vcpu.take();
         let inner = &mut *guard;
+        let mdcr_guest = match &machine.pmu {
+            None => hcr::MDCR_GUEST,
+            Some(pmu) => guest_mdcr(pmu),
+        };
         let [cptr, mdcr] = machine
             .owner
             .as_ref()
             .and_then(Owner::traps)
-            .unwrap_or_else(|| [hcr::CPTR_GUEST, hcr::MDCR_GUEST | physical::monitor_bits()]);
+            .unwrap_or_else(|| [hcr::CPTR_GUEST, mdcr_guest | physical::monitor_bits()]);
         let serror = inner.events.serror;
         let mut base = machine.hcr;
         if serror.is_some() {
@@ -133,16 +147,23 @@ impl<'a> Resident<'a> {
             cntvoff: machine.counter_offset,
             mdcr,
             cptr,
+            traps_counter: machine.is_offset,
         };
         // What the timers are as software knows them: lines that dropped meanwhile must not interrupt any more.
         for (intid, deadline) in deadlines(inner, machine) {
             machine.set_timer_level(vcpu.index(), intid, deadline.is_some_and(|at| at <= timer::now()));
         }
-        inner.state.load(&config);
+        if let Some(intid) = machine.pmu_private {
+            let level = inner.state.pmu.as_ref().is_some_and(GuestPmu::output);
+            machine.set_timer_level(vcpu.index(), intid, level);
+        }
+        inner.state.load(&config, machine.pmu.as_ref().and_then(|pmu| pmu.events.as_ref()));
         if core::mem::take(&mut inner.events.abort) {
             let far = inner.fault_address;
             switch::inject(&mut inner.context, GuestFault::DataAbort { far, write: false });
         }
+        let pauses = inner.state.pmu.is_some() && guest_pmu::needs_pause() && !machine.is_owner();
+        let paused = if pauses { guest_pmu::pause() } else { 0 };
         inner.context.psci_version = machine.plain_psci_version().map_or(ASK_FOR_PSCI_VERSION, u64::from);
         if machine.note_running(vcpu.index()) {
             crate::arch::tlb::flush_local_vmid();
@@ -159,6 +180,10 @@ impl<'a> Resident<'a> {
             base,
             hcr,
             trap: false,
+            mdcr,
+            overflowed: false,
+            pauses,
+            paused,
             inner: guard,
             attention: physical::attention(),
             // The owner's interrupts are not the vGIC's.
@@ -211,8 +236,18 @@ impl<'a> Resident<'a> {
     }
 
     /// Runs the guest until its caller has something to do.
-    #[inline(never)]
     pub fn run(&mut self) -> Leave {
+        if !self.pauses {
+            return self.run_until();
+        }
+        guest_pmu::resume(self.paused);
+        let leave = self.run_until();
+        self.paused = guest_pmu::pause();
+        leave
+    }
+
+    #[inline(never)]
+    fn run_until(&mut self) -> Leave {
         loop {
             if self.attention.load(Ordering::Relaxed) {
                 return Leave::Attention;
@@ -221,35 +256,36 @@ impl<'a> Resident<'a> {
                 let index = self.vcpu.index();
                 self.machine.vgic.flush(index, &mut self.inner.vgic, &mut Hardware, &Outside(self.machine));
             }
-            let leave = match switch::enter(&mut self.inner.context) {
-                // Each of the frequent ones goes straight to the next entry.
-                Trap::Synchronous => {
-                    let esr = switch::esr();
-                    if let Some(immediate) = exit::hvc(esr) {
-                        self.count(ExitKind::Hvc);
-                        if self.answer_unknown() {
-                            continue;
-                        }
-                        self.call(Conduit::Hvc, immediate)
-                    } else if let Some(abort) = DataAbort::decode(esr, switch::fault_address) {
-                        self.count(ExitKind::Mmio);
-                        if abort.is_described() && self.mmio(&abort).is_some() {
-                            self.inner.context.skip_instruction(abort.instruction_bytes());
-                        } else {
-                            self.refuse_access(&abort);
-                        }
+            let trap = switch::enter(&mut self.inner.context);
+            // Each of the frequent ones goes straight to the next entry.
+            let leave = if trap.is_synchronous() {
+                let esr = switch::esr();
+                if let Some(immediate) = exit::hvc(esr) {
+                    self.count(ExitKind::Hvc);
+                    if self.answer_unknown() {
                         continue;
-                    } else if let Some(access) = SystemAccess::decode(esr) {
-                        self.count(ExitKind::System);
-                        let outcome = self.system(&access);
-                        self.finish(outcome, INSTRUCTION_BYTES);
-                        continue;
-                    } else {
-                        self.rare(Exit::decode(esr, switch::fault_address()))
                     }
+                    self.call(Conduit::Hvc, immediate)
+                } else if let Some(abort) = DataAbort::decode(esr, switch::fault_address) {
+                    self.count(ExitKind::Mmio);
+                    if abort.is_described() && self.mmio(&abort).is_some() {
+                        self.inner.context.skip_instruction(abort.instruction_bytes());
+                    } else {
+                        self.refuse_access(&abort);
+                    }
+                    continue;
+                } else if let Some(access) = SystemAccess::decode(esr) {
+                    self.count(ExitKind::System);
+                    let outcome = self.system(&access);
+                    self.finish(outcome, INSTRUCTION_BYTES);
+                    continue;
+                } else {
+                    self.rare(Exit::decode(esr, switch::fault_address()))
                 }
-                Trap::Interrupt => self.interrupt(),
-                Trap::SError => self.serror(),
+            } else if trap.is_serror() {
+                self.serror()
+            } else {
+                self.interrupt()
             };
             if let Some(leave) = leave {
                 return leave;
@@ -547,7 +583,7 @@ impl<'a> Resident<'a> {
                         &Outside(self.machine),
                     );
                 }
-                Action::Undefined => return Err(GuestFault::Undefined),
+                Action::Undefined => return self.rare_system(access.esr),
             }
             return Ok(());
         };
@@ -562,6 +598,67 @@ impl<'a> Resident<'a> {
         let host = Exiting { machine: self.machine, vcpu: self.vcpu, vgic: RefCell::new(&mut inner.vgic) };
         self.machine.vgic.send_sgi(self.vcpu.index(), sgi, value, &host);
         Ok(())
+    }
+
+    /// A system register that only some VMs have, and these seldom trap. `iss` is the whole of the access; anything more in
+    /// the call would cost the frequent ones.
+    #[cold]
+    #[inline(never)]
+    fn rare_system(&mut self, iss: u32) -> Result<(), GuestFault> {
+        let id = SysRegId::from_iss(iss);
+        // ISS (Arm ARM, ESR_ELx, EC 0x18): direction, 1 = read; Rt.
+        let (read, register) = (iss & 1 != 0, (iss >> 5 & 0x1f) as u8);
+        let value = (!read).then(|| self.inner.context.register(register));
+        let result = if let Some(register) = PmuRegister::decode(id.fields()) {
+            self.pmu(register, value)
+        } else if self.machine.is_offset {
+            timer::offset_access(id.fields(), value, self.machine.counter_offset)
+        } else {
+            None
+        };
+        let value = result.ok_or(GuestFault::Undefined)?;
+        if read {
+            self.inner.context.set_register(register, value);
+        }
+        Ok(())
+    }
+
+    /// An access of a PMU whose events are filtered, or that is watched.
+    fn pmu(&mut self, register: PmuRegister, value: Option<u64>) -> Option<u64> {
+        let events = self.machine.pmu.as_ref()?.events.as_ref();
+        let result = self.inner.state.pmu.as_mut()?.access(register, value, events);
+        if self.overflowed && !guest_pmu::output() {
+            self.set_shared_overflow(false);
+        }
+        result
+    }
+
+    /// The PMU's overflow interrupt. A private one is hardware's from here on, as the timers' are. A shared one follows its
+    /// line, and since the guest can make that fall without an exit, its PMU is watched from here on until it does.
+    fn overflow(&mut self, intid: u32) {
+        let index = self.vcpu.index();
+        if self.machine.pmu.is_none() || !guest_pmu::output() {
+            // It came about before the vCPU that it is for left this CPU, or no longer asked.
+            guest_pmu::refresh_output();
+            gic::deactivate(intid);
+        } else if let Some(private) = self.machine.pmu_private {
+            self.machine.vgic.raise_hw(index, private);
+        } else {
+            self.set_shared_overflow(true);
+        }
+    }
+
+    /// The shared overflow interrupt of this vCPU's PMU comes or goes; while it is there the machine's stays active.
+    fn set_shared_overflow(&mut self, level: bool) {
+        self.overflowed = level;
+        let traps = if level { hcr::MDCR_PMU_TRAPS } else { 0 };
+        state::set_mdcr(self.mdcr | traps);
+        if let Some(intid) = self.machine.pmu_shared(self.vcpu.index()) {
+            self.machine.vgic.set_spi(intid, level, &Outside(self.machine));
+        }
+        if !level && let Some(intid) = physical::interrupts().and_then(|host| host.pmu) {
+            gic::deactivate(intid);
+        }
     }
 
     fn wait(&mut self, wait: Wait) -> Option<Leave> {
@@ -608,9 +705,20 @@ impl<'a> Resident<'a> {
             self.machine.vgic.flush(index, &mut self.inner.vgic, &mut Hardware, &Outside(self.machine));
             gic::deactivate(intid);
         } else {
-            self.count(ExitKind::Host);
+            return self.rare_interrupt(intid);
+        }
+        None
+    }
+
+    /// An interrupt that comes seldom: the PMU's, or one of the machine's devices'.
+    #[cold]
+    #[inline(never)]
+    fn rare_interrupt(&mut self, intid: u32) -> Option<Leave> {
+        self.count(ExitKind::Host);
+        if physical::interrupts().and_then(|host| host.pmu) != Some(intid) {
             return Some(Leave::Interrupt(intid));
         }
+        self.overflow(intid);
         None
     }
 
@@ -694,6 +802,14 @@ impl Drop for Resident<'_> {
             // Before the timers stop: which of their interrupts are active is still to be seen.
             Some(owner) => owner.gic.unload(self.vcpu.index(), &mut inner.owner, &mut Hardware, owner),
         }
+        if self.pauses {
+            guest_pmu::resume(self.paused);
+        }
+        if self.overflowed
+            && let Some(intid) = physical::interrupts().and_then(|host| host.pmu)
+        {
+            gic::deactivate(intid);
+        }
         inner.fault_address = switch::fault_address().far;
         self.fold_serror();
         self.inner.state.save();
@@ -710,6 +826,13 @@ impl Drop for Resident<'_> {
         self.vcpu.requests.fetch_and(!request::SYNC, Ordering::SeqCst);
         self.vcpu.resident.store(false, Ordering::SeqCst);
     }
+}
+
+/// MDCR_EL2 for a VM whose vCPUs have PMUs, but for HPMN: its accesses trap only where events are filtered and nothing finer
+/// than that can be said (FEAT_FGT).
+fn guest_mdcr(pmu: &Pmu) -> u64 {
+    let traps = if pmu.events.is_some() && !features::has_fgt() { hcr::MDCR_PMU_TRAPS } else { 0 };
+    hcr::mdcr_guest_with_pmu(features::pmu_version()) | traps
 }
 
 /// When the timers of a vCPU that no CPU holds are due, in ticks of the physical counter, with their interrupts.

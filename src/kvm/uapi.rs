@@ -87,6 +87,41 @@ impl VcpuEvents {
 }
 
 const _: () = assert!(size_of::<VcpuEvents>() == 64 && core::mem::offset_of!(VcpuEvents, serror_esr) == 8);
+/// `struct kvm_pmu_event_filter`, 8 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PmuEventFilter {
+    /// First event.
+    pub base_event: u16,
+    /// How many.
+    pub nevents: u16,
+    /// KVM_PMU_EVENT_ALLOW (0), DENY (1).
+    pub action: u8,
+    /// Not looked at.
+    pub pad: [u8; 3],
+}
+
+const _: () = assert!(size_of::<PmuEventFilter>() == 8);
+
+impl PmuEventFilter {
+    /// The structure whose bytes these are, in the order of memory.
+    pub const fn from_bytes(bytes: [u8; 8]) -> Self {
+        let [b0, b1, n0, n1, action, pad @ ..] = bytes;
+        Self { base_event: u16::from_le_bytes([b0, b1]), nevents: u16::from_le_bytes([n0, n1]), action, pad }
+    }
+}
+
+/// `struct kvm_arm_counter_offset`, 16 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CounterOffset {
+    /// What the guest's counters are behind the machine's, in ticks.
+    pub counter_offset: u64,
+    /// Zero.
+    pub reserved: u64,
+}
+
+const _: () = assert!(size_of::<CounterOffset>() == 16);
 
 /// KVM_GET_MP_STATE, KVM_SET_MP_STATE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +138,18 @@ pub const DEVICE_ARM_VGIC_V3: u32 = 7;
 
 /// Groups and attributes of a vCPU.
 pub mod vcpu {
+    /// KVM_ARM_VCPU_PMU_V3_CTRL.
+    pub const GROUP_PMU: u32 = 0;
+    /// KVM_ARM_VCPU_PMU_V3_IRQ.
+    pub const PMU_IRQ: u64 = 0;
+    /// KVM_ARM_VCPU_PMU_V3_INIT.
+    pub const PMU_INIT: u64 = 1;
+    /// KVM_ARM_VCPU_PMU_V3_FILTER.
+    pub const PMU_FILTER: u64 = 2;
+    /// KVM_ARM_VCPU_PMU_V3_SET_PMU.
+    pub const PMU_SET_PMU: u64 = 3;
+    /// KVM_ARM_VCPU_TIMER_CTRL: attributes are the timers, 0 to 3.
+    pub const GROUP_TIMER: u32 = 1;
     /// KVM_ARM_VCPU_PVTIME_CTRL.
     pub const GROUP_PVTIME: u32 = 2;
     /// KVM_ARM_VCPU_PVTIME_IPA.

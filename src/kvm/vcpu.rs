@@ -4,6 +4,7 @@ use super::{
     Errno, Machine,
     events::{Change, Pending},
     firmware,
+    pmu::PmuSetup,
     stolen::StolenTime,
     uapi::{MpState, TARGET_GENERIC_V8, VcpuEvents, VcpuInit, feature, reg},
     vm::Vm,
@@ -95,6 +96,7 @@ pub struct Inner {
     /// Exits so far.
     pub exits: ExitCounts,
     initialised: bool,
+    has_pmu: bool,
 }
 
 /// A virtual CPU.
@@ -110,6 +112,8 @@ pub struct Vcpu {
     waiting: AtomicBool,
     pub(super) requests: AtomicU32,
     pub(super) stolen: StolenTime,
+    /// Its PMU's attributes.
+    pub(super) pmu: Mutex<PmuSetup>,
     inner: Mutex<Inner>,
 }
 
@@ -126,15 +130,17 @@ impl Vcpu {
             waiting: AtomicBool::new(false),
             requests: AtomicU32::new(0),
             stolen: StolenTime::default(),
+            pmu: Mutex::default(),
             inner: Mutex::new(Inner {
                 context: VcpuContext::reset(),
-                state: GuestState::reset(),
+                state: GuestState::reset(false),
                 vgic: VgicCpu::new(),
                 owner: OwnerCpu::new(),
                 events: Pending::default(),
                 fault_address: 0,
                 exits: [0; ExitKind::NAMES.len()],
                 initialised: false,
+                has_pmu: false,
             }),
         }
     }
@@ -164,7 +170,7 @@ impl Vcpu {
     /// # Errors
     ///
     /// `EINVAL` for a bad target, a feature keel does not have, or features unlike the VM's other vCPUs'; `ENOENT` for
-    /// unknown feature bits.
+    /// unknown feature bits; `ENODEV` for a PMU on a machine without.
     pub fn init(&self, vm: &Vm, init: &VcpuInit) -> Result<(), Errno> {
         if init.target != TARGET_GENERIC_V8 {
             return Err(Errno::EINVAL);
@@ -175,11 +181,16 @@ impl Vcpu {
         }
         let off = init.features[0] & (1 << feature::POWER_OFF) != 0;
         let features = init.features[0] & !(1 << feature::POWER_OFF);
-        if features & !(1 << feature::PSCI_0_2) != 0 {
+        if features & !(1 << feature::PSCI_0_2 | 1 << feature::PMU_V3) != 0 {
             return Err(Errno::EINVAL);
+        }
+        let has_pmu = features & (1 << feature::PMU_V3) != 0;
+        if has_pmu && vm.pmu_version() == 0 {
+            return Err(Errno::ENODEV);
         }
         vm.agree_on_features(features)?;
         let mut inner = self.inner.lock();
+        inner.has_pmu = has_pmu;
         inner.reset(None);
         inner.initialised = true;
         *self.start.lock() = None;
@@ -364,7 +375,7 @@ impl Inner {
     fn reset(&mut self, start: Option<Start>) {
         let psci_version = self.context.psci_version;
         self.context = VcpuContext { psci_version, pstate: PSTATE_RESET, ..VcpuContext::reset() };
-        self.state = GuestState::reset();
+        self.state = GuestState::reset(self.has_pmu);
         self.vgic = VgicCpu::new();
         self.owner = OwnerCpu::new();
         self.events = Pending::default();

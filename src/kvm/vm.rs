@@ -9,11 +9,12 @@ use super::{
     owner::Owner,
     pages::PageStates,
     physical,
-    uapi::{DEVICE_ARM_VGIC_V3, vgic},
+    pmu::{self, TIMER_INTERRUPTS},
+    uapi::{DEVICE_ARM_VGIC_V3, PmuEventFilter, feature, vgic},
     vcpu::Vcpu,
 };
 use crate::{
-    arch::{features, mmu, tlb},
+    arch::{features, mmu, pmuv3::EventSet, tlb},
     hypercall::{
         psci,
         services::{Service, Services},
@@ -32,7 +33,7 @@ use crate::{
 };
 use alloc::{string::String, sync::Arc, vec::Vec};
 use core::ops::Range;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use spin::{Mutex, Once};
 
 /// VMIDs in use: 8 bits are what every CPU has, and 0 is never given.
@@ -84,12 +85,23 @@ struct VgicSetup {
     redistributors: Option<Ipa>,
 }
 
+impl VgicSetup {
+    /// How many shared interrupts there are.
+    fn spis(&self) -> usize {
+        self.interrupts.map_or(DEFAULT_SPIS, |interrupts| (interrupts as usize - 32).min(MAX_SPIS))
+    }
+}
+
 #[derive(Debug)]
 struct Setup {
     vgic: VgicSetup,
     features: Option<u32>,
     firmware: Firmware,
     filter: Filter,
+    /// Events that the PMU may count, if not all.
+    events: Option<EventSet>,
+    /// Interrupts of the timers, by attribute of KVM_ARM_VCPU_TIMER_CTRL.
+    timers: [u32; 4],
     devices: Vec<Device>,
     /// The VM owns the machine.
     owner: Option<Owner>,
@@ -108,6 +120,8 @@ pub struct Vm {
     setup: Mutex<Setup>,
     machine: Once<Arc<Machine>>,
     counter_offset: AtomicU64,
+    /// KVM_ARM_SET_COUNTER_OFFSET was called: the physical counter has that offset too.
+    is_offset: AtomicBool,
 }
 
 impl From<Stage2Error> for Errno {
@@ -161,11 +175,14 @@ impl Vm {
                 features: None,
                 firmware: Firmware::NEW,
                 filter: Filter::default(),
+                events: None,
+                timers: TIMER_INTERRUPTS,
                 devices: Vec::new(),
                 owner: None,
             }),
             machine: Once::new(),
             counter_offset: AtomicU64::new(0),
+            is_offset: AtomicBool::new(false),
         })
     }
 
@@ -267,7 +284,9 @@ impl Vm {
             return Err(Errno::EINVAL);
         }
         // The virtual counter starts near zero when the last vCPU is created, for all of them alike.
-        self.counter_offset.store(crate::arch::timer::now(), Ordering::Relaxed);
+        if !self.is_offset.load(Ordering::Relaxed) {
+            self.counter_offset.store(crate::arch::timer::now(), Ordering::Relaxed);
+        }
         let vcpu = Arc::new(Vcpu::new(id, affinity));
         vcpus.push(vcpu.clone());
         Ok(vcpu)
@@ -294,9 +313,89 @@ impl Vm {
         }
     }
 
+    /// Whether the vCPUs were initialised with this feature.
+    pub(super) fn has_feature(&self, feature: u32) -> bool {
+        self.setup.lock().features.is_some_and(|features| features & 1 << feature != 0)
+    }
+
+    /// The version of the PMU that vCPUs may have (ID_AA64DFR0_EL1.PMUVer); 0 for none.
+    pub(super) fn pmu_version(&self) -> u8 {
+        self.id_registers.pmu_version()
+    }
+
+    /// Whether a vCPU has run.
+    pub(super) fn has_run(&self) -> bool {
+        self.machine.is_completed()
+    }
+
+    /// Whether there is an interrupt controller, and whether it is initialised with interrupt `intid`.
+    pub(super) fn vgic_has(&self, intid: u32) -> (bool, Result<(), Errno>) {
+        let vgic = &self.setup.lock().vgic;
+        let has = if !vgic.initialised {
+            Err(Errno::ENODEV)
+        } else if intid < 32 + vgic.spis() as u32 {
+            Ok(())
+        } else {
+            Err(Errno::EINVAL)
+        };
+        (vgic.created, has)
+    }
+
+    /// The interrupts of every vCPU's PMU.
+    pub(super) fn pmu_interrupts(&self) -> Vec<Option<u32>> {
+        self.vcpus.lock().iter().map(|vcpu| vcpu.pmu.lock().interrupt).collect()
+    }
+
+    /// KVM_ARM_VCPU_PMU_V3_FILTER.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`pmu::filter_events`].
+    pub(super) fn filter_events(&self, range: &PmuEventFilter) -> Result<(), Errno> {
+        let ran = self.has_run();
+        pmu::filter_events(&mut self.setup.lock().events, range, self.pmu_version(), ran)
+    }
+
+    /// KVM_ARM_VCPU_TIMER_IRQ_*: the interrupt of a timer, of all vCPUs alike.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`pmu::check_timer`]; `EINVAL` without an interrupt controller.
+    pub(super) fn set_timer_interrupt(&self, attribute: u64, intid: u64) -> Result<(), Errno> {
+        let ran = self.has_run();
+        let mut setup = self.setup.lock();
+        if !setup.vgic.created {
+            return Err(Errno::EINVAL);
+        }
+        let (place, intid) = pmu::check_timer(attribute, intid, ran)?;
+        if let Some(slot) = setup.timers.get_mut(place) {
+            *slot = intid;
+        }
+        Ok(())
+    }
+
+    /// What both counters are behind the machine's from now on, in ticks.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` once a vCPU has run (in KVM: while one runs).
+    pub(super) fn offset_counters(&self, offset: u64) -> Result<(), Errno> {
+        if self.has_run() {
+            return Err(Errno::EBUSY);
+        }
+        self.is_offset.store(true, Ordering::Relaxed);
+        self.counter_offset.store(offset, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The interrupts of the timers, by attribute.
+    pub(super) fn timer_interrupts(&self) -> [u32; 4] {
+        self.setup.lock().timers
+    }
+
     fn surroundings(&self, setup: &Setup) -> Surroundings {
         Surroundings {
-            psci_0_2: setup.features.is_some_and(|features| features & (1 << super::uapi::feature::PSCI_0_2) != 0),
+            psci_0_2: setup.features.is_some_and(|features| features & (1 << feature::PSCI_0_2) != 0),
             ran: self.machine.is_completed(),
             mitigation: physical::mitigation,
         }
@@ -468,7 +567,7 @@ impl Vm {
     /// # Errors
     ///
     /// As KVM at the first KVM_RUN: `ENXIO` if an address of the vGIC was not set, `EBUSY` if it was not initialised,
-    /// `EINVAL` if devices overlap.
+    /// `EINVAL` if devices overlap, timers and PMU share an interrupt, or a PMU was not initialised.
     pub fn machine(&self) -> Result<Arc<Machine>, Errno> {
         self.machine.try_call_once(|| self.freeze().map(Arc::new)).cloned()
     }
@@ -483,11 +582,22 @@ impl Vm {
         let stage2 = self.stage2.lock();
         let services = setup.firmware.services;
         let end = 1 << stage2.ipa_bits();
+        let pmus = self.pmu_interrupts();
+        let timers = [setup.timers[0], setup.timers[1]];
+        pmu::check_private(timers, pmus.iter().copied())?;
+        let has_pmu = setup.features.is_some_and(|features| features & 1 << feature::PMU_V3 != 0);
+        let has_all = || self.vcpus.lock().iter().all(|vcpu| vcpu.pmu.lock().initialised);
+        let is_ours = |intid: &u32| *intid < 32 + vgic.spis() as u32;
+        if has_pmu && (!has_all() || !pmus.iter().all(|intid| intid.as_ref().is_some_and(is_ours))) {
+            return Err(Errno::EINVAL);
+        }
         let pages = services.has(Service::ProtectedMemory).then(|| PageStates::new(self.guest_memory(), end));
         Machine::new(MachineSetup {
             name: self.name.clone(),
             vcpus: self.vcpus.lock().clone(),
-            spis: vgic.interrupts.map_or(DEFAULT_SPIS, |interrupts| (interrupts as usize - 32).min(MAX_SPIS)),
+            spis: vgic.spis(),
+            timers,
+            pmu: has_pmu.then(|| (pmus, setup.events.clone())),
             distributor,
             redistributors,
             initialised: vgic.initialised || owner.is_some(),
@@ -498,12 +608,13 @@ impl Vm {
             filter: setup.filter.clone(),
             slots: self.slots.clone(),
             pages,
-            id_registers: self.id_registers.clone(),
+            id_registers: if has_pmu { self.id_registers.clone() } else { self.id_registers.clone().without_pmu() },
             serial: self.serial,
             vttbr: u64::from(self.vmid.0) << 48 | stage2.root().0,
             vtcr: stage2.vtcr(mmu::ps_field(), features::has_vmid16()),
             ipa_bits: stage2.ipa_bits(),
             counter_offset: self.counter_offset.load(Ordering::Relaxed),
+            is_offset: self.is_offset.load(Ordering::Relaxed),
         })
     }
 

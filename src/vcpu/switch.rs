@@ -52,15 +52,22 @@ pub fn forward_workarounds() {
     crate::arch::sysreg::isb();
 }
 
-/// Why a guest left.
+/// Why a guest trapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trap {
+pub struct Trap(u64);
+
+impl Trap {
     /// Something it did, described by a syndrome that is still in the registers.
-    Synchronous,
-    /// A physical interrupt.
-    Interrupt,
-    /// A physical SError.
-    SError,
+    #[inline(always)]
+    pub const fn is_synchronous(self) -> bool {
+        self.0 == EXIT_SYNC
+    }
+
+    /// A physical SError. What is neither is a physical interrupt.
+    #[inline(always)]
+    pub const fn is_serror(self) -> bool {
+        self.0 == EXIT_SERROR
+    }
 }
 
 /// Runs the guest whose state this CPU holds until it traps.
@@ -80,11 +87,7 @@ pub fn enter(context: &mut VcpuContext) -> Trap {
             out("x24") _, out("x25") _, out("x26") _, out("x27") _, out("x28") _, out("lr") _,
         );
     }
-    match reason {
-        EXIT_SYNC => Trap::Synchronous,
-        EXIT_SERROR => Trap::SError,
-        _ => Trap::Interrupt,
-    }
+    Trap(reason)
 }
 
 /// Where the last synchronous exit of this CPU's guest faulted.

@@ -14,7 +14,7 @@
 
 mod rows;
 
-use rows::{Order, PFR0, PFR1, Policy, ROWS, Row};
+use rows::{DFR0, Order, PFR0, PFR1, Policy, ROWS, Row};
 
 /// How many registers the space has: CRm 1 to 7, op2 0 to 7.
 pub const COUNT: usize = 56;
@@ -163,6 +163,11 @@ pub struct GuestFeatures {
     pub gic_system_registers: bool,
 }
 
+/// ID_AA64DFR0_EL1.PMUVer and ID_DFR0_EL1.PerfMon: FEAT_PMUv3p5.
+const PMU_V3P5: u8 = 6;
+/// The same: a PMU that is not the architecture's.
+const OTHER_PMU: u8 = 0xf;
+
 /// The ID registers of a VM, the same on each of its vCPUs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestIdRegisters(Values);
@@ -180,6 +185,8 @@ impl GuestIdRegisters {
                 Policy::Pass => host,
                 Policy::Cap(most) => rule.lesser(host, most),
                 Policy::Hide => rule.absent,
+                Policy::Pmu if host == OTHER_PMU => 0,
+                Policy::Pmu => host.min(PMU_V3P5),
                 Policy::Gic => host.min(features.gic_system_registers.into()),
                 Policy::PhysicalAddressSize => host.min(physical_address_range(features.ipa_bits)),
             };
@@ -192,6 +199,21 @@ impl GuestIdRegisters {
     #[inline]
     pub fn get(&self, register: IdRegister) -> u64 {
         self.0.get(register)
+    }
+
+    /// ID_AA64DFR0_EL1.PMUVer: the version of the PMU that is offered, 0 without.
+    pub fn pmu_version(&self) -> u8 {
+        (self.get(DFR0) >> 8 & 0xf) as u8
+    }
+
+    /// The same for vCPUs without a PMU.
+    pub fn without_pmu(mut self) -> Self {
+        for rule in RULES.iter().filter(|rule| rule.policy == Policy::Pmu) {
+            if let Some(value) = self.0.0.get_mut(usize::from(rule.register.0)) {
+                *value &= !(0xf << rule.lsb);
+            }
+        }
+        self
     }
 
     /// Whether PSTATE.SSBS is offered (FEAT_SSBS).

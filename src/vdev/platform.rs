@@ -99,6 +99,8 @@ pub struct GuestMachine {
     pub pv_time: Region,
     /// Generic timers.
     pub timers: TimerIntids,
+    /// The PMUs' overflow interrupt, an INTID that is private to each vCPU; none if they cannot interrupt.
+    pub pmu: Option<u32>,
     /// The CPUs' level-1 data and instruction caches, where the machine has them apart.
     pub l1: Option<[Cache; 2]>,
 }
@@ -120,6 +122,7 @@ pub const VIRT: GuestMachine = GuestMachine {
         virt: PPI_BASE + 11,
         hypervisor: PPI_BASE + 10,
     },
+    pmu: Some(PPI_BASE + 7),
     l1: None,
 };
 

@@ -1,8 +1,9 @@
 //! The system-register bus: what becomes of an MSR, MRS or system instruction that trapped.
 //!
 //! Which accesses trap is decided by the EL2 control registers; what a trapped one does is decided here, by a table. An
-//! access without a row is undefined: that covers everything a guest's ID registers do not offer (PMU, trace, SVE,
-//! LORegions …) as well as implementation-defined registers. Nothing is read as zero by accident.
+//! access without a row is undefined: that covers everything a guest's ID registers do not offer (PMU,
+//! trace, SVE, LORegions …) as well as implementation-defined registers. Nothing is read as zero by accident. (The few
+//! VMs whose PMU or physical counter traps have a say before: `kvm::run`.)
 //!
 //! The encoding of a register, as this module keeps it, is also the low half of its ONE_REG id in KVM's API.
 

@@ -109,7 +109,7 @@ impl<'a> Reader<'_, 'a> {
             cpus: cpus as usize,
             root,
             affinity: affinity(node, cpus)?,
-            features: features(node)?,
+            features: features(node, root)?,
             on_crash: on_crash(node)?,
             autostart: autostart(node)?,
             bootargs: string(node, config::BOOTARGS)?,
@@ -267,7 +267,7 @@ fn affinity(node: Node, cpus: u32) -> Result<Vec<u32>, ConfigError> {
     })
 }
 
-fn features(node: Node) -> Result<Vec<Feature>, ConfigError> {
+fn features(node: Node, root: bool) -> Result<Vec<Feature>, ConfigError> {
     let Some(value) = node.property(config::KEEL_FEATURES) else { return Ok(Vec::new()) };
     let mut list = Vec::new();
     for name in tree::strings(value) {
@@ -277,6 +277,10 @@ fn features(node: Node) -> Result<Vec<Feature>, ConfigError> {
         };
         if !available {
             let property = format!("{} \"{name}\"", config::KEEL_FEATURES);
+            return Err(ConfigError::NotAvailable { node: node.path(), property });
+        }
+        if feature == Feature::Pmu && root {
+            let property = format!("{} \"{name}\" with {}", config::KEEL_FEATURES, config::KEEL_ROOT);
             return Err(ConfigError::NotAvailable { node: node.path(), property });
         }
         list.push(feature);
@@ -448,8 +452,8 @@ mod tests {
         ),
         (
             "keel,autostart = <0>",
-            "keel,features = \"pmu\"",
-            "/configurations/debian: keel,features \"pmu\" is not available in this version of keel; remove it",
+            "keel,features = \"el1-32bit\"",
+            "/configurations/debian: keel,features \"el1-32bit\" is not available in this version of keel; remove it",
         ),
         (
             "keel,autostart = <0>",

@@ -112,7 +112,7 @@ pub enum Feature {
 
 /// The names of [`KEEL_FEATURES`], and whether this keel has them yet.
 pub const FEATURES: [(&str, Feature, bool); 4] = [
-    ("pmu", Feature::Pmu, false),
+    ("pmu", Feature::Pmu, true),
     ("el1-32bit", Feature::El1Aarch32, false),
     ("protected-memory", Feature::ProtectedMemory, true),
     ("test-injection", Feature::TestInjection, true),

@@ -2,7 +2,7 @@
 //!
 //! The generated tree says what QEMU's `virt` says of itself, as far as the devices are there, and takes every
 //! address and interrupt from [`GuestMachine`]. Bindings: Linux `Documentation/devicetree/bindings` (arm/cpus,
-//! arm/psci, interrupt-controller/arm,gic-v3, timer/arm,arch_timer, serial/pl011, rtc/arm,pl031) and chosen.yaml of
+//! arm/psci, interrupt-controller/arm,gic-v3, timer/arm,arch_timer, arm/pmu, serial/pl011, rtc/arm,pl031) and chosen.yaml of
 //! dt-schema. Seeds are new each time, everything else follows from the configuration alone.
 
 use alloc::format;
@@ -10,7 +10,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use super::config::VmConfig;
+use super::config::{Feature, VmConfig};
 use super::error::ConfigError;
 use super::image::Image;
 use super::tree::{Node, Tree};
@@ -72,6 +72,9 @@ fn generate(vm: &VmConfig, machine: &GuestMachine, ramdisk: Option<Range<u64>>, 
     cpus(&mut tree, vm.cpus, machine);
     interrupt_controller(&mut tree, vm.cpus, machine);
     timer(&mut tree, machine);
+    if vm.features.contains(&Feature::Pmu) {
+        pmu(&mut tree, machine);
+    }
     clock(&mut tree, machine);
     let uart = uart(&mut tree, machine);
     rtc(&mut tree, machine);
@@ -227,6 +230,16 @@ fn timer(tree: &mut TreeWriter, machine: &GuestMachine) {
     tree.end();
 }
 
+/// Without an interrupt its counters can be read, but not sampled.
+fn pmu(tree: &mut TreeWriter, machine: &GuestMachine) {
+    tree.begin("pmu");
+    if let Some(intid) = machine.pmu {
+        tree.cells("interrupts", &[PPI, intid - PPI_BASE, LEVEL_HIGH]);
+    }
+    tree.text("compatible", "arm,armv8-pmuv3");
+    tree.end();
+}
+
 fn clock(tree: &mut TreeWriter, machine: &GuestMachine) {
     tree.begin("apb-pclk");
     tree.cell("phandle", CLOCK);
@@ -309,6 +322,24 @@ mod tests {
         }
         let blob = built(&config(1, None), None).unwrap();
         assert_eq!(Tree::parse(&blob).unwrap().find("/cpus/cpu@0").unwrap().u32("d-cache-size"), None);
+    }
+
+    #[test]
+    fn a_pmu_is_there_when_it_was_asked_for() {
+        let mut asked = config(1, None);
+        asked.features.push(Feature::Pmu);
+        let node = |config: &VmConfig, machine: &GuestMachine| {
+            let blob = build(config, machine, None, &mut |_| {}).unwrap();
+            let tree = Tree::parse(&blob).unwrap();
+            tree.find("/pmu").map(|node| {
+                (node.string("compatible").map(String::from), node.property("interrupts").map(<[u8]>::to_vec))
+            })
+        };
+        let compatible = Some(String::from("arm,armv8-pmuv3"));
+        let interrupts = [1u32, 7, 4].map(u32::to_be_bytes).concat();
+        assert_eq!(node(&asked, &VIRT), Some((compatible.clone(), Some(interrupts))));
+        assert_eq!(node(&asked, &GuestMachine { pmu: None, ..VIRT }), Some((compatible, None)));
+        assert_eq!(node(&config(1, None), &VIRT), None);
     }
 
     #[test]

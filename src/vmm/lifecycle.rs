@@ -108,6 +108,7 @@ pub(super) enum StartError {
     Stub,
     Memory { wanted: u64, free: u64 },
     Cpu { wanted: u32, cpus: usize },
+    NoPmu,
     Api(&'static str, Errno),
 }
 
@@ -132,6 +133,10 @@ impl fmt::Display for StartError {
             Self::Cpu { wanted, cpus } => write!(
                 f,
                 "keel,cpu-affinity names CPU {wanted}, but the machine has {cpus} (numbered from 0): name one of those"
+            ),
+            Self::NoPmu => write!(
+                f,
+                "keel,features asks for \"pmu\", but not every CPU has one (FEAT_PMUv3): remove it, or use another machine"
             ),
             Self::Api(call, errno) => write!(f, "{call} failed: {errno:?}"),
         }
@@ -238,7 +243,11 @@ fn finish(
     vm: Vm,
     cpus: usize,
 ) -> Result<Guest, StartError> {
-    initialise_vcpus(&vm, cpus)?;
+    let has_pmu = config.is_some_and(|config| config.features.contains(&Feature::Pmu));
+    initialise_vcpus(&vm, cpus, has_pmu)?;
+    if has_pmu {
+        give_pmus(&vm, name, cpus)?;
+    }
     let machine = vm.machine().map_err(|errno| StartError::Api("KVM_RUN", errno))?;
     Ok(Guest {
         number,
@@ -268,13 +277,45 @@ fn give_pv_time(vm: &Vm, count: usize) -> Result<(), StartError> {
     Ok(())
 }
 
+/// The PMUs' interrupt, and their initialisation.
+fn give_pmus(vm: &Vm, name: &str, count: usize) -> Result<(), StartError> {
+    const CALL: &str = "KVM_ARM_VCPU_PMU_V3_CTRL";
+    if guest_machine().pmu.is_none() {
+        warn!(
+            "VM {name}: its PMUs count, but do not interrupt: the machine's device tree gives the PMU no interrupt that is \
+             private to each CPU"
+        );
+    }
+    for index in 0..count {
+        let vcpu = vm.vcpu(index).ok_or(StartError::Api(CALL, Errno::EINVAL))?;
+        for (attribute, value) in [(vcpu::PMU_IRQ, VIRT.pmu.unwrap_or_default().into()), (vcpu::PMU_INIT, 0)] {
+            vcpu.set_device_attr(vm, vcpu::GROUP_PMU, attribute, value)
+                .map_err(|errno| StartError::Api(CALL, errno))?;
+        }
+    }
+    Ok(())
+}
+
+/// The machine that guests see, as far as it depends on this one.
+fn guest_machine() -> GuestMachine {
+    GuestMachine {
+        l1: HOST.get().and_then(|host| host.l1),
+        pmu: VIRT.pmu.filter(|_| physical::interrupts().is_some_and(|host| host.pmu.is_some())),
+        ..VIRT
+    }
+}
+
 /// KVM_ARM_VCPU_INIT for all: the first runs, the others wait for CPU_ON.
-fn initialise_vcpus(vm: &Vm, count: usize) -> Result<(), StartError> {
+fn initialise_vcpus(vm: &Vm, count: usize, has_pmu: bool) -> Result<(), StartError> {
     for index in 0..count {
         let vcpu = vm.vcpu(index).ok_or(StartError::Api("KVM_ARM_VCPU_INIT", Errno::EINVAL))?;
         let off = if index == 0 { 0 } else { 1 << feature::POWER_OFF };
-        let init = VcpuInit { target: TARGET_GENERIC_V8, features: [1 << feature::PSCI_0_2 | off, 0, 0, 0, 0, 0, 0] };
-        vcpu.init(vm, &init).map_err(|errno| StartError::Api("KVM_ARM_VCPU_INIT", errno))?;
+        let features = 1 << feature::PSCI_0_2 | u32::from(has_pmu) << feature::PMU_V3 | off;
+        let init = VcpuInit { target: TARGET_GENERIC_V8, features: [features, 0, 0, 0, 0, 0, 0] };
+        vcpu.init(vm, &init).map_err(|errno| match errno {
+            Errno::ENODEV => StartError::NoPmu,
+            errno => StartError::Api("KVM_ARM_VCPU_INIT", errno),
+        })?;
     }
     Ok(())
 }
@@ -287,10 +328,7 @@ impl Guest {
         let host = HOST.get();
         let loaded = match host.and_then(|host| host.machine.as_ref()).filter(|_| config.root) {
             Some(machine) => root::load(&self.vm, config, machine, &mut |bytes| entropy::fill(bytes)),
-            None => {
-                let machine = GuestMachine { l1: host.and_then(|host| host.l1), ..VIRT };
-                load::load(config, &mut Memory(&self.vm), &machine, &mut |bytes| entropy::fill(bytes))
-            }
+            None => load::load(config, &mut Memory(&self.vm), &guest_machine(), &mut |bytes| entropy::fill(bytes)),
         };
         let loaded = loaded.map_err(StartError::Config)?;
         self.vm.publish_memory();
@@ -524,7 +562,8 @@ pub fn parked(guest: Arc<Guest>, reason: Stop) {
 fn restart(guest: &Arc<Guest>) -> Result<(), StartError> {
     guest.vm.clear_memory();
     guest.machine.reset();
-    initialise_vcpus(&guest.vm, guest.machine.vcpus.len())?;
+    let has_pmu = guest.config.as_ref().is_some_and(|config| config.features.contains(&Feature::Pmu));
+    initialise_vcpus(&guest.vm, guest.machine.vcpus.len(), has_pmu)?;
     guest.load()?;
     guest.entered.store(false, Ordering::Relaxed);
     guest.enqueue();

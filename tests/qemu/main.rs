@@ -10,6 +10,7 @@ mod demo;
 mod kernel;
 mod late;
 mod oracle;
+mod pmu;
 mod root;
 mod spin_table;
 mod stub;
@@ -119,6 +120,7 @@ fn main() -> ExitCode {
     trials.extend(tool::trials());
     trials.extend(demo::trials());
     trials.extend(kernel::trials());
+    trials.extend(pmu::trials());
     trials.extend(bundles::trials());
     trials.extend(debian::trials());
     trials.extend(stub::trials());

@@ -22,6 +22,7 @@ fn cases(area: &str, features: &[&str]) -> Outcome {
     vm.bootargs = format!("hyp=kvm injection only={area}/");
     vm.features = features.iter().map(|&name| name.into()).collect();
     vm.cpus = 2;
+    vm.features = features.iter().map(|name| (*name).into()).collect();
     vm.memory = MemorySize(64 << 20);
     let host = oracle::find("max")?;
     kernel::judge(&oracle::console(host, Hypervisor::Kvm(host.mode), &vm, Options::default())?)
@@ -39,5 +40,6 @@ pub fn trials() -> Vec<Trial> {
     trials.push(trial("timer_cases_on_kvm", || cases("timer", &[])));
     trials.push(trial("serror_cases_on_kvm", || cases("serror", &["test-injection"])));
     trials.push(trial("debug_cases_on_kvm", || cases("debug", &[])));
+    trials.push(trial("pmu_cases_on_kvm", || cases("pmu", &["pmu"])));
     trials
 }

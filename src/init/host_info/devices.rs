@@ -15,6 +15,7 @@ pub(super) enum Kind {
     Psci0_1,
     Timer,
     Rtc,
+    Pmu,
     Uart,
 }
 
@@ -22,7 +23,7 @@ const KINDS: usize = Kind::Uart as usize + 1;
 
 /// What each is called. A node that is several things is the first of them in its own list of compatible strings that
 /// this table has, so the newest PSCI counts.
-pub(super) const COMPATIBLE: [(&str, Kind); 13] = [
+pub(super) const COMPATIBLE: [(&str, Kind); 19] = [
     ("arm,gic-v3", Kind::GicV3),
     ("arm,gic-400", Kind::GicV2),
     ("arm,cortex-a15-gic", Kind::GicV2),
@@ -34,6 +35,12 @@ pub(super) const COMPATIBLE: [(&str, Kind); 13] = [
     ("arm,armv8-timer", Kind::Timer),
     ("arm,armv7-timer", Kind::Timer),
     ("arm,pl031", Kind::Rtc),
+    ("arm,armv8-pmuv3", Kind::Pmu),
+    ("arm,cortex-a53-pmu", Kind::Pmu),
+    ("arm,cortex-a57-pmu", Kind::Pmu),
+    ("arm,cortex-a72-pmu", Kind::Pmu),
+    ("arm,cortex-a76-pmu", Kind::Pmu),
+    ("arm,neoverse-n1-pmu", Kind::Pmu),
     ("arm,pl011", Kind::Uart),
     ("arm,sbsa-uart", Kind::Uart),
 ];

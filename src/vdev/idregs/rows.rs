@@ -27,6 +27,8 @@ pub(super) enum Policy {
     Hide,
     /// 1 when the VM's interrupt controller is a GICv3, that is when the guest has ICC_*_EL1, if the machine has them.
     Gic,
+    /// The PMU, at most FEAT_PMUv3p5 as in KVM: what later versions add is not switched. 0b1111 is some other PMU.
+    Pmu,
     /// The physical address size, at most the VM's and 48 bits.
     PhysicalAddressSize,
 }
@@ -147,7 +149,7 @@ pub(super) const ROWS: &[Row] = &[
 
     cap(DFR0, 0, "DebugVer", 8),       // Armv8.2: what later versions add is not switched
     hide(DFR0, 4, "TraceVer"),         // trace registers trap (CPTR_EL2.TTA)
-    hide(DFR0, 8, "PMUVer"),           // PMU registers trap (MDCR_EL2.TPM); counters serve keel itself
+    row(DFR0, 8, "PMUVer", Policy::Pmu), // vCPUs without one are told of none
     pass(DFR0, 12, "BRPs"),
     hide(DFR0, 16, "PMSS"),            // PMU
     pass(DFR0, 20, "WRPs"),
@@ -312,7 +314,7 @@ pub(super) const ROWS: &[Row] = &[
     hide(ID_DFR0, 8, "MMapDbg"),       // memory-mapped debug registers are not given to a guest
     hide(ID_DFR0, 12, "CopTrc"), hide(ID_DFR0, 16, "MMapTrc"), // trace
     hide(ID_DFR0, 20, "MProfDbg"),
-    hide(ID_DFR0, 24, "PerfMon"),      // PMU
+    row(ID_DFR0, 24, "PerfMon", Policy::Pmu),
     hide(ID_DFR0, 28, "TraceFilt"),    // trace
     hide(ID_DFR1, 0, "MTPMU"), hide(ID_DFR1, 4, "HPMN0"), // PMU
 

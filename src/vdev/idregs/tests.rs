@@ -149,7 +149,7 @@ fn guests_of_known_machines() {
     let max = [
         (4, 0, 0x1101_0000_2111_0012),
         (4, 1, 0x21),
-        (5, 0, 0xf0_1030_5008),
+        (5, 0, 0xf0_1030_5608),
         (6, 0, 0x1221_1111_1021_2120),
         (6, 1, 0x0111_2111_1021_1502),
         (6, 2, 0x10_0012),
@@ -158,12 +158,12 @@ fn guests_of_known_machines() {
         (7, 2, 0x1021_0001_1001_1011),
     ];
     assert_eq!(aarch64(CPU_MAX), max);
-    let cortex_a72 = [(4, 0, 0x0100_0012), (5, 0, 0xf0_1030_5006), (6, 0, 0x1_1120), (7, 0, 0x111_0000_0124)];
+    let cortex_a72 = [(4, 0, 0x0100_0012), (5, 0, 0xf0_1030_5106), (6, 0, 0x1_1120), (7, 0, 0x111_0000_0124)];
     assert_eq!(aarch64(CORTEX_A72), cortex_a72);
     let neoverse_n1 = [
         (4, 0, 0x1100_0000_1111_0012),
         (4, 1, 0x20),
-        (5, 0, 0xf0_1030_5008),
+        (5, 0, 0xf0_1030_5408),
         (6, 0, 0x1000_1021_1120),
         (6, 1, 0x10_0001),
         (7, 0, 0x111_0010_0125),
@@ -178,7 +178,7 @@ fn aarch32_registers_are_there_when_el0_has_aarch32() {
     let guest = GuestIdRegisters::new(&host(CPU_MAX), &FULL);
     assert_eq!(guest.get(ID_PFR0), 0x0101_0131);
     assert_eq!(guest.get(ID_PFR1), 0x1001_0001);
-    assert_eq!(guest.get(ID_DFR0), 8);
+    assert_eq!(guest.get(ID_DFR0), 0x600_0008);
     assert_eq!(guest.get(ID_MMFR4), 0x2_1010);
     assert_eq!(guest.get(MVFR1), 0x1321_1111);
     let only_64 = HostIdRegisters::new(|register| match host(CPU_MAX).get(register) {
@@ -204,6 +204,19 @@ fn physical_address_size() {
 fn gic_follows_the_vm() {
     let guest = GuestIdRegisters::new(&host(CPU_MAX), &GuestFeatures { gic_system_registers: false, ..FULL });
     assert_eq!((guest.get(PFR0) >> 24 & 0xf, guest.get(ID_PFR1) >> 28), (0, 0));
+}
+
+#[test]
+fn a_pmu_is_the_architecture_s_or_none() {
+    let version = |value: u64| {
+        let machine = HostIdRegisters::new(|register| if register == DFR0 { value << 8 } else { 0 });
+        GuestIdRegisters::new(&machine, &FULL).pmu_version()
+    };
+    for (machine, guest) in [(0, 0), (1, 1), (4, 4), (6, 6), (7, 6), (9, 6), (0xf, 0)] {
+        assert_eq!(version(machine), guest);
+    }
+    let without = GuestIdRegisters::new(&host(CPU_MAX), &FULL).without_pmu();
+    assert_eq!((without.pmu_version(), without.get(DFR0), without.get(ID_DFR0)), (0, 0xf0_1030_5008, 8));
 }
 
 #[test]
@@ -262,6 +275,7 @@ proptest! {
                             prop_assert_eq!(signed(field), signed(host).min(signed(most.into())));
                         }
                         Policy::Cap(most) => prop_assert_eq!(field, host.min(most.into())),
+                        Policy::Pmu => prop_assert_eq!(field, if host == 0xf { 0 } else { host.min(6) }),
                         Policy::Gic | Policy::PhysicalAddressSize => prop_assert!(field <= host && field <= 5),
                     },
                 }

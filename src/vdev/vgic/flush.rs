@@ -70,7 +70,7 @@ impl Redistributor {
 
     /// Mapped lines that have gone low meanwhile are no longer pending; physical interrupts that are active for nothing any
     /// more are deactivated, so that they can fire again. `view` is of the private interrupts, and follows.
-    #[inline]
+    #[inline(always)]
     fn resample(&self, view: &mut View, vif: &mut impl VirtualInterface) {
         let held = self.physical_active.load(Relaxed);
         if held == 0 {
@@ -155,6 +155,7 @@ impl Slots {
 impl Vgic {
     /// Folds the list registers of `vcpu` back into the bitmaps, so that any CPU can read its interrupts' state there. Call it
     /// on the CPU where the vCPU is, out of its guest; the vCPU is dirty afterwards.
+    #[inline(never)]
     pub fn sync(&self, vcpu: usize, cpu: &mut VgicCpu, vif: &mut impl VirtualInterface, host: &dyn VgicHost) {
         let Some(own) = self.redistributors.get(vcpu) else { return };
         if cpu.used != 0 {
@@ -318,7 +319,7 @@ impl Vgic {
     }
 
     /// Folds all list registers in use.
-    #[inline]
+    #[inline(always)]
     fn fold(
         &self,
         vcpu: usize,

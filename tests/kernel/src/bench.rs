@@ -51,6 +51,47 @@ macro_rules! ticks {
     }};
 }
 
+/// Handing a CPU over to another vCPU and getting it back: two changes. Of a machine whose two vCPUs have one CPU.
+pub fn run_switch(machine: &'static Machine) {
+    STOP.store(0, SeqCst);
+    FLAG.store(0, SeqCst);
+    if crate::harness::start(machine, 1, hand_over, 0).is_err() {
+        println!("bench vcpu_switch FAILED: {}", crate::harness::reason());
+        return;
+    }
+    while FLAG.load(SeqCst) == 0 {
+        give_way();
+    }
+    let before = FLAG.load(SeqCst);
+    let total = ticks!(["mov w0, {id:w}", "mov x1, #1", "hvc #0"], id = in(reg) SCHED_YIELD);
+    let turns = FLAG.load(SeqCst) - before;
+    STOP.store(1, SeqCst);
+    // Each round is two changes, if the other one had its turn each time.
+    if turns < ROUNDS - 1 {
+        println!("bench vcpu_switch skipped: {turns} of {ROUNDS} rounds changed vCPU");
+    } else {
+        report("vcpu_switch", total / 2);
+    }
+    while !keel_test_kernel::smp::is_off(machine, 1) {
+        give_way();
+    }
+}
+
+/// KVM_HC_SCHED_YIELD, as keel numbers generic hypercalls.
+const SCHED_YIELD: u32 = 0xc600_010b;
+
+fn give_way() {
+    power::hvc(SCHED_YIELD, [0, 0, 0]);
+}
+
+/// The other vCPU: counts its turns.
+fn hand_over(_: usize) {
+    while STOP.load(SeqCst) == 0 {
+        FLAG.fetch_add(1, SeqCst);
+        give_way();
+    }
+}
+
 fn report(name: &str, total: u64) {
     println!("bench {name} {} insn", (total + ROUNDS / 2) / ROUNDS);
 }
@@ -106,6 +147,12 @@ fn devices() {
     report("ctr", ticks!(["mrs x0, ctr_el0"]));
     report("cntvct", ticks!(["mrs x0, cntvct_el0"]));
     report("cntpct", ticks!(["mrs x0, cntpct_el0"]));
+    if matches!(mrs!("id_aa64dfr0_el1") >> 8 & 0xf, 0 | 0xf) {
+        println!("bench pmu_read skipped: there is no PMU");
+    } else {
+        report("pmu_read", ticks!(["mrs x0, pmccntr_el0"]));
+        report("pmu_write", ticks!(["msr pmevtyper0_el0, xzr"]));
+    }
 }
 
 /// The first access to a page of RAM that nobody has touched since the machine started.

@@ -17,6 +17,9 @@ const NORMAL: usize = BLOCK | 1 << 2 | 3 << 8;
 /// Virtual address of the window for a physical address bit: `window(bit)` maps 1 GiB at physical address `1 << bit`.
 pub const WINDOW: usize = 256 << 30;
 
+/// Virtual address at which the first gigabyte of RAM is mapped for EL0 to execute.
+pub const USER: usize = 255 << 30;
+
 /// Virtual address at which the gigabyte at physical address `1 << bit` is mapped as device memory, for bits 36 to 47.
 pub const fn window(bit: u32) -> usize {
     WINDOW + ((bit as usize) << 30)
@@ -40,6 +43,8 @@ initial_pagetable!({
     table[1] = NORMAL | 1 << 30;
     table[2] = NORMAL | 2 << 30;
     table[3] = NORMAL | 3 << 30;
+    // Not executable at EL1, and for EL0 neither to be read nor written.
+    table[255] = (NORMAL | 1 << 30 | 1 << 53) & !(1 << 54);
     let mut bit = 36;
     while bit < 48 {
         table[256 + bit] = DEVICE | 1 << bit;

@@ -10,6 +10,7 @@ mod gic;
 mod late;
 mod memory;
 pub mod mmio;
+mod pmu;
 pub mod psci;
 mod root;
 mod serror;
@@ -17,6 +18,7 @@ mod services;
 mod smccc;
 mod stress;
 mod stub;
+mod switch;
 mod sysreg;
 mod timer;
 
@@ -31,9 +33,11 @@ pub const ALL: &[&[Case]] = &[
     abort::CASES,
     gic::CASES,
     timer::CASES,
+    pmu::CASES,
     device::CASES,
     debug::CASES,
     serror::CASES,
+    switch::CASES,
     stress::CASES,
 ];
 
@@ -49,6 +53,7 @@ pub const ROOT: &[&[Case]] = &[
     abort::CASES,
     gic::CASES,
     timer::CASES,
+    pmu::CASES,
     device::CASES,
     debug::CASES,
     stress::CASES,

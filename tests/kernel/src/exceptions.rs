@@ -3,7 +3,7 @@
 //! A synchronous exception belongs to the instruction under test ([`crate::exec`]) or to the test that installed a
 //! handler, else it is a panic with the syndrome. IRQs go to [`crate::irq`].
 
-use crate::{arch, exec, irq, mrs, platform::MAX_CPUS};
+use crate::{arch, el0, exec, irq, mrs, platform::MAX_CPUS};
 use aarch64_rt::{ExceptionHandlers, RegisterStateRef, exception_handlers};
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
@@ -88,8 +88,14 @@ impl ExceptionHandlers for Handlers {
         Self::synchronous(register_state);
     }
 
-    extern "C" fn sync_lower(register_state: RegisterStateRef) {
-        Self::synchronous(register_state);
+    extern "C" fn sync_lower(mut register_state: RegisterStateRef) {
+        if let Some(next) = el0::ended(mrs!("esr_el1")) {
+            // SAFETY: the registers are what the code for EL0 left, which is what its caller expects.
+            let saved = unsafe { register_state.get_mut() };
+            (saved.elr, saved.spsr) = next;
+        } else {
+            Self::synchronous(register_state);
+        }
     }
 
     extern "C" fn irq_current(_: RegisterStateRef) {

@@ -1,7 +1,7 @@
 //! The EL1 test kernel: every call of every interface, good input and bad.
 //!
 //! The boot arguments say what to do: nothing runs all cases, `only=TEXT` those whose name has TEXT in it, `bench` the
-//! benchmarks, `fuzz=SEED,COUNT` the hostile guest, `calls=SEED,COUNT` random calls that are compared with what they
+//! benchmarks, `bench-switch` the one of two vCPUs that share a CPU, `fuzz=SEED,COUNT` the hostile guest, `calls=SEED,COUNT` random calls that are compared with what they
 //! should answer, `transcript` prints what the machine answers, `reset` one
 //! SYSTEM_RESET after another, `list` prints the names.
 //! `hyp=keel` says that keel is underneath; without it the cases that only hold under a hypervisor are skipped, and say so.
@@ -82,6 +82,8 @@ mod kernel {
             harness::run(machine, cases::ROOT, machine.value("only").unwrap_or(""));
         } else if machine.has("reset") {
             reset(machine);
+        } else if machine.has("bench-switch") {
+            bench::run_switch(machine);
         } else if machine.has("bench") {
             bench::run(machine);
         } else if machine.has("transcript") {

@@ -26,6 +26,8 @@ pub const LOAD_OFFSET: usize = 0x20_0000;
 pub const VIRTUAL_TIMER_INTID: u32 = 27;
 /// EL1 non-secure physical timer: PPI 14.
 pub const PHYSICAL_TIMER_INTID: u32 = 30;
+/// Overflow interrupt of the PMU: PPI 7.
+pub const PMU_INTID: u32 = 23;
 /// An address in the device gigabyte where `virt` has nothing (between platform bus and PCIe).
 pub const HOLE: usize = 0x0f00_0000;
 /// CPUs the kernels can drive.

@@ -7,6 +7,7 @@ use keel::vdev::platform::{GuestMachine, VIRT};
 use keel::vmm::config::{Feature, VmConfig};
 use keel::vmm::load;
 use kvm_bindings::{
+    KVM_ARM_VCPU_PMU_V3, KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_INIT, KVM_ARM_VCPU_PMU_V3_IRQ,
     KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS, KVM_ARM_VCPU_PTRAUTH_GENERIC,
     KVM_ARM_VCPU_PVTIME_CTRL, KVM_ARM_VCPU_PVTIME_IPA, KVM_ARM_VM_SMCCC_CTRL, KVM_ARM_VM_SMCCC_FILTER,
     KVM_CAP_ARM_NISV_TO_USER, KVM_CAP_ARM_PTRAUTH_ADDRESS, KVM_CAP_ARM_PTRAUTH_GENERIC, KVM_DEV_ARM_VGIC_CTRL_INIT,
@@ -73,9 +74,13 @@ impl Machine {
 
         vm.register_coalesced_mmio(IoEventAddress::Mmio(Devices::transmit_register(&platform)), 4)
             .context("KVM_REGISTER_COALESCED_MMIO")?;
-        let vcpus = (0..config.cpus as u64).map(|index| new_vcpu(&vm, index)).collect::<Result<Vec<_>>>()?;
+        let has_pmu = config.features.contains(&Feature::Pmu);
+        let vcpus = (0..config.cpus as u64).map(|index| new_vcpu(&vm, index, has_pmu)).collect::<Result<Vec<_>>>()?;
         let gic = new_gic(&vm, &platform)?;
         pv_time(&vm, &vcpus)?;
+        if has_pmu {
+            give_pmus(&vcpus)?;
+        }
         let boot = vcpus.first().context("the machine has no vCPU")?;
         for (register, value) in [(X0, loaded.dtb.0), (PC, loaded.entry.0)] {
             boot.set_one_reg(register, &value.to_le_bytes()).context("KVM_SET_ONE_REG")?;
@@ -117,7 +122,7 @@ fn forward_test_calls(vm: &VmFd) -> Result<()> {
     vm.set_device_attr(&attribute).context("KVM_ARM_VM_SMCCC_FILTER")
 }
 
-fn new_vcpu(vm: &VmFd, index: u64) -> Result<VcpuFd> {
+fn new_vcpu(vm: &VmFd, index: u64, has_pmu: bool) -> Result<VcpuFd> {
     let vcpu = vm.create_vcpu(index).context("KVM_CREATE_VCPU")?;
     let mut init = kvm_vcpu_init::default();
     vm.get_preferred_target(&mut init).context("KVM_ARM_PREFERRED_TARGET")?;
@@ -125,6 +130,9 @@ fn new_vcpu(vm: &VmFd, index: u64) -> Result<VcpuFd> {
     feature(KVM_ARM_VCPU_PSCI_0_2);
     if index > 0 {
         feature(KVM_ARM_VCPU_POWER_OFF);
+    }
+    if has_pmu {
+        feature(KVM_ARM_VCPU_PMU_V3);
     }
     // keel's machines have pointer authentication where the CPU has it.
     if [KVM_CAP_ARM_PTRAUTH_ADDRESS, KVM_CAP_ARM_PTRAUTH_GENERIC].iter().all(|&cap| has(vm, cap)) {
@@ -165,6 +173,20 @@ fn new_gic(vm: &VmFd, platform: &GuestMachine) -> Result<DeviceFd> {
     set(KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, (&raw const intids).cast())?;
     set(KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT, std::ptr::null())?;
     Ok(gic)
+}
+
+/// Gives each vCPU's PMU its interrupt.
+fn give_pmus(vcpus: &[VcpuFd]) -> Result<()> {
+    let intid = VIRT.pmu.context("keel's machines have no interrupt for the PMU")? as i32;
+    for vcpu in vcpus {
+        for (attribute, address) in [(KVM_ARM_VCPU_PMU_V3_IRQ, &raw const intid as u64), (KVM_ARM_VCPU_PMU_V3_INIT, 0)]
+        {
+            let attribute =
+                kvm_device_attr { flags: 0, group: KVM_ARM_VCPU_PMU_V3_CTRL, attr: attribute.into(), addr: address };
+            vcpu.set_device_attr(&attribute).context("KVM_ARM_VCPU_PMU_V3_CTRL")?;
+        }
+    }
+    Ok(())
 }
 
 /// Gives each vCPU a place for its stolen time (DEN0057), where Linux counts it.

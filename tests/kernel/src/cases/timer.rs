@@ -25,6 +25,7 @@ pub const CASES: &[Case] = &[
     case("timer/never", 1, Any, never),
     case("timer/masked", 1, Any, masked),
     case("timer/disabled_at_gic", 1, Any, disabled_at_gic),
+    case("timer/pending_while_masked", 1, Any, pending_while_masked),
     case("timer/level", 1, Any, level),
     case("timer/withdrawn", 1, Any, withdrawn),
     case("timer/rearmed_in_handler", 1, Any, rearmed_in_handler),
@@ -239,6 +240,22 @@ fn disabled_at_gic(_: &Machine) -> Check {
         irq::enable(timer.intid(), 0);
         eventually_with_irqs("the timer fires", || irq::count(0, timer.intid()) == 1)?;
         eventually("GICR_ISPENDR0 falls with the level", || !pending(timer.intid()))?;
+    }
+    Ok(())
+}
+
+/// An interrupt that PSTATE keeps out is pending at the GIC for as long as the timer asks, and no longer.
+fn pending_while_masked(_: &Machine) -> Check {
+    for timer in BOTH {
+        irq::enable(timer.intid(), 0);
+        for _ in 0..10 {
+            timer.set_compare(0);
+            timer.set_control(ENABLE);
+            eventually("GICR_ISPENDR0 shows the timer", || pending(timer.intid()))?;
+            timer.stop();
+            eventually("GICR_ISPENDR0 no longer shows the timer", || !pending(timer.intid()))?;
+        }
+        check_eq!(irq::count(0, timer.intid()), 0, "interrupts of {timer:?} while IRQs are masked");
     }
     Ok(())
 }
