@@ -41,11 +41,11 @@ const MASK_OTHERS: u64 = 0x20;
 
 /// A register frame of the GIC, or several in a row, mapped as a device.
 #[derive(Clone, Copy, Debug)]
-struct Frame(Pa);
+pub(super) struct Frame(pub(super) Pa);
 
 impl Frame {
-    fn read(self, offset: u64) -> u32 {
-        // SAFETY: `Frame`s are made from addresses that the host's tree gives for a GICv3 and that EL2's map holds as
+    pub(super) fn read(self, offset: u64) -> u32 {
+        // SAFETY: `Frame`s are made from addresses that the host's tree gives for a GIC and that EL2's map holds as
         // device memory; offsets are registers of the frame.
         unsafe { ((self.0.0 + offset) as *const u32).read_volatile() }
     }
@@ -55,7 +55,7 @@ impl Frame {
         unsafe { ((self.0.0 + offset) as *const u64).read_volatile() }
     }
 
-    fn write(self, offset: u64, value: u32) {
+    pub(super) fn write(self, offset: u64, value: u32) {
         // SAFETY: as in `read`.
         unsafe { ((self.0.0 + offset) as *mut u32).write_volatile(value) };
     }
@@ -120,6 +120,8 @@ pub enum GicError {
     NoSystemRegisters,
     /// LPIs are in use (GICR_CTLR.EnableLPIs), which keel cannot take over.
     Lpis,
+    /// A GICv2 serves eight CPUs, and the one with this index is not among them.
+    NoInterface(usize),
 }
 
 /// The distributor, shared by all CPUs.

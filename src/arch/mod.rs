@@ -22,6 +22,8 @@ pub mod features;
 #[cfg(target_os = "none")]
 pub mod gic;
 #[cfg(target_os = "none")]
+pub mod gicv2;
+#[cfg(target_os = "none")]
 pub mod guest_pmu;
 #[cfg(target_os = "none")]
 pub mod late;

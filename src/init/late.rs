@@ -161,7 +161,7 @@ fn install(block: &InstallBlock) -> Result<(), Errno> {
         return Err(refused(Errno::ENODEV, reason));
     }
     let Gic::V3(gic) = &host.gic else {
-        return Err(refused(Errno::ENODEV, format_args!("keel drives a GICv3 only")));
+        return Err(refused(Errno::ENODEV, format_args!("keel can share a GICv3 with a kernel, but no GICv2")));
     };
     for span in core::iter::once(&gic.distributor).chain(&gic.redistributors) {
         el2::map_device(span_range(span)).map_err(|_| Errno::EINVAL)?;

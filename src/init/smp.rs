@@ -1,7 +1,7 @@
 //! The other CPUs: started one by one, each in the way its node says and with its own stack, then all run vCPUs.
 
 use super::{
-    host_info::{Conduit, GicV3, HostCpu, HostInfo, Start},
+    host_info::{Conduit, GicV2, GicV3, HostCpu, HostInfo, Start},
     spin_table,
     start::{host_id_registers, stop},
 };
@@ -9,7 +9,7 @@ use crate::{
     arch::{
         self, SecondaryBlock, cache, cpu, features,
         gic::{CpuInterface, Distributor, GicError, Redistributor},
-        image, mmu, pmu, serror, smc, timer,
+        gicv2, image, mmu, pmu, serror, smc, timer,
     },
     hypercall::smccc::{Mitigation, Vulnerability},
     kvm::physical::{self, HostInterrupts, MAX_CPUS},
@@ -29,10 +29,21 @@ const PATIENCE: u64 = 2;
 /// The interrupt controller as every CPU needs it.
 #[derive(Clone, Debug)]
 pub struct Interrupts {
-    distributor: Distributor,
-    regions: Vec<(Pa, u64)>,
-    stride: u64,
+    parts: Parts,
     private: u32,
+}
+
+#[derive(Clone, Debug)]
+enum Parts {
+    V3 { distributor: Distributor, regions: Vec<(Pa, u64)>, stride: u64 },
+    V2,
+}
+
+/// A mask of the private interrupts that keel takes.
+fn private(interrupts: &HostInterrupts) -> u32 {
+    let intids =
+        [interrupts.virtual_timer, interrupts.physical_timer, interrupts.hypervisor_timer, interrupts.maintenance];
+    intids.iter().filter(|&&intid| intid < 32).fold(0, |mask, intid| mask | 1 << intid)
 }
 
 static INTERRUPTS: Once<Interrupts> = Once::new();
@@ -47,15 +58,32 @@ impl Interrupts {
         let distributor = unsafe { Distributor::new(gic.distributor.base) };
         distributor.start()?;
         physical::set_distributor(distributor);
-        let private =
-            [interrupts.virtual_timer, interrupts.physical_timer, interrupts.hypervisor_timer, interrupts.maintenance];
-        let private = private.into_iter().chain(interrupts.pmu);
-        Ok(Self {
-            distributor,
-            regions: gic.redistributors.iter().map(|span| (span.base, span.size)).collect(),
-            stride: gic.stride.unwrap_or(0),
-            private: private.filter(|&intid| intid < 32).fold(0, |mask, intid| mask | 1 << intid),
-        })
+        let regions = gic.redistributors.iter().map(|span| (span.base, span.size)).collect();
+        let parts = Parts::V3 { distributor, regions, stride: gic.stride.unwrap_or(0) };
+        Ok(Self { parts, private: private(interrupts) })
+    }
+
+    /// Starts the distributor of a GICv2. Its registers are mapped, but for GICV, which `guest_interface` says.
+    pub fn start_v2(gic: &GicV2, interrupts: &HostInterrupts) -> Self {
+        let mut frames = gicv2::Frames {
+            distributor: gic.distributor.base,
+            cpu_interface: gic.cpu_interface.base,
+            virtual_interface: gic.hypervisor_interface.base,
+            guest_interface: gic.virtual_cpu_interface.base,
+        };
+        if gic.cpu_interface.size == GicV2::ALIASED {
+            // SAFETY: the tree says that a GICC of 128 KiB is there; it is mapped as a device.
+            frames.cpu_interface = unsafe { gicv2::aliased(gic.cpu_interface.base) };
+            let shift = frames.cpu_interface.0 - gic.cpu_interface.base.0;
+            if gic.virtual_cpu_interface.size == GicV2::ALIASED {
+                frames.guest_interface.0 += shift;
+            }
+        }
+        // SAFETY: the tree says that a GICv2 with virtualization is there; GICD, GICC and GICH are mapped as devices, keel is
+        // their only driver, and this is the boot CPU, once.
+        unsafe { gicv2::install(frames) };
+        gicv2::start_distributor();
+        Self { parts: Parts::V2, private: private(interrupts) }
     }
 
     /// Takes the distributor over from a kernel that drives it, and finds the redistributors of `cpus`. Their registers are
@@ -99,10 +127,16 @@ impl Interrupts {
 
     /// Starts this CPU's part.
     pub fn start_cpu(&self, index: usize) -> Result<(), GicError> {
-        // SAFETY: the tree says that GICv3 redistributors are there; they are mapped as devices.
-        let redistributor = unsafe { Redistributor::find(&self.regions, self.stride, cpu::mpidr()) }?;
-        redistributor.start(self.private)?;
-        arch::gic::start_cpu_interface()?;
+        match &self.parts {
+            Parts::V3 { regions, stride, .. } => {
+                // SAFETY: the tree says that GICv3 redistributors are there; they are mapped as devices.
+                let redistributor = unsafe { Redistributor::find(regions, *stride, cpu::mpidr()) }?;
+                redistributor.start(self.private)?;
+                arch::gic::start_cpu_interface()?;
+                physical::set_redistributor(index, redistributor);
+            }
+            Parts::V2 => gicv2::start_cpu(index, self.private)?,
+        }
         arch::state::prepare_cpu();
         arch::state::clear_cpu();
         if let Some(syndrome) = serror::collect() {
@@ -110,13 +144,15 @@ impl Interrupts {
         }
         timer::set_deadline(None);
         physical::add_implementation(index);
-        physical::set_redistributor(index, redistributor);
         Ok(())
     }
 
-    /// Routes an SPI to the CPU with this affinity and enables it.
-    pub fn enable_spi(&self, intid: u32, mpidr: u64) {
-        self.distributor.enable_spi(intid, mpidr);
+    /// Routes an SPI to this CPU, which has `index`, and enables it.
+    pub fn enable_spi(&self, intid: u32, index: usize) {
+        match &self.parts {
+            Parts::V3 { distributor, .. } => distributor.enable_spi(intid, cpu::mpidr()),
+            Parts::V2 => gicv2::enable_spi(intid, index),
+        }
     }
 }
 

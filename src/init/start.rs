@@ -173,10 +173,12 @@ pub fn primary(tree: u64, entry: u64) -> ! {
     let (bytes, bundle_pages) = map_bundle(&host, &pages);
     let bundle = Bundle::parse(bytes);
     let has_root = bundle.as_ref().is_ok_and(|bundle| bundle.vms.iter().flatten().any(|vm| vm.root));
+    // One that cannot be given the machine is refused when its turn comes.
+    let has_root = has_root && matches!(host.gic, Gic::V3(_));
     if has_root {
         make_room(tree);
     }
-    let for_root = bundle.iter().flat_map(|bundle| bundle.vms.iter().flatten()).find(|vm| vm.root);
+    let for_root = bundle.iter().flat_map(|bundle| bundle.vms.iter().flatten()).find(|vm| vm.root && has_root);
     let set_aside = give_memory(&host, pages.clone(), bundle_pages, for_root.map_or(0, |vm| vm.memory));
     let (gic, interrupts) = start_interrupts(&host);
     let stats = if host.options.stats { smp::start_counters() } else { false };
@@ -196,7 +198,7 @@ pub fn primary(tree: u64, entry: u64) -> ! {
     // What is typed is for the machine's owner, if there is one.
     let console_interrupt = console_interrupt.filter(|_| !has_root);
     if let Some(intid) = console_interrupt {
-        gic.enable_spi(intid, cpu::mpidr());
+        gic.enable_spi(intid, boot);
         vmm::console::enable_input();
     }
     vmm::entropy::seed(&host.rng_seed);
@@ -369,29 +371,40 @@ fn host_machine(host: &HostInfo, tree: &'static [u8], pages: &Range<Pa>, set_asi
 
 /// The interrupt controller, and the interrupts that are keel's.
 fn start_interrupts(host: &HostInfo) -> (smp::Interrupts, HostInterrupts) {
-    let gic = match &host.gic {
-        Gic::V3(gic) => gic,
-        Gic::V2(gic) => stop(format_args!(
-            "{}: a GICv2, which keel does not drive yet: use a machine with a GICv3 (QEMU: -M virt,gic-version=3)",
-            gic.path
-        )),
+    let (path, maintenance) = match &host.gic {
+        Gic::V3(gic) => (&gic.path, gic.maintenance),
+        Gic::V2(gic) => (&gic.path, gic.maintenance),
     };
-    for span in core::iter::once(&gic.distributor).chain(&gic.redistributors) {
-        if el2::map_device(span_range(span)).is_err() {
-            stop(format_args!("{}: registers at {}..{} cannot be mapped", gic.path, span.base, span.end()));
+    if let Gic::V2(gic) = &host.gic
+        && let Err(problem) = gic.check()
+    {
+        stop(format_args!("{problem}"));
+    }
+    let mapped: Vec<&Span> = match &host.gic {
+        Gic::V3(gic) => core::iter::once(&gic.distributor).chain(&gic.redistributors).collect(),
+        Gic::V2(gic) => [&gic.distributor, &gic.cpu_interface, &gic.hypervisor_interface].into(),
+    };
+    for span in mapped {
+        let pages = span.base.align_down(PAGE_SIZE)..span.end().align_up(PAGE_SIZE).unwrap_or(span.end());
+        if el2::map_device(pages).is_err() {
+            stop(format_args!("{path}: registers at {}..{} cannot be mapped", span.base, span.end()));
         }
     }
     let interrupts = HostInterrupts {
         virtual_timer: host.timers.virt.intid,
         physical_timer: host.timers.physical.intid,
         hypervisor_timer: host.timers.hypervisor.intid,
-        maintenance: gic.maintenance.intid,
+        maintenance: maintenance.intid,
         pmu: host.pmu.private(),
     };
     debug!("interrupts: {interrupts:?}");
-    match smp::Interrupts::start(gic, &interrupts) {
+    let started = match &host.gic {
+        Gic::V3(gic) => smp::Interrupts::start(gic, &interrupts),
+        Gic::V2(gic) => Ok(smp::Interrupts::start_v2(gic, &interrupts)),
+    };
+    match started {
         Ok(gic) => (gic, interrupts),
-        Err(problem) => stop(format_args!("{}: the distributor does not work: {problem:?}", gic.path)),
+        Err(problem) => stop(format_args!("{path}: the distributor does not work: {problem:?}")),
     }
 }
 

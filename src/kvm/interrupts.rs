@@ -3,7 +3,7 @@
 //! A vCPU whose list registers hold what another one wants to read folds them back when asked: the asking CPU waits, and
 //! answers requests of the same kind meanwhile, so that two that ask each other both get their answer.
 
-use super::{Machine, Vcpu, interface::Hardware, physical, vcpu::request};
+use super::{Machine, Vcpu, interface::on_host_gic, physical, vcpu::request};
 use crate::{
     arch::cpu,
     vdev::vgic::{VgicCpu, VgicHost},
@@ -91,7 +91,8 @@ impl VgicHost for Exiting<'_> {
 impl Exiting<'_> {
     fn fold(&self) {
         if let Ok(mut cpu) = self.vgic.try_borrow_mut() {
-            self.machine.vgic.sync(self.vcpu.index(), &mut cpu, &mut Hardware, &Outside(self.machine));
+            let (vgic, index) = (&self.machine.vgic, self.vcpu.index());
+            on_host_gic!(host => vgic.sync(index, &mut cpu, host, &Outside(self.machine)));
         }
     }
 }

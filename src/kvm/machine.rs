@@ -78,10 +78,21 @@ pub enum Device {
 pub(super) enum Target {
     Distributor,
     Redistributors,
+    /// The distributor of a GICv2.
+    DistributorV2,
     /// A frame of the machine's GIC, for the VM that owns it.
     Owned(Frame),
     Uart,
     Rtc,
+}
+
+/// Where the parts of a VM's interrupt controller are that keel emulates.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum VgicFrames {
+    /// A GICv3.
+    V3 { distributor: Ipa, redistributors: Ipa },
+    /// A GICv2; its CPU interface is mapped.
+    V2 { distributor: Ipa },
 }
 
 /// What a machine is made of.
@@ -89,8 +100,7 @@ pub(super) struct MachineSetup {
     pub name: String,
     pub vcpus: Vec<Arc<Vcpu>>,
     pub spis: usize,
-    pub distributor: Ipa,
-    pub redistributors: Ipa,
+    pub vgic: VgicFrames,
     pub owner: Option<Owner>,
     pub initialised: bool,
     pub devices: Vec<Device>,
@@ -213,18 +223,17 @@ impl Machine {
             let region = |(frame, start, length)| Region { name: "gic", start, length, device: Target::Owned(frame) };
             regions.extend(owner.frames().map(region));
         } else {
-            regions.push(Region {
-                name: "intc",
-                start: setup.distributor,
-                length: vgic::DIST_SIZE,
-                device: Target::Distributor,
-            });
-            regions.push(Region {
-                name: "redistributors",
-                start: setup.redistributors,
-                length: vgic::REDIST_SIZE * setup.vcpus.len() as u64,
-                device: Target::Redistributors,
-            });
+            let mut add = |name, start, length, device| regions.push(Region { name, start, length, device });
+            match setup.vgic {
+                VgicFrames::V3 { distributor, redistributors } => {
+                    add("intc", distributor, vgic::DIST_SIZE, Target::Distributor);
+                    let length = vgic::REDIST_SIZE * setup.vcpus.len() as u64;
+                    add("redistributors", redistributors, length, Target::Redistributors);
+                }
+                VgicFrames::V2 { distributor } => {
+                    add("intc", distributor, vgic::V2_DIST_SIZE, Target::DistributorV2);
+                }
+            }
         }
         let (mut uart, mut rtc) = (None, None);
         let mut wall_clock = None;
@@ -243,7 +252,12 @@ impl Machine {
             }
         }
         let mpidrs: Vec<u64> = setup.vcpus.iter().map(|vcpu| vcpu.mpidr()).collect();
-        let vgic = Vgic::new(&VgicConfig { mpidrs: &mpidrs, spis: setup.spis }).map_err(|_| Errno::EINVAL)?;
+        let config = VgicConfig { mpidrs: &mpidrs, spis: setup.spis };
+        let vgic = match setup.vgic {
+            VgicFrames::V3 { .. } => Vgic::new(&config),
+            VgicFrames::V2 { .. } => Vgic::new_v2(&config),
+        };
+        let vgic = vgic.map_err(|_| Errno::EINVAL)?;
         let mut timers = setup.timers;
         let pmu = setup.pmu.map(|(interrupts, events)| Pmu { interrupts, events });
         let mut pmu_private = None;
@@ -484,8 +498,8 @@ impl Machine {
                 let (vcpu, offset) = redistributor(offset);
                 self.vgic.redist_read(vcpu, offset, size, host)
             }
-            // Goes another way: `access_owned`.
-            Target::Owned(_) => 0,
+            // Go another way: `access_owned`, `access_banked`.
+            Target::Owned(_) | Target::DistributorV2 => 0,
             Target::Uart => self.with_uart(host, |uart, _| uart.read(offset, size)),
             Target::Rtc => self.with_rtc(host, |rtc, now| rtc.read(offset, size, now)),
         }
@@ -500,7 +514,7 @@ impl Machine {
                 let (vcpu, offset) = redistributor(offset);
                 self.vgic.redist_write(vcpu, offset, size, value, host);
             }
-            Target::Owned(_) => {}
+            Target::Owned(_) | Target::DistributorV2 => {}
             Target::Uart => {
                 self.with_uart(host, |uart, serial| {
                     uart.write(offset, size, value, &mut |byte| (serial.transmit)(serial.vm, byte));
@@ -526,7 +540,7 @@ impl Machine {
         match target {
             Target::Distributor => self.vgic.dist_peek(offset),
             Target::Uart => self.uart.as_ref()?.1.lock().pl011.peek(offset),
-            Target::Redistributors | Target::Owned(_) | Target::Rtc => None,
+            Target::Redistributors | Target::Owned(_) | Target::DistributorV2 | Target::Rtc => None,
         }
     }
 

@@ -1,10 +1,11 @@
 //! The machine's CPUs as vCPUs see them: where to send a kick, and whether a CPU should look at its vCPUs.
 
+use super::interface::{HostGic, on_host_gic};
 use crate::{
     arch::{
         cpu,
         gic::{self, Distributor, Redistributor},
-        pmu,
+        gicv2, pmu,
     },
     hypercall::smccc::{Mitigation, Vulnerability},
 };
@@ -36,8 +37,51 @@ pub fn listen(to_all: bool) {
     }
 }
 
-/// Makes a CPU leave its guest, or its sleep: the interrupt of keel's own timer is made pending there.
+/// Whether the machine has a GICv2.
+#[inline]
+pub fn has_gicv2() -> bool {
+    gicv2::is_present()
+}
+
+/// An interrupt that was acknowledged, its priority dropped, and is still active.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Acknowledged(pub(super) u32);
+
+impl Acknowledged {
+    /// Acknowledges the highest-priority pending interrupt, if there is one.
+    pub fn next() -> Option<Self> {
+        fn next<G: HostGic>(_: &mut G) -> Option<u32> {
+            let acknowledged = G::acknowledge();
+            (G::intid(acknowledged) < gic::SPURIOUS).then(|| G::drop_priority(acknowledged)).map(|()| acknowledged)
+        }
+        on_host_gic!(host => next(host)).map(Self)
+    }
+
+    /// Its INTID.
+    pub fn intid(self) -> u32 {
+        fn intid<G: HostGic>(_: &mut G, acknowledged: u32) -> u32 {
+            G::intid(acknowledged)
+        }
+        on_host_gic!(host => intid(host, self.0))
+    }
+
+    /// Deactivates it.
+    pub fn deactivate(self) {
+        fn deactivate<G: HostGic>(_: &mut G, acknowledged: u32) {
+            G::deactivate(acknowledged);
+        }
+        on_host_gic!(host => deactivate(host, self.0));
+    }
+}
+
+/// Makes a CPU leave its guest, or its sleep: the interrupt of keel's own timer is made pending there, or, by a GICv2, an SGI.
 pub fn kick(index: usize) {
+    if has_gicv2() {
+        if index != cpu::index() {
+            gicv2::call(index);
+        }
+        return;
+    }
     if index != cpu::index()
         && let Some(redistributor) = redistributor_of(index)
         && let Some(host) = INTERRUPTS.get()

@@ -8,7 +8,7 @@ use super::{
     Errno,
     caller::Caller,
     events::{self, Change, NO_SYNDROME, Verdict},
-    interface::Hardware,
+    interface::{Hardware, HardwareV2, HostGic, on_host_gic},
     interrupts::{self, Exiting, Outside},
     machine::{Machine, Pmu, Stop, Target, stop_of},
     owner::{Onward, Owner},
@@ -60,8 +60,8 @@ pub enum Leave {
     Attention,
     /// keel's own timer fired.
     Timer,
-    /// An interrupt of the machine arrived; it is acknowledged, its priority dropped, and still active.
-    Interrupt(u32),
+    /// An interrupt of the machine arrived.
+    Interrupt(physical::Acknowledged),
     /// The guest waits for an interrupt, or until this tick of the physical counter.
     Wait(Option<u64>),
     /// The guest gives way.
@@ -169,7 +169,7 @@ impl<'a> Resident<'a> {
             crate::arch::tlb::flush_local_vmid();
         }
         match &machine.owner {
-            None => machine.vgic.load(vcpu.index(), &mut inner.vgic, &mut Hardware),
+            None => on_host_gic!(host => machine.vgic.load(vcpu.index(), &mut inner.vgic, host)),
             Some(owner) => owner.gic.load(vcpu.index(), &mut inner.owner, &mut Hardware, owner),
         }
         vcpu.resident.store(true, Ordering::SeqCst);
@@ -246,15 +246,19 @@ impl<'a> Resident<'a> {
         leave
     }
 
-    #[inline(never)]
     fn run_until(&mut self) -> Leave {
+        if physical::has_gicv2() { self.run_on::<HardwareV2>() } else { self.run_on::<Hardware>() }
+    }
+
+    #[inline(never)]
+    fn run_on<G: HostGic>(&mut self) -> Leave {
         loop {
             if self.attention.load(Ordering::Relaxed) {
                 return Leave::Attention;
             }
             if self.dirty.load(Ordering::Relaxed) {
                 let index = self.vcpu.index();
-                self.machine.vgic.flush(index, &mut self.inner.vgic, &mut Hardware, &Outside(self.machine));
+                self.machine.vgic.flush(index, &mut self.inner.vgic, &mut { G::HERE }, &Outside(self.machine));
             }
             let trap = switch::enter(&mut self.inner.context);
             // Each of the frequent ones goes straight to the next entry.
@@ -268,7 +272,7 @@ impl<'a> Resident<'a> {
                     self.call(Conduit::Hvc, immediate)
                 } else if let Some(abort) = DataAbort::decode(esr, switch::fault_address) {
                     self.count(ExitKind::Mmio);
-                    if abort.is_described() && self.mmio(&abort).is_some() {
+                    if abort.is_described() && self.mmio::<G>(&abort).is_some() {
                         self.inner.context.skip_instruction(abort.instruction_bytes());
                     } else {
                         self.refuse_access(&abort);
@@ -276,7 +280,7 @@ impl<'a> Resident<'a> {
                     continue;
                 } else if let Some(access) = SystemAccess::decode(esr) {
                     self.count(ExitKind::System);
-                    let outcome = self.system(&access);
+                    let outcome = self.system::<G>(&access);
                     self.finish(outcome, INSTRUCTION_BYTES);
                     continue;
                 } else {
@@ -285,7 +289,7 @@ impl<'a> Resident<'a> {
             } else if trap.is_serror() {
                 self.serror()
             } else {
-                self.interrupt()
+                self.interrupt::<G>()
             };
             if let Some(leave) = leave {
                 return leave;
@@ -433,7 +437,7 @@ impl<'a> Resident<'a> {
                         target.into_iter().for_each(|vcpu| gic::send_sgi_to(vcpu.mpidr(), sgi.into()));
                         continue;
                     }
-                    self.machine.vgic.send_sgi_to(vcpu, sgi, &host);
+                    self.machine.vgic.send_sgi_to(self.vcpu.index(), vcpu, sgi, &host);
                 }
             }
             Outcome::YieldTo(index) => {
@@ -499,12 +503,16 @@ impl<'a> Resident<'a> {
 
     /// A load or store that a device answers; `None` if none claims it.
     #[inline(always)]
-    fn mmio(&mut self, abort: &DataAbort) -> Option<()> {
+    fn mmio<G: HostGic>(&mut self, abort: &DataAbort) -> Option<()> {
         let inner = &mut *self.inner;
         let size = AccessSize::from_log2(abort.size().into());
         let (target, offset) = self.machine.bus.find(abort.ipa(), size)?;
         if let Target::Owned(frame) = target {
             self.access_owned(abort, frame, offset, size);
+            return Some(());
+        }
+        if G::IS_V2 && matches!(target, Target::DistributorV2) {
+            self.access_banked(abort, offset, size);
             return Some(());
         }
         // What drivers do most, when no device has to do anything for it.
@@ -537,13 +545,27 @@ impl<'a> Resident<'a> {
         }
     }
 
+    /// A load or store to the distributor of a GICv2, which shows each vCPU its own private interrupts.
+    #[inline(never)]
+    fn access_banked(&mut self, abort: &DataAbort, offset: u64, size: AccessSize) {
+        let inner = &mut *self.inner;
+        let (vgic, index) = (&self.machine.vgic, self.vcpu.index());
+        let host = Exiting { machine: self.machine, vcpu: self.vcpu, vgic: RefCell::new(&mut inner.vgic) };
+        if abort.is_write() {
+            vgic.v2_write(index, offset, size, inner.context.register(abort.register()) & size.mask(), &host);
+        } else {
+            let value = vgic.v2_read(index, offset, size, &host);
+            inner.context.finish_load(abort.load(), value);
+        }
+    }
+
     /// A trapped system register.
     #[inline(always)]
-    fn system(&mut self, access: &SystemAccess) -> Result<(), GuestFault> {
+    fn system<G: HostGic>(&mut self, access: &SystemAccess) -> Result<(), GuestFault> {
         let inner = &mut *self.inner;
         let sgi = 'sgi: {
             // These two are by far the busiest.
-            if access.is(const { sysreg::ICC_SGI1R_EL1.iss_of_write() }) {
+            if !G::IS_V2 && access.is(const { sysreg::ICC_SGI1R_EL1.iss_of_write() }) {
                 break 'sgi SgiRegister::Sgi1r;
             }
             let id = SysRegId::from_iss(access.esr);
@@ -554,6 +576,8 @@ impl<'a> Resident<'a> {
                 return Ok(());
             }
             match id.action(access.write) {
+                // A guest with a GICv2 has none of the GIC's system registers, whatever its CPU has.
+                Action::Sgi(_) | Action::Deactivate if G::IS_V2 => return Err(GuestFault::Undefined),
                 Action::Sgi(register) => break 'sgi register,
                 Action::Id(register) => {
                     inner.context.set_register(access.register, self.machine.id_registers.get(register));
@@ -635,12 +659,12 @@ impl<'a> Resident<'a> {
 
     /// The PMU's overflow interrupt. A private one is hardware's from here on, as the timers' are. A shared one follows its
     /// line, and since the guest can make that fall without an exit, its PMU is watched from here on until it does.
-    fn overflow(&mut self, intid: u32) {
+    fn overflow(&mut self, acknowledged: physical::Acknowledged) {
         let index = self.vcpu.index();
         if self.machine.pmu.is_none() || !guest_pmu::output() {
             // It came about before the vCPU that it is for left this CPU, or no longer asked.
             guest_pmu::refresh_output();
-            gic::deactivate(intid);
+            acknowledged.deactivate();
         } else if let Some(private) = self.machine.pmu_private {
             self.machine.vgic.raise_hw(index, private);
         } else {
@@ -657,7 +681,7 @@ impl<'a> Resident<'a> {
             self.machine.vgic.set_spi(intid, level, &Outside(self.machine));
         }
         if !level && let Some(intid) = physical::interrupts().and_then(|host| host.pmu) {
-            gic::deactivate(intid);
+            physical::Acknowledged(intid).deactivate();
         }
     }
 
@@ -676,17 +700,18 @@ impl<'a> Resident<'a> {
 
     /// A physical interrupt took this CPU out of the guest.
     #[inline(always)]
-    fn interrupt(&mut self) -> Option<Leave> {
-        let intid = gic::acknowledge();
+    fn interrupt<G: HostGic>(&mut self) -> Option<Leave> {
+        let acknowledged = G::acknowledge();
+        let intid = G::intid(acknowledged);
         if intid >= gic::SPURIOUS {
             return None;
         }
-        gic::drop_priority(intid);
+        G::drop_priority(acknowledged);
         let host = physical::interrupts()?;
-        if intid == host.hypervisor_timer {
-            return self.tick(intid);
+        if intid == host.hypervisor_timer || G::is_call(intid) {
+            return self.tick::<G>(acknowledged);
         }
-        if self.machine.is_owner() {
+        if !G::IS_V2 && self.machine.is_owner() {
             self.take_for_owner(intid, intid == host.maintenance);
             return None;
         }
@@ -694,18 +719,18 @@ impl<'a> Resident<'a> {
         // A guest's timer stays active until the guest ends it.
         if intid == host.virtual_timer {
             self.count(ExitKind::Timer);
-            self.machine.vgic.inject_hw(index, self.machine.timers[0], &mut self.inner.vgic, &mut Hardware);
+            self.machine.vgic.inject_hw(index, self.machine.timers[0], &mut self.inner.vgic, &mut { G::HERE });
         } else if intid == host.physical_timer {
             self.count(ExitKind::Timer);
-            self.machine.vgic.inject_hw(index, self.machine.timers[1], &mut self.inner.vgic, &mut Hardware);
+            self.machine.vgic.inject_hw(index, self.machine.timers[1], &mut self.inner.vgic, &mut { G::HERE });
         } else if intid == host.maintenance {
             self.count(ExitKind::Maintenance);
             self.machine.vgic.maintenance(index);
             // Its level falls with the flush, which comes before the next entry; until then it must stay active.
-            self.machine.vgic.flush(index, &mut self.inner.vgic, &mut Hardware, &Outside(self.machine));
-            gic::deactivate(intid);
+            self.machine.vgic.flush(index, &mut self.inner.vgic, &mut { G::HERE }, &Outside(self.machine));
+            G::deactivate(acknowledged);
         } else {
-            return self.rare_interrupt(intid);
+            return self.rare_interrupt(intid, physical::Acknowledged(acknowledged));
         }
         None
     }
@@ -713,12 +738,12 @@ impl<'a> Resident<'a> {
     /// An interrupt that comes seldom: the PMU's, or one of the machine's devices'.
     #[cold]
     #[inline(never)]
-    fn rare_interrupt(&mut self, intid: u32) -> Option<Leave> {
+    fn rare_interrupt(&mut self, intid: u32, acknowledged: physical::Acknowledged) -> Option<Leave> {
         self.count(ExitKind::Host);
         if physical::interrupts().and_then(|host| host.pmu) != Some(intid) {
-            return Some(Leave::Interrupt(intid));
+            return Some(Leave::Interrupt(acknowledged));
         }
-        self.overflow(intid);
+        self.overflow(acknowledged);
         None
     }
 
@@ -740,27 +765,28 @@ impl<'a> Resident<'a> {
 
     /// keel's own interrupt: its timer, another CPU's call, or both.
     #[inline(always)]
-    fn tick(&mut self, intid: u32) -> Option<Leave> {
+    fn tick<G: HostGic>(&mut self, acknowledged: u32) -> Option<Leave> {
         let is_due = timer::hypervisor_output();
         if is_due {
             timer::set_deadline(None);
         }
-        gic::deactivate(intid);
+        G::deactivate(acknowledged);
         self.count(if is_due { ExitKind::Host } else { ExitKind::Kick });
         if self.vcpu.requests.load(Ordering::SeqCst) != 0 {
-            self.serve_requests();
+            self.serve_requests::<G>();
         }
         is_due.then_some(Leave::Timer)
     }
 
     #[inline(never)]
-    fn serve_requests(&mut self) {
+    fn serve_requests<G: HostGic>(&mut self) {
         if self.vcpu.requests.load(Ordering::SeqCst) & request::SYNC != 0 {
             if let Some(owner) = &self.machine.owner {
                 owner.gic.settle(self.vcpu.index(), &mut self.inner.owner, &mut Hardware, owner);
                 return self.vcpu.answer_sync();
             }
-            self.machine.vgic.sync(self.vcpu.index(), &mut self.inner.vgic, &mut Hardware, &Outside(self.machine));
+            let index = self.vcpu.index();
+            self.machine.vgic.sync(index, &mut self.inner.vgic, &mut { G::HERE }, &Outside(self.machine));
             self.vcpu.requests.fetch_and(!request::SYNC, Ordering::SeqCst);
         }
         self.update_traps();
@@ -797,7 +823,8 @@ impl Drop for Resident<'_> {
         let inner = &mut *self.inner;
         match &self.machine.owner {
             None => {
-                self.machine.vgic.unload(self.vcpu.index(), &mut inner.vgic, &mut Hardware, &Outside(self.machine));
+                let (vgic, index, outside) = (&self.machine.vgic, self.vcpu.index(), &Outside(self.machine));
+                on_host_gic!(host => vgic.unload(index, &mut inner.vgic, host, outside));
             }
             // Before the timers stop: which of their interrupts are active is still to be seen.
             Some(owner) => owner.gic.unload(self.vcpu.index(), &mut inner.owner, &mut Hardware, owner),
@@ -808,7 +835,7 @@ impl Drop for Resident<'_> {
         if self.overflowed
             && let Some(intid) = physical::interrupts().and_then(|host| host.pmu)
         {
-            gic::deactivate(intid);
+            physical::Acknowledged(intid).deactivate();
         }
         inner.fault_address = switch::fault_address().far;
         self.fold_serror();

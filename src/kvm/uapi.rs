@@ -133,6 +133,8 @@ pub enum MpState {
     Stopped = 5,
 }
 
+/// `kvm_create_device.type`: ARM_VGIC_V2.
+pub const DEVICE_ARM_VGIC_V2: u32 = 5;
 /// `kvm_create_device.type`: ARM_VGIC_V3.
 pub const DEVICE_ARM_VGIC_V3: u32 = 7;
 
@@ -164,12 +166,24 @@ pub mod vgic {
     pub const GROUP_NR_IRQS: u32 = 3;
     /// KVM_DEV_ARM_VGIC_GRP_CTRL.
     pub const GROUP_CTRL: u32 = 4;
+    /// KVM_VGIC_V2_ADDR_TYPE_DIST.
+    pub const ADDR_V2_DIST: u64 = 0;
+    /// KVM_VGIC_V2_ADDR_TYPE_CPU.
+    pub const ADDR_V2_CPU: u64 = 1;
     /// KVM_VGIC_V3_ADDR_TYPE_DIST.
     pub const ADDR_V3_DIST: u64 = 2;
     /// KVM_VGIC_V3_ADDR_TYPE_REDIST.
     pub const ADDR_V3_REDIST: u64 = 3;
     /// KVM_DEV_ARM_VGIC_CTRL_INIT.
     pub const CTRL_INIT: u64 = 0;
+    /// Bytes of a GICv2's distributor.
+    pub const V2_DIST_SIZE: u64 = 0x1000;
+    /// Bytes of a GICv2's CPU interface.
+    pub const V2_CPU_SIZE: u64 = 0x2000;
+    /// What addresses of a GICv2 are multiples of.
+    pub const V2_ALIGNMENT: u64 = 0x1000;
+    /// What addresses of a GICv3 are multiples of.
+    pub const V3_ALIGNMENT: u64 = 0x1_0000;
     /// Bytes of the distributor.
     pub const DIST_SIZE: u64 = 0x1_0000;
     /// Bytes of one redistributor.

@@ -3,7 +3,7 @@
 use super::{
     Errno, Machine,
     events::{Change, Pending},
-    firmware,
+    firmware, interface,
     pmu::PmuSetup,
     stolen::StolenTime,
     uapi::{MpState, TARGET_GENERIC_V8, VcpuEvents, VcpuInit, feature, reg},
@@ -134,7 +134,7 @@ impl Vcpu {
             inner: Mutex::new(Inner {
                 context: VcpuContext::reset(),
                 state: GuestState::reset(false),
-                vgic: VgicCpu::new(),
+                vgic: interface::reset_state(),
                 owner: OwnerCpu::new(),
                 events: Pending::default(),
                 fault_address: 0,
@@ -376,7 +376,7 @@ impl Inner {
         let psci_version = self.context.psci_version;
         self.context = VcpuContext { psci_version, pstate: PSTATE_RESET, ..VcpuContext::reset() };
         self.state = GuestState::reset(self.has_pmu);
-        self.vgic = VgicCpu::new();
+        self.vgic = interface::reset_state();
         self.owner = OwnerCpu::new();
         self.events = Pending::default();
         if let Some(start) = start {

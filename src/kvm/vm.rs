@@ -4,17 +4,17 @@ use super::{
     Errno,
     filter::Filter,
     firmware::{self, Firmware, Surroundings},
-    machine::{Device, Machine, MachineSetup, Serial},
+    machine::{Device, Machine, MachineSetup, Serial, VgicFrames},
     memory::{Slot, Slots},
     owner::Owner,
     pages::PageStates,
     physical,
     pmu::{self, TIMER_INTERRUPTS},
-    uapi::{DEVICE_ARM_VGIC_V3, PmuEventFilter, feature, vgic},
+    uapi::{DEVICE_ARM_VGIC_V2, DEVICE_ARM_VGIC_V3, PmuEventFilter, feature, vgic},
     vcpu::Vcpu,
 };
 use crate::{
-    arch::{features, mmu, pmuv3::EventSet, tlb},
+    arch::{features, gicv2, mmu, pmuv3::EventSet, tlb},
     hypercall::{
         psci,
         services::{Service, Services},
@@ -28,7 +28,7 @@ use crate::{
     vdev::{
         idregs::GuestIdRegisters,
         platform::VIRT,
-        vgic::{DEFAULT_SPIS, MAX_SPIS},
+        vgic::{DEFAULT_SPIS, MAX_SPIS, MAX_VCPUS, MAX_VCPUS_V2, Version},
     },
 };
 use alloc::{string::String, sync::Arc, vec::Vec};
@@ -78,11 +78,22 @@ impl Tlb for AllGuests {
 
 #[derive(Debug, Default)]
 struct VgicSetup {
-    created: bool,
+    /// `None` until it is created.
+    version: Option<Version>,
     initialised: bool,
     interrupts: Option<u32>,
     distributor: Option<Ipa>,
+    /// A GICv3's.
     redistributors: Option<Ipa>,
+    /// A GICv2's.
+    cpu_interface: Option<Ipa>,
+}
+
+impl VgicSetup {
+    /// The most vCPUs that a VM with it can have.
+    fn max_vcpus(&self) -> usize {
+        if self.version == Some(Version::V2) { MAX_VCPUS_V2 } else { MAX_VCPUS }
+    }
 }
 
 impl VgicSetup {
@@ -258,7 +269,7 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// `EINVAL` for an id beyond 511; `EBUSY` once the vGIC is initialised; `EEXIST` if there is one with this id;
+    /// `EINVAL` for an id beyond 511, or with a vGICv2 beyond 7; `EBUSY` once the vGIC is initialised; `EEXIST` if there is one with this id;
     /// `EINVAL` if ids leave a gap (keel's vCPU ids are indices).
     pub fn create_vcpu(&self, id: usize) -> Result<Arc<Vcpu>, Errno> {
         self.create_vcpu_of(id, VIRT.affinity(id))
@@ -270,11 +281,14 @@ impl Vm {
     ///
     /// As there.
     pub fn create_vcpu_of(&self, id: usize, affinity: u64) -> Result<Arc<Vcpu>, Errno> {
-        if id >= 512 {
-            return Err(Errno::EINVAL);
-        }
-        if self.setup.lock().vgic.initialised {
-            return Err(Errno::EBUSY);
+        {
+            let setup = self.setup.lock();
+            if id >= setup.vgic.max_vcpus() {
+                return Err(Errno::EINVAL);
+            }
+            if setup.vgic.initialised {
+                return Err(Errno::EBUSY);
+            }
         }
         let mut vcpus = self.vcpus.lock();
         if id < vcpus.len() {
@@ -338,7 +352,7 @@ impl Vm {
         } else {
             Err(Errno::EINVAL)
         };
-        (vgic.created, has)
+        (vgic.version.is_some(), has)
     }
 
     /// The interrupts of every vCPU's PMU.
@@ -364,7 +378,7 @@ impl Vm {
     pub(super) fn set_timer_interrupt(&self, attribute: u64, intid: u64) -> Result<(), Errno> {
         let ran = self.has_run();
         let mut setup = self.setup.lock();
-        if !setup.vgic.created {
+        if setup.vgic.version.is_none() {
             return Err(Errno::EINVAL);
         }
         let (place, intid) = pmu::check_timer(attribute, intid, ran)?;
@@ -460,20 +474,40 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// `ENODEV` for a type that keel does not have; `EEXIST` if there is an interrupt controller.
+    /// `ENODEV` for a type that keel does not have on this machine: a GICv3's VMs have a vGICv3, a GICv2's a vGICv2; `EEXIST`
+    /// if there is an interrupt controller; `EBUSY` once a vCPU has run; `E2BIG` if there are more vCPUs than it can have.
     pub fn create_device(&self, kind: u32) -> Result<(), Errno> {
-        if kind != DEVICE_ARM_VGIC_V3 || !features::has_gic_system_registers() {
-            return Err(Errno::ENODEV);
-        }
+        let version = match kind {
+            DEVICE_ARM_VGIC_V2 if physical::has_gicv2() => Version::V2,
+            DEVICE_ARM_VGIC_V3 if !physical::has_gicv2() && features::has_gic_system_registers() => Version::V3,
+            _ => return Err(Errno::ENODEV),
+        };
+        let vcpus = self.vcpus.lock().len();
         let mut setup = self.setup.lock();
-        if setup.vgic.created {
+        if setup.vgic.version.is_some() {
             return Err(Errno::EEXIST);
         }
-        setup.vgic.created = true;
+        if self.machine.is_completed() {
+            return Err(Errno::EBUSY);
+        }
+        let vgic = VgicSetup { version: Some(version), ..VgicSetup::default() };
+        if vcpus > vgic.max_vcpus() {
+            return Err(Errno::E2BIG);
+        }
+        setup.vgic = vgic;
         Ok(())
     }
 
-    /// KVM_SET_DEVICE_ATTR of the vGICv3.
+    /// KVM_CREATE_IRQCHIP: a vGICv2.
+    ///
+    /// # Errors
+    ///
+    /// As [`create_device`](Self::create_device).
+    pub fn create_irqchip(&self) -> Result<(), Errno> {
+        self.create_device(DEVICE_ARM_VGIC_V2)
+    }
+
+    /// KVM_SET_DEVICE_ATTR of the vGIC.
     ///
     /// # Errors
     ///
@@ -484,15 +518,23 @@ impl Vm {
         let vcpus = self.vcpus.lock().len() as u64;
         let mut setup = self.setup.lock();
         let vgic = &mut setup.vgic;
-        if !vgic.created {
-            return Err(Errno::ENXIO);
-        }
+        let version = vgic.version.ok_or(Errno::ENXIO)?;
         match (group, attribute) {
-            (vgic::GROUP_ADDR, vgic::ADDR_V3_DIST) => {
-                set_address(&mut vgic.distributor, value, vgic::DIST_SIZE, ipa_bits)
-            }
-            (vgic::GROUP_ADDR, vgic::ADDR_V3_REDIST) => {
-                set_address(&mut vgic.redistributors, value, vgic::REDIST_SIZE * vcpus.max(1), ipa_bits)
+            (vgic::GROUP_ADDR, kind) => {
+                use vgic::{
+                    ADDR_V2_CPU, ADDR_V2_DIST, ADDR_V3_DIST, ADDR_V3_REDIST, DIST_SIZE, REDIST_SIZE, V2_ALIGNMENT,
+                    V2_CPU_SIZE, V2_DIST_SIZE, V3_ALIGNMENT,
+                };
+                let (address, size, alignment) = match (version, kind) {
+                    (Version::V2, ADDR_V2_DIST) => (&mut vgic.distributor, V2_DIST_SIZE, V2_ALIGNMENT),
+                    (Version::V2, ADDR_V2_CPU) => (&mut vgic.cpu_interface, V2_CPU_SIZE, V2_ALIGNMENT),
+                    (Version::V3, ADDR_V3_DIST) => (&mut vgic.distributor, DIST_SIZE, V3_ALIGNMENT),
+                    (Version::V3, ADDR_V3_REDIST) => {
+                        (&mut vgic.redistributors, REDIST_SIZE * vcpus.max(1), V3_ALIGNMENT)
+                    }
+                    _ => return Err(Errno::ENXIO),
+                };
+                set_address(address, value, size, alignment, ipa_bits)
             }
             (vgic::GROUP_NR_IRQS, 0) => {
                 if !(64..=1023).contains(&value) || !value.is_multiple_of(32) {
@@ -578,8 +620,24 @@ impl Vm {
         let owner = setup.owner.take();
         let vgic = &setup.vgic;
         let needed = |address: Option<Ipa>| if owner.is_some() { Ok(Ipa(0)) } else { address.ok_or(Errno::ENXIO) };
-        let (distributor, redistributors) = (needed(vgic.distributor)?, needed(vgic.redistributors)?);
-        let stage2 = self.stage2.lock();
+        let mut stage2 = self.stage2.lock();
+        let distributor = needed(vgic.distributor)?;
+        let mut initialised = vgic.initialised || owner.is_some();
+        let frames = if vgic.version == Some(Version::V2) {
+            let cpu_interface = needed(vgic.cpu_interface)?;
+            if distributor.0 < cpu_interface.0 + vgic::V2_CPU_SIZE
+                && cpu_interface.0 < distributor.0 + vgic::V2_DIST_SIZE
+            {
+                return Err(Errno::EINVAL);
+            }
+            // Guests use the machine's own virtual CPU interface, which shows each CPU the vCPU it has.
+            stage2.map(cpu_interface, gicv2::guest_interface(), vgic::V2_CPU_SIZE, Memory::Device, &AllGuests)?;
+            // It needs nobody to say that it is complete.
+            initialised = true;
+            VgicFrames::V2 { distributor }
+        } else {
+            VgicFrames::V3 { distributor, redistributors: needed(vgic.redistributors)? }
+        };
         let services = setup.firmware.services;
         let end = 1 << stage2.ipa_bits();
         let pmus = self.pmu_interrupts();
@@ -598,9 +656,8 @@ impl Vm {
             spis: vgic.spis(),
             timers,
             pmu: has_pmu.then(|| (pmus, setup.events.clone())),
-            distributor,
-            redistributors,
-            initialised: vgic.initialised || owner.is_some(),
+            vgic: frames,
+            initialised,
             owner,
             devices: setup.devices.clone(),
             psci,
@@ -633,12 +690,12 @@ impl Vm {
     }
 }
 
-fn set_address(slot: &mut Option<Ipa>, value: u64, size: u64, ipa_bits: u32) -> Result<(), Errno> {
+fn set_address(slot: &mut Option<Ipa>, value: u64, size: u64, alignment: u64, ipa_bits: u32) -> Result<(), Errno> {
     if slot.is_some() {
         return Err(Errno::EEXIST);
     }
     let end = value.checked_add(size).ok_or(Errno::EINVAL)?;
-    if !value.is_multiple_of(0x1_0000) {
+    if !value.is_multiple_of(alignment) {
         return Err(Errno::EINVAL);
     }
     if end > 1 << ipa_bits {

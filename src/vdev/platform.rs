@@ -83,8 +83,10 @@ pub struct GuestMachine {
     pub ram_base: Ipa,
     /// Bytes of RAM that fit before the next thing in the map.
     pub ram_max: u64,
-    /// GICv3 distributor.
+    /// The distributor.
     pub gicd: Region,
+    /// GICv2 CPU interface, of a machine that has a GICv2 and no redistributors.
+    pub gicc: Option<Region>,
     /// Window of the GICv3 redistributors, one after the other.
     pub gicr: Region,
     /// Bytes of one redistributor: RD and SGI frames of 64 KiB each (IHI 0069 §12.10).
@@ -110,6 +112,7 @@ pub const VIRT: GuestMachine = GuestMachine {
     ram_base: Ipa(0x4000_0000),
     ram_max: 255 << 30,
     gicd: Region::new(0x0800_0000, 0x1_0000),
+    gicc: None,
     gicr: Region::new(0x080A_0000, 0xF6_0000),
     gicr_stride: 0x2_0000,
     uart: Device { region: Region::new(0x0900_0000, 0x1000), intid: SPI_BASE + 1 },
@@ -124,6 +127,14 @@ pub const VIRT: GuestMachine = GuestMachine {
     },
     pmu: Some(PPI_BASE + 7),
     l1: None,
+};
+
+/// QEMU's `virt` with a GICv2, whose frames are no longer than their registers.
+pub const VIRT_V2: GuestMachine = GuestMachine {
+    gicd: Region::new(0x0800_0000, 0x1000),
+    gicc: Some(Region::new(0x0801_0000, 0x2000)),
+    gicr: Region::new(0x080A_0000, 0),
+    ..VIRT
 };
 
 const _: () = assert!(VIRT.pv_time.size / PV_TIME_STRIDE >= MAX_VCPUS as u64);
@@ -153,11 +164,18 @@ mod tests {
     #[test]
     fn devices_do_not_overlap() {
         let ram = Region::new(VIRT.ram_base.0, 1);
-        let mut regions = [VIRT.gicd, VIRT.gicr, VIRT.uart.region, VIRT.rtc.region, VIRT.pv_time, ram];
+        let gicc = VIRT_V2.gicc.unwrap();
+        let mut regions = [VIRT.gicd, gicc, VIRT.gicr, VIRT.uart.region, VIRT.rtc.region, VIRT.pv_time, ram];
         regions.sort_by_key(|region| region.base);
         for pair in regions.windows(2) {
             assert!(pair[0].end() <= pair[1].base.0, "{:?} runs into {:?}", pair[0], pair[1]);
         }
+    }
+
+    #[test]
+    fn a_gicv2_has_no_redistributors() {
+        assert_eq!(VIRT_V2.redistributor(0), None);
+        assert!(VIRT_V2.gicd.end() <= VIRT_V2.gicc.unwrap().base.0);
     }
 
     #[test]

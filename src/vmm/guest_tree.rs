@@ -2,7 +2,7 @@
 //!
 //! The generated tree says what QEMU's `virt` says of itself, as far as the devices are there, and takes every
 //! address and interrupt from [`GuestMachine`]. Bindings: Linux `Documentation/devicetree/bindings` (arm/cpus,
-//! arm/psci, interrupt-controller/arm,gic-v3, timer/arm,arch_timer, arm/pmu, serial/pl011, rtc/arm,pl031) and chosen.yaml of
+//! arm/psci, interrupt-controller/arm,gic-v3 and arm,gic, timer/arm,arch_timer, arm/pmu, serial/pl011, rtc/arm,pl031) and chosen.yaml of
 //! dt-schema. Seeds are new each time, everything else follows from the configuration alone.
 
 use alloc::format;
@@ -26,10 +26,12 @@ pub(super) const EXPECTED_TREE: &str = "a flattened device tree of at most 2 MiB
 const CLOCK: u32 = 0x8000;
 const GIC: u32 = 0x8003;
 
-// Interrupt specifiers of the GIC (arm,gic-v3.yaml).
+// Interrupt specifiers of the GIC (arm,gic-v3.yaml, arm,gic.yaml).
 const SPI: u32 = 0;
 const PPI: u32 = 1;
 const LEVEL_HIGH: u32 = 4;
+/// In the flags of a GICv2's PPI, bits 15:8: the CPUs that have it.
+const PPI_CPUS_SHIFT: u32 = 8;
 
 /// Bytes of `rng-seed`; what QEMU gives.
 const RNG_SEED: usize = 32;
@@ -71,9 +73,9 @@ fn generate(vm: &VmConfig, machine: &GuestMachine, ramdisk: Option<Range<u64>>, 
     memory(&mut tree, machine, &[machine.ram_base.0, vm.memory].map(u64::to_be_bytes).concat());
     cpus(&mut tree, vm.cpus, machine);
     interrupt_controller(&mut tree, vm.cpus, machine);
-    timer(&mut tree, machine);
+    timer(&mut tree, vm.cpus, machine);
     if vm.features.contains(&Feature::Pmu) {
-        pmu(&mut tree, machine);
+        pmu(&mut tree, vm.cpus, machine);
     }
     clock(&mut tree, machine);
     let uart = uart(&mut tree, machine);
@@ -207,11 +209,16 @@ fn cpus(tree: &mut TreeWriter, count: usize, machine: &GuestMachine) {
 fn interrupt_controller(tree: &mut TreeWriter, cpus: usize, machine: &GuestMachine) {
     tree.begin(&format!("intc@{:x}", machine.gicd.base.0));
     tree.cell("phandle", GIC);
-    // Only the redistributors there are: the rest of the window is nothing.
-    let redistributors = machine.gicr_stride * cpus as u64;
-    tree.wide("reg", &[machine.gicd.base.0, machine.gicd.size, machine.gicr.base.0, redistributors]);
-    tree.cell("#redistributor-regions", 1);
-    tree.text("compatible", "arm,gic-v3");
+    if let Some(gicc) = machine.gicc {
+        tree.wide("reg", &[machine.gicd.base.0, machine.gicd.size, gicc.base.0, gicc.size]);
+        tree.text("compatible", "arm,cortex-a15-gic");
+    } else {
+        // Only the redistributors there are: the rest of the window is nothing.
+        let redistributors = machine.gicr_stride * cpus as u64;
+        tree.wide("reg", &[machine.gicd.base.0, machine.gicd.size, machine.gicr.base.0, redistributors]);
+        tree.cell("#redistributor-regions", 1);
+        tree.text("compatible", "arm,gic-v3");
+    }
     tree.flag("ranges");
     tree.cell("#size-cells", 2);
     tree.cell("#address-cells", 2);
@@ -220,21 +227,28 @@ fn interrupt_controller(tree: &mut TreeWriter, cpus: usize, machine: &GuestMachi
     tree.end();
 }
 
-fn timer(tree: &mut TreeWriter, machine: &GuestMachine) {
+fn timer(tree: &mut TreeWriter, cpus: usize, machine: &GuestMachine) {
     tree.begin("timer");
     let timers = machine.timers;
     let intids = [timers.secure, timers.physical, timers.virt, timers.hypervisor];
-    tree.cells("interrupts", &intids.map(|intid| [PPI, intid - PPI_BASE, LEVEL_HIGH]).concat());
+    tree.cells("interrupts", &intids.map(|intid| ppi(intid, cpus, machine)).concat());
     tree.flag("always-on");
     tree.list("compatible", &["arm,armv8-timer", "arm,armv7-timer"]);
     tree.end();
 }
 
+/// The specifier of a private interrupt that all `cpus` have.
+fn ppi(intid: u32, cpus: usize, machine: &GuestMachine) -> [u32; 3] {
+    let cpus = 1_u32.unbounded_shl(cpus as u32).wrapping_sub(1) & 0xff;
+    let flags = LEVEL_HIGH | if machine.gicc.is_some() { cpus << PPI_CPUS_SHIFT } else { 0 };
+    [PPI, intid - PPI_BASE, flags]
+}
+
 /// Without an interrupt its counters can be read, but not sampled.
-fn pmu(tree: &mut TreeWriter, machine: &GuestMachine) {
+fn pmu(tree: &mut TreeWriter, cpus: usize, machine: &GuestMachine) {
     tree.begin("pmu");
     if let Some(intid) = machine.pmu {
-        tree.cells("interrupts", &[PPI, intid - PPI_BASE, LEVEL_HIGH]);
+        tree.cells("interrupts", &ppi(intid, cpus, machine));
     }
     tree.text("compatible", "arm,armv8-pmuv3");
     tree.end();
@@ -283,7 +297,7 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
-    use crate::vdev::platform::{Cache, VIRT};
+    use crate::vdev::platform::{Cache, VIRT, VIRT_V2};
     use crate::vmm::config::VmConfig;
     use crate::vmm::test_support::{Mutations, dts, vm};
 
@@ -403,40 +417,43 @@ mod tests {
         }
     }
 
-    /// What the nodes of our tree say is what QEMU's own say, but for the CPUs' model and the size of the
-    /// redistributors' window.
+    /// What the nodes of our tree say is what QEMU's own say, but for the CPUs' model and the sizes of the interrupt
+    /// controller's frames.
     #[test]
     fn qemu_describes_the_same_machine() {
-        let file = std::env::temp_dir().join(format!("keel-guest-tree-{}.dtb", std::process::id()));
-        let machine = format!("virt,gic-version=3,dumpdtb={}", file.display());
-        let mut qemu = Command::new("qemu-system-aarch64");
-        qemu.args(["-M", &machine, "-cpu", "max", "-smp", "2", "-m", "512M", "-nic", "none", "-display", "none"]);
-        let Ok(output) = qemu.output() else {
-            std::eprintln!("skipped: qemu-system-aarch64 is not installed");
-            return;
-        };
-        let theirs = std::fs::read(&file).unwrap_or_else(|error| panic!("{error}: {output:?}"));
-        let _ = std::fs::remove_file(&file);
-        let theirs = Tree::parse(&theirs).unwrap();
-        let ours = built(&config(2, None), None).unwrap();
-        let ours = Tree::parse(&ours).unwrap();
-        for node in ours.nodes().filter(|node| node.name() != "chosen") {
-            let path = node.path();
-            let other = theirs.find(&path).unwrap_or_else(|| panic!("QEMU has no {path}"));
-            for property in node.properties() {
-                let value = other.property(property.name).unwrap_or_else(|| panic!("{path}: {}", property.name));
-                let name = property.name;
-                let (mut mine, mut value) = (property.value, value);
-                if name == "phandle" || name == "clocks" || name == "interrupt-parent" {
-                    continue; // numbers that mean something only within one tree
+        for (version, machine) in [(3, VIRT), (2, VIRT_V2)] {
+            let file = std::env::temp_dir().join(format!("keel-guest-tree-{}-{version}.dtb", std::process::id()));
+            let board = format!("virt,gic-version={version},dumpdtb={}", file.display());
+            let mut qemu = Command::new("qemu-system-aarch64");
+            qemu.args(["-M", &board, "-cpu", "max", "-smp", "2", "-m", "512M", "-nic", "none", "-display", "none"]);
+            let Ok(output) = qemu.output() else {
+                std::eprintln!("skipped: qemu-system-aarch64 is not installed");
+                return;
+            };
+            let theirs = std::fs::read(&file).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+            let _ = std::fs::remove_file(&file);
+            let theirs = Tree::parse(&theirs).unwrap();
+            let ours = build(&config(2, None), &machine, None, &mut |_| {}).unwrap();
+            let ours = Tree::parse(&ours).unwrap();
+            for node in ours.nodes().filter(|node| node.name() != "chosen") {
+                let path = node.path();
+                let other = theirs.find(&path).unwrap_or_else(|| panic!("QEMU has no {path}"));
+                for property in node.properties() {
+                    let value = other.property(property.name).unwrap_or_else(|| panic!("{path}: {}", property.name));
+                    let name = property.name;
+                    if name == "phandle" || name == "clocks" || name == "interrupt-parent" {
+                        continue; // numbers that mean something only within one tree
+                    }
+                    if path.starts_with("/cpus/cpu@") && name == "compatible" {
+                        continue;
+                    }
+                    if path == "/intc@8000000" && name == "reg" {
+                        assert_eq!(property.value[..8], value[..8], "the distributor of version {version}");
+                        assert_eq!(property.value[16..24], value[16..24], "the second frame of version {version}");
+                        continue;
+                    }
+                    assert_eq!(property.value, value, "{path}: {name}, version {version}");
                 }
-                if path.starts_with("/cpus/cpu@") && name == "compatible" {
-                    continue;
-                }
-                if path == "/intc@8000000" && name == "reg" {
-                    (mine, value) = (&mine[..24], &value[..24]);
-                }
-                assert_eq!(mine, value, "{path}: {name}");
             }
         }
     }

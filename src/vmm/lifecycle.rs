@@ -18,7 +18,7 @@ use crate::{
         owner::OwnerError,
         physical,
         run::Crash,
-        uapi::{DEVICE_ARM_VGIC_V3, TARGET_GENERIC_V8, VcpuInit, feature, reg, vcpu, vgic},
+        uapi::{DEVICE_ARM_VGIC_V2, DEVICE_ARM_VGIC_V3, TARGET_GENERIC_V8, VcpuInit, feature, reg, vcpu, vgic},
         vcpu::ExitKind,
     },
     mm::{
@@ -29,7 +29,8 @@ use crate::{
     vdev::{
         console::VmState,
         idregs::{GuestFeatures, GuestIdRegisters, HostIdRegisters},
-        platform::{Cache, GuestMachine, PV_TIME_STRIDE, Region, VIRT},
+        platform::{Cache, GuestMachine, PV_TIME_STRIDE, Region, VIRT, VIRT_V2},
+        vgic::MAX_VCPUS_V2,
     },
 };
 use alloc::{sync::Arc, vec::Vec};
@@ -104,6 +105,8 @@ struct Counts {
 pub(super) enum StartError {
     Config(super::error::ConfigError),
     SecondRoot,
+    NeedsGicV3,
+    TooManyVcpus(usize),
     Owner(OwnerError),
     Stub,
     Memory { wanted: u64, free: u64 },
@@ -117,6 +120,14 @@ impl fmt::Display for StartError {
         match self {
             Self::Config(error) => error.fmt(f),
             Self::SecondRoot => write!(f, "another VM owns the machine: only one can have keel,root"),
+            Self::NeedsGicV3 => {
+                write!(f, "keel,root: this machine has a GICv2, and only one with a GICv3 can be given to a VM")
+            }
+            Self::TooManyVcpus(wanted) => write!(
+                f,
+                "keel,cpus asks for {wanted}, but this machine has a GICv2, with which a VM has at most {MAX_VCPUS_V2}: ask \
+                 for fewer, or use a machine with a GICv3"
+            ),
             Self::Owner(OwnerError::NoGic(cpu)) => write!(f, "keel,root: CPU {cpu} has no interrupt controller"),
             Self::Owner(OwnerError::SharedInterrupt(intid)) => write!(
                 f,
@@ -186,7 +197,15 @@ fn make(host: &Host, number: usize, config: &VmConfig<'static>) -> Result<Guest,
     if let Some(&wanted) = config.affinity.iter().find(|&&cpu| !host.cpus.contains(&(cpu as usize))) {
         return Err(StartError::Cpu { wanted, cpus: host.cpus.len() });
     }
-    let features = GuestFeatures { ipa_bits: crate::kvm::vm::max_ipa_bits().min(40), gic_system_registers: true };
+    let has_gicv2 = physical::has_gicv2();
+    if has_gicv2 && config.root {
+        return Err(StartError::NeedsGicV3);
+    }
+    if has_gicv2 && config.cpus > MAX_VCPUS_V2 {
+        return Err(StartError::TooManyVcpus(config.cpus));
+    }
+    let ipa_bits = crate::kvm::vm::max_ipa_bits().min(40);
+    let features = GuestFeatures { ipa_bits, gic_system_registers: !has_gicv2 };
     let ids = GuestIdRegisters::new(&host.id_registers, &features);
     let vm = Vm::create(0, config.name, ids, Serial { vm: number, transmit: console::transmit })
         .map_err(api("KVM_CREATE_VM"))?;
@@ -199,7 +218,8 @@ fn make(host: &Host, number: usize, config: &VmConfig<'static>) -> Result<Guest,
         return finish(number, config.name, Some(config), vm, host.cpus.len());
     }
     give_memory(&vm, config.memory)?;
-    vm.create_device(DEVICE_ARM_VGIC_V3).map_err(api("KVM_CREATE_DEVICE"))?;
+    let gic = if has_gicv2 { DEVICE_ARM_VGIC_V2 } else { DEVICE_ARM_VGIC_V3 };
+    vm.create_device(gic).map_err(api("KVM_CREATE_DEVICE"))?;
     let mut queued = Vec::new();
     for index in 0..config.cpus {
         let vcpu = vm.create_vcpu(index).map_err(api("KVM_CREATE_VCPU"))?;
@@ -216,7 +236,11 @@ fn make(host: &Host, number: usize, config: &VmConfig<'static>) -> Result<Guest,
         queued.push(cpu);
         vcpu.set_cpu(cpu);
     }
-    for (attribute, value) in [(vgic::ADDR_V3_DIST, VIRT.gicd.base.0), (vgic::ADDR_V3_REDIST, VIRT.gicr.base.0)] {
+    let frames = match VIRT_V2.gicc.filter(|_| has_gicv2) {
+        Some(gicc) => [(vgic::ADDR_V2_DIST, VIRT_V2.gicd.base.0), (vgic::ADDR_V2_CPU, gicc.base.0)],
+        None => [(vgic::ADDR_V3_DIST, VIRT.gicd.base.0), (vgic::ADDR_V3_REDIST, VIRT.gicr.base.0)],
+    };
+    for (attribute, value) in frames {
         vm.set_device_attr(vgic::GROUP_ADDR, attribute, value).map_err(api("KVM_DEV_ARM_VGIC_GRP_ADDR"))?;
     }
     vm.set_device_attr(vgic::GROUP_CTRL, vgic::CTRL_INIT, 0).map_err(api("KVM_DEV_ARM_VGIC_CTRL_INIT"))?;
@@ -301,7 +325,7 @@ fn guest_machine() -> GuestMachine {
     GuestMachine {
         l1: HOST.get().and_then(|host| host.l1),
         pmu: VIRT.pmu.filter(|_| physical::interrupts().is_some_and(|host| host.pmu.is_some())),
-        ..VIRT
+        ..if physical::has_gicv2() { VIRT_V2 } else { VIRT }
     }
 }
 

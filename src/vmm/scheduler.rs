@@ -6,7 +6,7 @@
 
 use super::lifecycle::{self, Guest};
 use crate::{
-    arch::{cpu, gic, serror, timer},
+    arch::{cpu, serror, timer},
     kvm::{
         Leave, Vcpu,
         events::{self, Verdict},
@@ -186,9 +186,9 @@ fn run_vcpu(entry: &Entry, position: usize, contended: bool, deadline: Option<u6
     loop {
         match resident.run() {
             Leave::Attention | Leave::Timer => {}
-            Leave::Interrupt(intid) => {
-                if !lifecycle::host_interrupt(intid) {
-                    gic::deactivate(intid);
+            Leave::Interrupt(acknowledged) => {
+                if !lifecycle::host_interrupt(acknowledged.intid()) {
+                    acknowledged.deactivate();
                 }
                 continue;
             }
@@ -262,21 +262,18 @@ fn idle(deadline: Option<u64>) {
     {
         panic!("{syndrome} at EL2, syndrome {:#x}", syndrome.esr);
     }
-    loop {
-        let intid = gic::acknowledge();
-        if intid >= gic::SPURIOUS {
-            return;
-        }
-        gic::drop_priority(intid);
+    while let Some(acknowledged) = physical::Acknowledged::next() {
+        let intid = acknowledged.intid();
         let host = physical::interrupts();
         let stays = if host.is_some_and(|host| host.hypervisor_timer == intid) {
             timer::set_deadline(None);
             false
         } else {
+            // A private interrupt is keel's: its list registers', another CPU's call.
             host.is_some_and(|host| host.maintenance != intid) && lifecycle::host_interrupt(intid)
         };
         if !stays {
-            gic::deactivate(intid);
+            acknowledged.deactivate();
         }
     }
 }

@@ -35,17 +35,17 @@ pub fn vm(bootargs: &str, cpus: u32) -> Result<VmSpec, libtest_mimic::Failed> {
 }
 
 /// All cases under keel.
-fn under_keel(cpu: &str, smp: u32, cpus: u32) -> Outcome {
+fn under_keel(gic: Gic, cpu: &str, smp: u32, cpus: u32) -> Outcome {
     let mut board = board(&format!("kernel-{cpus}"), &[vm("hyp=keel", cpus)?])?;
-    (board.cpu, board.smp) = (cpu.into(), smp);
+    (board.gic, board.cpu, board.smp) = (gic, cpu.into(), smp);
     judge(&run_well(&board)?)
 }
 
 /// All cases on QEMU alone, entered at EL1.
-fn alone(cpu: &str, smp: u32) -> Outcome {
+fn alone(gic: Gic, cpu: &str, smp: u32) -> Outcome {
     let mut board = Board::virt(&guests()?.test_kernel);
     board.el2 = false;
-    (board.gic, board.cpu, board.smp) = (Gic::V3, cpu.into(), smp);
+    (board.gic, board.cpu, board.smp) = (gic, cpu.into(), smp);
     board.ram = MemorySize(128 << 20);
     board.append = "hyp=none".into();
     let ending = run_to_end(&board, LIMIT)?;
@@ -63,10 +63,27 @@ pub fn trials() -> Vec<Trial> {
         ("neoverse-n1", 4, 4),
     ] {
         let title = format!("kernel::keel_{cpu}_{cpus}_vcpus_on_{smp}");
-        trials.push(Trial::test(title, move || under_keel(cpu, smp, cpus)));
+        trials.push(Trial::test(title, move || under_keel(Gic::V3, cpu, smp, cpus)));
     }
-    for (cpu, smp) in [("max", 4), ("cortex-a72", 2)] {
-        trials.push(Trial::test(format!("kernel::alone_{cpu}_{smp}_cpus"), move || alone(cpu, smp)));
+    for (cpu, smp, cpus) in [
+        ("cortex-a72", 1, 1),
+        ("cortex-a72", 2, 2),
+        ("cortex-a72", 4, 4),
+        ("cortex-a72", 2, 4),
+        ("cortex-a57", 4, 4),
+        ("max", 4, 4),
+        ("max", 8, 8),
+    ] {
+        let title = format!("kernel::keel_gicv2_{cpu}_{cpus}_vcpus_on_{smp}");
+        trials.push(Trial::test(title, move || under_keel(Gic::V2, cpu, smp, cpus)));
+    }
+    for (gic, name, cpu, smp) in [
+        (Gic::V3, "alone", "max", 4),
+        (Gic::V3, "alone", "cortex-a72", 2),
+        (Gic::V2, "alone_gicv2", "max", 4),
+        (Gic::V2, "alone_gicv2", "cortex-a72", 2),
+    ] {
+        trials.push(Trial::test(format!("kernel::{name}_{cpu}_{smp}_cpus"), move || alone(gic, cpu, smp)));
     }
     trials.push(Trial::test("kernel::two_at_once", || {
         let (mut first, mut second) = (vm("hyp=keel only=psci", 2)?, vm("hyp=keel only=smccc", 2)?);

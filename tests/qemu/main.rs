@@ -7,6 +7,7 @@
 mod bundles;
 mod debian;
 mod demo;
+mod gicv2;
 mod kernel;
 mod late;
 mod oracle;
@@ -123,6 +124,7 @@ fn main() -> ExitCode {
     trials.extend(pmu::trials());
     trials.extend(bundles::trials());
     trials.extend(debian::trials());
+    trials.extend(gicv2::trials());
     trials.extend(stub::trials());
     trials.extend(root::trials());
     trials.extend(late::trials());

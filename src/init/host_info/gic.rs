@@ -9,6 +9,7 @@ use alloc::vec::Vec;
 use super::bus::{Interrupt, Span, interrupts, registers};
 use super::devices::{self, Devices, Kind, names};
 use super::error::{CORRECT_THE_TREE, HostError};
+use crate::mm::addr::PAGE_SIZE;
 use crate::vmm::tree::{Node, Tree, describe, number};
 
 const NO_VIRTUALISATION: &str =
@@ -59,6 +60,51 @@ pub struct GicV2 {
     pub virtual_cpu_interface: Span,
     /// The maintenance interrupt, a PPI.
     pub maintenance: Interrupt,
+}
+
+impl GicV2 {
+    /// Bytes of a region that a board with 64 KiB pages in mind has for two pages of registers: each page sixteen times.
+    pub const ALIASED: u64 = 0x2_0000;
+
+    /// Whether keel can drive it and guests can have its virtual CPU interface: that is mapped into them as it is, so it must be
+    /// two whole pages and nothing else.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError`] for the region that is too small, or not on a page boundary.
+    pub fn check(&self) -> Result<(), HostError> {
+        const TWO_PAGES: u64 = 2 * PAGE_SIZE;
+        let regions =
+            [("GICC", self.cpu_interface), ("GICH", self.hypervisor_interface), ("GICV", self.virtual_cpu_interface)];
+        for (name, span) in regions {
+            let least = if name == "GICH" { PAGE_SIZE } else { TWO_PAGES };
+            let whole = span.base.is_aligned(PAGE_SIZE) && span.size.is_multiple_of(PAGE_SIZE);
+            if span.size < least || name == "GICV" && !whole {
+                return Err(HostError::BadProperty {
+                    node: self.path.clone(),
+                    property: "reg",
+                    found: format!("{name} at {:#x}, {:#x} bytes", span.base.0, span.size),
+                    expected: format!(
+                        "{least:#x} bytes or more{}",
+                        if name == "GICV" { ", in whole pages" } else { "" }
+                    ),
+                    remedy: "this board's interrupt controller cannot be shared with guests; keel-stub does not need that",
+                });
+            }
+        }
+        let guests = self.virtual_cpu_interface;
+        let others = [self.distributor, self.cpu_interface, self.hypervisor_interface];
+        if let Some(other) = others.iter().find(|other| other.base < guests.end() && guests.base < other.end()) {
+            return Err(HostError::BadProperty {
+                node: self.path.clone(),
+                property: "reg",
+                found: format!("GICV at {:#x} on the region at {:#x}", guests.base.0, other.base.0),
+                expected: "regions that do not overlap".into(),
+                remedy: CORRECT_THE_TREE,
+            });
+        }
+        Ok(())
+    }
 }
 
 /// Whether interrupt specifiers for `node` follow the GIC's binding.

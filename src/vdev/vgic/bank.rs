@@ -77,7 +77,8 @@ pub(super) struct Presentation {
     pub(super) consumed: u32,
     /// The HW bit is to be set.
     pub(super) hardware: u32,
-    eoi: u32,
+    /// An exit is wanted at its end.
+    pub(super) eoi: u32,
     group: u32,
 }
 
@@ -283,13 +284,21 @@ impl Bank {
 
     /// Offers list registers to `mask`, and takes their pending state for it. Of these, `deliver` may be shown as pending
     /// to the guest, and `mapped` are mapped to physical interrupts. When the list registers are `crowded`, those that are
-    /// active do not become pending there by themselves: the exit at their end chooses anew.
+    /// active do not become pending there by themselves: the exit at their end chooses anew. Nor do those in `alone`.
     ///
     /// The rules, KVM's: a mapped interrupt is never pending and active at once with HW set; a level-sensitive one is
     /// never pending and active at once, and asks for an exit at its end while its line is high; an edge is consumed, and so
     /// is the line of a mapped interrupt, because the physical interrupt tells again once it is deactivated.
     #[inline]
-    pub(super) fn present(&self, view: &View, mask: u32, deliver: u32, mapped: u32, crowded: bool) -> Presentation {
+    pub(super) fn present(
+        &self,
+        view: &View,
+        mask: u32,
+        deliver: u32,
+        mapped: u32,
+        crowded: bool,
+        alone: u32,
+    ) -> Presentation {
         let both = |bits: u32| u64::from(bits) | u64::from(bits) << MARK_SHIFT;
         let deliver = deliver & mask;
         let mapped = mapped & mask;
@@ -300,7 +309,7 @@ impl Bank {
         let active = active as u32 & mask;
         let line = view.level & !view.edge & mask;
 
-        let takeable = deliver & (!active | if crowded { 0 } else { view.edge | mapped });
+        let takeable = deliver & (!active | if crowded { 0 } else { view.edge & !alone | mapped });
         let mut consumed = 0;
         if view.latch & both(takeable) != 0 {
             consumed = self.latch.fetch_and(!both(takeable), SeqCst) as u32 & takeable;

@@ -7,9 +7,10 @@
 use core::mem;
 use core::sync::atomic::{Ordering::Relaxed, Ordering::Release, Ordering::SeqCst, fence};
 
-use super::bank::{Bank, View};
+use super::bank::{Bank, Presentation, View};
 use super::lr::{self, Control, ListRegister, VgicCpu, VirtualInterface};
 use super::select::{intid_of_key, key};
+use super::sources::SGIS;
 use super::spi::intid_of;
 use super::{PRIVATE_INTERRUPTS, Redistributor, Vgic, VgicHost};
 
@@ -39,13 +40,14 @@ struct Folded {
 
 impl Folded {
     #[inline]
-    fn add(&mut self, lr: ListRegister, consumed: bool) {
+    fn add(&mut self, lr: ListRegister, consumed: bool, mapped_without_hw: u32) {
         let bit = 1 << (lr.intid() % 32);
+        let mapped = lr.hw() || mapped_without_hw & bit != 0;
         self.seen |= bit;
         if lr.valid() {
             self.active |= if lr.active() { bit } else { 0 };
             self.latches |= if lr.pending() && consumed { bit } else { 0 };
-            self.lines |= if lr.pending() && !consumed && lr.hw() { bit } else { 0 };
+            self.lines |= if lr.pending() && !consumed && mapped { bit } else { 0 };
             self.physical |= if lr.hw() { bit } else { 0 };
         }
     }
@@ -97,9 +99,43 @@ impl Redistributor {
         self.remove_physical_active(bits);
     }
 
-    /// Loads the private interrupts `mask` into the first list registers; `deliver` may be shown as pending.
+    /// Takes a sender for each SGI that is to be shown as pending; the senders of all SGIs shown. A GICv2's.
+    #[inline(never)]
+    fn take_sources(&self, presentation: &mut Presentation) -> [u8; 16] {
+        let mut senders = [0; 16];
+        let mut taken = presentation.consumed & SGIS;
+        while let Some(sgi) = take_bit(&mut taken) {
+            let bit = 1 << sgi;
+            if let Some((sender, others_wait)) = self.sources.take(sgi) {
+                senders[sgi as usize] = sender;
+                if others_wait {
+                    self.private.set_latch(bit);
+                    presentation.eoi |= bit;
+                }
+            } else {
+                presentation.pending &= !bit;
+                presentation.consumed &= !bit;
+            }
+        }
+        let mut active = presentation.active & SGIS;
+        while let Some(sgi) = take_bit(&mut active) {
+            senders[sgi as usize] = self.sources.active(sgi);
+        }
+        senders
+    }
+
+    /// Loads the private interrupts `mask` into the first list registers; `deliver` may be shown as pending. `exits`: all of
+    /// them are to end with an exit.
     #[inline(always)]
-    fn load(&self, view: &View, mask: u32, deliver: u32, crowded: bool, vif: &mut impl VirtualInterface) -> Slots {
+    fn load<V: VirtualInterface>(
+        &self,
+        view: &View,
+        mask: u32,
+        deliver: u32,
+        crowded: bool,
+        exits: bool,
+        vif: &mut V,
+    ) -> Slots {
         let mut slots = Slots::default();
         let bank = &self.private;
         bank.loaded.store(mask, Relaxed);
@@ -107,7 +143,14 @@ impl Redistributor {
         let held = view.pending() & mask;
         bank.held.store(held, Relaxed);
         let mapped = self.mapped.load(Relaxed);
-        let presentation = bank.present(view, mask, deliver, mapped, crowded);
+        // An SGI that is active is one CPU's, and a pending one perhaps another's.
+        let alone = if V::IS_V2 { SGIS } else { 0 };
+        let mut presentation = bank.present(view, mask, deliver, mapped, crowded, alone);
+        let senders = if V::IS_V2 { self.take_sources(&mut presentation) } else { [0; 16] };
+        if V::IS_V2 {
+            presentation.hardware = 0;
+            presentation.eoi |= if exits { mask } else { mapped };
+        }
         if presentation.pending != held {
             bank.held.store(presentation.pending, Release);
         }
@@ -115,6 +158,11 @@ impl Redistributor {
         while let Some(intid) = take_bit(&mut shown) {
             let bit = 1 << intid;
             let mut value = presentation.list_register(intid, bank.priority(intid, Relaxed));
+            if V::IS_V2
+                && let Some(sender) = senders.get(intid as usize)
+            {
+                value |= u64::from(*sender) << lr::SOURCE_SHIFT;
+            }
             if mapped & bit != 0 {
                 let physical = self.physical_intid(intid);
                 let physical_active = self.physical_active.load(Relaxed);
@@ -184,7 +232,7 @@ impl Vgic {
         let at_most_one = private & private.wrapping_sub(1) == 0;
         let fit = at_most_one || private.count_ones() as usize <= vif.list_registers();
         let (slots, control) = if fit && own.spi_hint.load(Relaxed) == 0 {
-            (own.load(&view, private, deliver, false, vif), Control::empty())
+            (own.load(&view, private, deliver, false, false, vif), Control::empty())
         } else {
             self.load_selected(vcpu, own, let_through, cpu, vif, host)
         };
@@ -201,7 +249,7 @@ impl Vgic {
     /// As [`raise_hw`](Self::raise_hw), but when nothing else is to be done the interrupt goes straight into a list register
     /// and the vCPU does not become dirty. The timer's way in.
     #[inline]
-    pub fn inject_hw(&self, vcpu: usize, intid: u32, cpu: &mut VgicCpu, vif: &mut impl VirtualInterface) {
+    pub fn inject_hw<V: VirtualInterface>(&self, vcpu: usize, intid: u32, cpu: &mut VgicCpu, vif: &mut V) {
         let Some(own) = self.redistributors.get(vcpu) else { return };
         let bit = 1_u32.unbounded_shl(intid) & own.mapped.load(Relaxed);
         let clear = !own.dirty.load(Relaxed) && self.enabled.load(Relaxed) && own.private.is_clear(bit);
@@ -221,8 +269,13 @@ impl Vgic {
         own.private.held.store(own.private.held.load(Relaxed) | bit, Relaxed);
         let group = if own.private.group.load(Relaxed) & bit != 0 { lr::GROUP1 } else { 0 };
         let priority = u64::from(own.private.priority(intid, Relaxed)) << lr::PRIORITY_SHIFT;
-        let physical = u64::from(own.physical_intid(intid)) << lr::PINTID_SHIFT;
-        vif.write_lr(slot as usize, lr::PENDING | lr::HW | group | priority | physical | u64::from(intid));
+        let mapping = if V::IS_V2 {
+            own.add_physical_active(bit);
+            lr::EOI
+        } else {
+            lr::HW | u64::from(own.physical_intid(intid)) << lr::PINTID_SHIFT
+        };
+        vif.write_lr(slot as usize, lr::PENDING | group | priority | mapping | u64::from(intid));
         cpu.used |= 1 << slot;
         cpu.written |= 1 << slot;
         cpu.consumed &= !(1 << slot);
@@ -320,12 +373,12 @@ impl Vgic {
 
     /// Folds all list registers in use.
     #[inline(always)]
-    fn fold(
+    fn fold<V: VirtualInterface>(
         &self,
         vcpu: usize,
         own: &Redistributor,
         cpu: &mut VgicCpu,
-        vif: &mut impl VirtualInterface,
+        vif: &mut V,
         host: &dyn VgicHost,
     ) {
         if cpu.control.contains(Control::ENTRY_NOT_PRESENT) {
@@ -341,7 +394,10 @@ impl Vgic {
             let lr = ListRegister(vif.read_lr(n as usize));
             let consumed = consumed & 1 << n != 0;
             if lr.intid() < PRIVATE_INTERRUPTS {
-                folded.add(lr, consumed);
+                if V::IS_V2 {
+                    own.sources.fold(lr, consumed);
+                }
+                folded.add(lr, consumed, if V::IS_V2 { own.mapped.load(Relaxed) } else { 0 });
             } else {
                 self.fold_spi(vcpu, own, lr, consumed, host);
             }
@@ -422,10 +478,12 @@ impl Vgic {
         let private = private.fold(0_u32, |mask, intid| mask | 1 << intid);
         let view = own.private.view(SeqCst);
         let deliver = if let_through { view.enabled } else { 0 };
-        let mut slots = own.load(&view, private, deliver, crowded, vif);
+        let exits = selection.exits_wanted();
+        let mut slots = own.load(&view, private, deliver, crowded, exits, vif);
+        let at_end = if exits { lr::EOI } else { 0 };
         for intid in selection.chosen().filter(|intid| *intid >= PRIVATE_INTERRUPTS) {
             if let Some((value, presentation)) = self.present_spi(vcpu, intid, let_through, crowded, host) {
-                slots.put(value, presentation.consumed != 0, vif);
+                slots.put(value | at_end, presentation.consumed != 0, vif);
             }
         }
         (slots, control)

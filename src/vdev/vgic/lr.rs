@@ -20,6 +20,9 @@ pub const PINTID_SHIFT: u32 = 32;
 /// ICH_LRn_EL2.EOI, bit 41 when HW is 0: maintenance interrupt at the interrupt's end.
 pub const EOI: u64 = 1 << 41;
 
+/// On a GICv2, of an SGI: the CPU that sent it, three bits. Those of a GICv3 are zero with HW clear.
+pub const SOURCE_SHIFT: u32 = 32;
+
 /// The most list registers a CPU can have (ICH_VTR_EL2.ListRegs).
 pub const MAX_LIST_REGISTERS: usize = 16;
 
@@ -57,6 +60,9 @@ bitflags! {
 
 /// The virtual interface of the CPU this runs on (ICH_*_EL2), or a model of it.
 pub trait VirtualInterface {
+    /// Whether this is a GICv2's: list registers carry the CPU that sent an SGI, and nothing traps deactivations.
+    const IS_V2: bool = false;
+
     /// How many list registers there are, 1 to 16 (ICH_VTR_EL2.ListRegs + 1).
     fn list_registers(&self) -> usize;
     /// How many registers of active priorities each group has: 1, 2 or 4 (from ICH_VTR_EL2.PREbits 5, 6, 7).
@@ -127,6 +133,12 @@ impl ListRegister {
     pub(super) const fn hw(self) -> bool {
         self.0 & HW != 0
     }
+
+    /// On a GICv2, the CPU that sent this SGI.
+    #[inline]
+    pub(super) const fn source(self) -> u8 {
+        (self.0 >> SOURCE_SHIFT & 7) as u8
+    }
 }
 
 /// The part of one vCPU's GIC state that only its own CPU touches: what its list registers hold, and the virtual CPU
@@ -161,6 +173,12 @@ impl VgicCpu {
             ap0r: [0; 4],
             ap1r: [0; 4],
         }
+    }
+
+    /// The reset state of a vCPU with a GICv2.
+    pub const fn new_v2() -> Self {
+        // The guest may route group 0 to FIQ itself.
+        Self { vmcr: 0, ..Self::new() }
     }
 }
 

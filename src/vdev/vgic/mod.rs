@@ -1,8 +1,12 @@
-//! The virtual GICv3: distributor, redistributors and list registers, without an ITS.
+//! The virtual GIC: distributor, redistributors and list registers of a GICv3 without an ITS, or a GICv2's distributor.
 //!
 //! The guest acknowledges and ends interrupts at the hardware's virtual CPU interface and never exits for that; what is
 //! emulated here is which interrupts the list registers hold. It behaves as KVM's does (Linux,
-//! Documentation/virt/kvm/devices/arm-vgic-v3.rst), within the architecture (Arm IHI 0069).
+//! Documentation/virt/kvm/devices/arm-vgic-v3.rst, arm-vgic.rst), within the architecture (Arm IHI 0069, IHI 0048).
+//!
+//! **Two versions, one state machine.** A machine's GIC decides which its guests have. A GICv2 differs in its registers
+//! (`registers::v2`), in SGIs, which come from a CPU each (`sources`), in where the hardware keeps things (`gich`), and in that
+//! nothing traps a deactivation. Its vCPUs' banked registers are redistributors to this module.
 //!
 //! **No locks.** The state of an interrupt is bits of atomic words (`bank`), so a register access from any CPU is an
 //! atomic operation or two, and no CPU ever waits for another's. Private interrupts (0–31) belong to a vCPU, shared ones
@@ -18,27 +22,36 @@
 //!
 //! **Interrupts mapped to hardware** (the timers): the physical interrupt stays active from the moment EL2 acknowledged it
 //! until the guest ends the virtual one, which deactivates both. So it fires once, and no exit is needed at its end.
-//! When the vCPU leaves its CPU the physical interrupt is deactivated for the next one and software keeps the state.
+//! When the vCPU leaves its CPU the physical interrupt is deactivated for the next one and software keeps the state. With a
+//! GICv2 the end does bring an exit, which deactivates: not every GICv2 (QEMU's does not) signals an interrupt whose line stays
+//! high again after a deactivation that came through a list register, and then a timer that is due again is lost.
 //!
 //! **More interrupts than list registers**: the highest priorities are loaded, active and pending alike, and a maintenance
 //! interrupt brings the rest. Active interrupts that found no list register are ended through EOIcount (EOImode 0) or by
 //! trapping ICC_DIR_EL1 ([`Vgic::deactivate`]), for which [`Control::TRAP_DEACTIVATE`] is set just then. Otherwise
-//! deactivation is hardware's, so ICC_DIR_EL1 on one vCPU does not reach an SPI that is active on another: as in KVM.
+//! deactivation is hardware's, so ICC_DIR_EL1 on one vCPU does not reach an SPI that is active on another: as in KVM. What
+//! GICV_DIR deactivates on a GICv2 has to be in a list register: see `select`. What is lost there: a deactivation, in EOImode 1,
+//! of one of more interrupts than list registers that the guest made active by writing GICD_ISACTIVER, or acknowledged
+//! before it went from EOImode 0 to 1.
 
 mod bank;
 #[cfg(test)]
 pub(super) mod fake;
 mod flush;
+pub mod gich;
 pub(super) mod lr;
 #[cfg(test)]
 mod model;
 mod registers;
 mod select;
+mod sources;
 mod spi;
 #[cfg(test)]
 mod stress;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod v2_tests;
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -49,6 +62,7 @@ use thiserror::Error;
 use bank::Bank;
 pub use lr::{Control, MAX_LIST_REGISTERS, VgicCpu, VirtualInterface};
 pub use registers::{Frame, UserAccessError};
+use sources::Sources;
 use spi::Spis;
 
 /// INTIDs that each vCPU has for itself: SGIs 0–15 and PPIs 16–31.
@@ -59,6 +73,9 @@ pub const DEFAULT_SPIS: usize = 224;
 pub const MAX_SPIS: usize = 960;
 /// The most vCPUs of a VM with a GICv3 (KVM_CAP_MAX_VCPUS).
 pub const MAX_VCPUS: usize = 512;
+
+/// The most vCPUs of a VM with a GICv2: what its target lists have bits for.
+pub const MAX_VCPUS_V2: usize = 8;
 
 /// Aff3 (39:32) and Aff2–Aff0 (23:0) of MPIDR_EL1.
 const AFFINITY_MASK: u64 = 0xff_00ff_ffff;
@@ -92,6 +109,9 @@ pub enum VgicConfigError {
     /// Not a multiple of 32, none, or more than [`MAX_SPIS`].
     #[error("a GICv3 has 32 to 960 SPIs in steps of 32, not {0}")]
     Spis(usize),
+    /// More than [`MAX_VCPUS_V2`].
+    #[error("a GICv2 has at most 8 vCPUs, not {0}")]
+    VcpusV2(usize),
     /// Two vCPUs of one affinity.
     #[error("two vCPUs have the affinity {0:#x}")]
     DuplicateAffinity(u64),
@@ -106,6 +126,15 @@ pub enum SgiRegister {
     Asgi1r,
     /// ICC_SGI0R_EL1: reaches only interrupts in group 0.
     Sgi0r,
+}
+
+/// Which interrupt controller a VM has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// GICv2, on machines with a GICv2.
+    V2,
+    /// GICv3.
+    V3,
 }
 
 /// What belongs to one vCPU. A line of the cache for itself: other CPUs write here when they send it an interrupt.
@@ -127,6 +156,8 @@ struct Redistributor {
     physical_active: AtomicU32,
     /// The physical INTID of each mapped PPI, by INTID.
     physical: [AtomicU16; 32],
+    /// Who sent the SGIs of a GICv2.
+    sources: Sources,
 }
 
 impl Redistributor {
@@ -139,6 +170,7 @@ impl Redistributor {
             mapped: AtomicU32::new(0),
             physical_active: AtomicU32::new(0),
             physical: [const { AtomicU16::new(0) }; 32],
+            sources: Sources::new(),
         };
         redistributor.reset();
         redistributor
@@ -148,6 +180,7 @@ impl Redistributor {
     fn reset(&self) {
         self.private.reset(0x0000_ffff, 0x0000_ffff);
         self.physical_active.store(0, Relaxed);
+        self.sources.reset();
         self.spi_hint.store(0, SeqCst);
         self.dirty.store(true, SeqCst);
     }
@@ -169,25 +202,44 @@ impl Redistributor {
     }
 }
 
-/// The virtual GICv3 of one VM. All methods may be called from any CPU at once, but those that take a [`VgicCpu`] only on
+/// The virtual GIC of one VM. All methods may be called from any CPU at once, but those that take a [`VgicCpu`] only on
 /// the CPU where that vCPU is.
 #[derive(Debug)]
 pub struct Vgic {
-    /// GICD_CTLR.EnableGrp1: lets interrupts of both groups through, as in KVM.
+    version: Version,
+    /// GICD_CTLR.EnableGrp1, a GICv2's Enable: lets interrupts of both groups through, as in KVM.
     enabled: AtomicBool,
     /// GICD_IIDR.Revision: 2 or 3.
     revision: AtomicU32,
+    /// The groups of a GICv2's interrupts can be restored, as whoever restores knows that they start as 0.
+    groups_restorable: AtomicBool,
     redistributors: Box<[Redistributor]>,
     spis: Spis,
 }
 
 impl Vgic {
-    /// A virtual GIC in its reset state.
+    /// A virtual GICv3 in its reset state.
     ///
     /// # Errors
     ///
     /// A number of vCPUs or SPIs that KVM would refuse, or two vCPUs of one affinity.
     pub fn new(config: &VgicConfig<'_>) -> Result<Self, VgicConfigError> {
+        Self::of_version(config, Version::V3)
+    }
+
+    /// A virtual GICv2 in its reset state.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new), and for more than [`MAX_VCPUS_V2`] vCPUs.
+    pub fn new_v2(config: &VgicConfig<'_>) -> Result<Self, VgicConfigError> {
+        if config.mpidrs.len() > MAX_VCPUS_V2 {
+            return Err(VgicConfigError::VcpusV2(config.mpidrs.len()));
+        }
+        Self::of_version(config, Version::V2)
+    }
+
+    fn of_version(config: &VgicConfig<'_>, version: Version) -> Result<Self, VgicConfigError> {
         if config.mpidrs.is_empty() || config.mpidrs.len() > MAX_VCPUS {
             return Err(VgicConfigError::Vcpus(config.mpidrs.len()));
         }
@@ -200,6 +252,8 @@ impl Vgic {
             return Err(VgicConfigError::DuplicateAffinity(pair[0]));
         }
         let vgic = Self {
+            version,
+            groups_restorable: AtomicBool::new(false),
             enabled: AtomicBool::new(false),
             revision: AtomicU32::new(registers::REVISION_LATEST),
             redistributors: config.mpidrs.iter().map(|mpidr| Redistributor::new(mpidr & AFFINITY_MASK)).collect(),
@@ -216,6 +270,13 @@ impl Vgic {
         self.spis.reset(self.vcpu_with_affinity(0));
         for redistributor in &self.redistributors {
             redistributor.reset();
+        }
+        if self.version == Version::V2 {
+            let private = self.redistributors.iter().map(|redistributor| &redistributor.private);
+            // All in group 0 (IHI 0048B 4.3.4).
+            for bank in private.chain(self.spis.banks()) {
+                bank.group.store(0, SeqCst);
+            }
         }
     }
 
@@ -266,9 +327,25 @@ impl Vgic {
         }
     }
 
-    /// Sends SGI `sgi` (0 to 15) to `target` alone, in whatever group it is.
-    pub fn send_sgi_to(&self, target: usize, sgi: u8, host: &dyn VgicHost) {
-        self.latch_sgi(target, 1 << (sgi & 0xf), true, host);
+    /// Sends SGI `sgi` (0 to 15) of vCPU `from` to `target` alone, in whatever group it is.
+    pub fn send_sgi_to(&self, from: usize, target: usize, sgi: u8, host: &dyn VgicHost) {
+        match self.version {
+            Version::V3 => self.latch_sgi(target, 1 << (sgi & 0xf), true, host),
+            Version::V2 => self.latch_sgi_of(from, target, u32::from(sgi & 0xf), host),
+        }
+    }
+
+    /// Sends SGI `sgi`, below 16, of vCPU `from`, below 8, to `target`. A GICv2's.
+    fn latch_sgi_of(&self, from: usize, target: usize, sgi: u32, host: &dyn VgicHost) {
+        if let Some(redistributor) = self.redistributors.get(target) {
+            let is_new = redistributor.sources.add(sgi, 1_u8.unbounded_shl(from as u32));
+            redistributor.private.set_latch(1 << sgi);
+            // One that waits already was told of. One that is in a list register, and pending, is the same interrupt: only a look
+            // at that tells.
+            if is_new {
+                self.notify(target, host);
+            }
+        }
     }
 
     fn latch_sgi(&self, target: usize, bit: u32, any_group: bool, host: &dyn VgicHost) {

@@ -1,8 +1,10 @@
-//! The registers of the distributor and the redistributors, as tables.
+//! The registers of the distributor and the redistributors, as tables; a GICv2's are in `v2`.
 //!
 //! A row is a range of offsets, the widths it takes, and what a read and a write do: for the guest, and, where that differs,
 //! for whoever saves and restores the VM. What no row claims, a misaligned access or one of a wrong width reads as zero and
 //! ignores writes, as in KVM.
+
+pub mod v2;
 
 use core::sync::atomic::Ordering::SeqCst;
 
@@ -49,6 +51,8 @@ pub enum Frame {
     Distributor,
     /// The redistributor of the vCPU with this index: RD and SGI frames, 128 KiB.
     Redistributor(usize),
+    /// The distributor of a GICv2 as the vCPU with this index sees it, 4 KiB.
+    DistributorV2(usize),
 }
 
 /// Why a register cannot be accessed for save or restore.
@@ -266,7 +270,8 @@ impl Vgic {
         let rows = match frame {
             Frame::Distributor => DISTRIBUTOR,
             Frame::Redistributor(vcpu) if vcpu < self.vcpus() => REDISTRIBUTOR,
-            Frame::Redistributor(_) => return None,
+            Frame::DistributorV2(vcpu) if vcpu < self.vcpus() => v2::DISTRIBUTOR,
+            Frame::Redistributor(_) | Frame::DistributorV2(_) => return None,
         };
         let row = rows.iter().find(|row| offset.wrapping_sub(row.start) < row.length)?;
         (row.width.takes(size) && offset & (size.bytes() - 1) == 0).then_some(row)
@@ -296,6 +301,8 @@ impl Vgic {
                 Some((&self.redistributors.get(vcpu)?.private, Scope::Private(vcpu)))
             }
             Frame::Redistributor(_) => None,
+            Frame::DistributorV2(vcpu) if word == 0 => self.bank_in(Frame::Redistributor(vcpu), 0),
+            Frame::DistributorV2(_) => self.bank_in(Frame::Distributor, word),
         }
     }
 
@@ -365,12 +372,16 @@ fn read_ctlr(vgic: &Vgic, _: &Access<'_>) -> u64 {
 }
 
 fn write_ctlr(vgic: &Vgic, access: &Access<'_>, value: u64) {
-    let enable = value & CTLR_ENABLE_GROUP1 != 0;
+    set_forwarding(vgic, value & CTLR_ENABLE_GROUP1 != 0, access.host);
+}
+
+/// Lets interrupts through to the CPU interfaces, or none.
+fn set_forwarding(vgic: &Vgic, enable: bool, host: &dyn VgicHost) {
     if vgic.enabled.swap(enable, SeqCst) != enable {
         let all = u32::MAX >> (32 - vgic.spis.words() as u32);
         for (vcpu, redistributor) in vgic.redistributors.iter().enumerate() {
             redistributor.spi_hint.fetch_or(all, SeqCst);
-            vgic.notify(vcpu, access.host);
+            vgic.notify(vcpu, host);
         }
     }
 }

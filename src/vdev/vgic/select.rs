@@ -3,6 +3,9 @@
 //! The most urgent ones do, active and pending alike; an active one needs a list register so that its end deactivates it
 //! without an exit. If pending ones are left out, at least one pending one is in, and the exit when no list register is
 //! pending any more brings the next. If active ones are left out, their ends are counted or trapped.
+//!
+//! A GICv2 cannot trap deactivations, so in EOImode 1 active interrupts come first there and are never displaced: as on KVM,
+//! one that is pending waits while all list registers hold active ones, each of which then ends with an exit.
 
 use core::mem;
 use core::sync::atomic::Ordering::SeqCst;
@@ -11,7 +14,7 @@ use super::bank::Bank;
 use super::flush::take_bit;
 use super::lr::{self, Control, MAX_LIST_REGISTERS, VgicCpu, VirtualInterface};
 use super::spi::intid_of;
-use super::{Redistributor, Vgic};
+use super::{Redistributor, Version, Vgic};
 
 /// The interrupts with the most urgent keys, at most as many as there are list registers.
 pub(super) struct Selection {
@@ -24,6 +27,8 @@ pub(super) struct Selection {
     pending_left_out: bool,
     /// Active ones found no list register.
     active_left_out: bool,
+    /// Each that ends has to bring an exit: nothing else would bring the turn of those that wait.
+    exits: bool,
 }
 
 /// In a key: the interrupt is not active. Of equals the active ones come first.
@@ -51,6 +56,7 @@ impl Selection {
             first_pending: u32::MAX,
             pending_left_out: false,
             active_left_out: false,
+            exits: false,
         }
     }
 
@@ -86,9 +92,8 @@ impl Selection {
     /// Makes sure that a pending interrupt is chosen if there is one. Active ones do not always keep others from being
     /// signalled: the running priority may have been dropped, or the guest made them active by MMIO.
     fn choose_a_pending_one(&mut self) {
-        let all_active = self.keys.iter().take(self.count).all(|key| key & KEY_INACTIVE == 0);
         if self.pending_left_out
-            && all_active
+            && self.all_active()
             && let Some(last) = self.keys.iter_mut().take(self.count).max()
         {
             *last = self.first_pending;
@@ -96,8 +101,17 @@ impl Selection {
         }
     }
 
+    fn all_active(&self) -> bool {
+        self.keys.iter().take(self.count).all(|key| key & KEY_INACTIVE == 0)
+    }
+
     pub(super) fn left_out(&self) -> bool {
         self.pending_left_out || self.active_left_out
+    }
+
+    /// Whether all that are loaded are to end with an exit.
+    pub(super) fn exits_wanted(&self) -> bool {
+        self.exits
     }
 
     /// The INTIDs of the chosen ones.
@@ -107,9 +121,14 @@ impl Selection {
 }
 
 impl Vgic {
+    /// Whether an active interrupt must stay in its list register, because its deactivation would not be seen.
+    fn keeps_active(&self, vmcr: u64) -> bool {
+        self.version == Version::V2 && vmcr & lr::VMCR_EOIM != 0
+    }
+
     /// The interrupts to load: the active ones and those to be delivered, private ones and those SPIs of `words` that are
     /// due to `vcpu`. Given ICH_VMCR_EL2, those come last that do not need a list register: pending ones whose group is
-    /// off, and in EOImode 1 active ones.
+    /// off, and in EOImode 1 active ones, which on a GICv2 come first.
     pub(super) fn select(
         &self,
         vcpu: usize,
@@ -125,6 +144,9 @@ impl Vgic {
             let key = key(bank, intid, active & bit != 0);
             let Some(vmcr) = vmcr else { return key };
             let group = if bank.group.load(SeqCst) & bit != 0 { lr::VMCR_ENG1 } else { lr::VMCR_ENG0 };
+            if active & bit != 0 && self.keeps_active(vmcr) {
+                return intid;
+            }
             let last = if active & bit != 0 { vmcr & lr::VMCR_EOIM != 0 } else { vmcr & group == 0 };
             key | if last { KEY_LAST } else { 0 }
         };
@@ -168,9 +190,13 @@ impl Vgic {
         own.spi_hint.fetch_or(words, SeqCst);
         let vmcr = vif.vmcr();
         *selection = self.select(vcpu, own, words, let_through, selection.capacity, Some(vmcr));
-        selection.choose_a_pending_one();
+        if self.keeps_active(vmcr) {
+            selection.exits = selection.pending_left_out && selection.all_active();
+        } else {
+            selection.choose_a_pending_one();
+        }
         let mut control = Control::empty();
-        if selection.pending_left_out {
+        if selection.pending_left_out && !selection.exits {
             control |= Control::NO_PENDING;
             // The choice depends on which groups are on: an exit when the guest changes that.
             let group0 = vmcr & lr::VMCR_ENG0 != 0;

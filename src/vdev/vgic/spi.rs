@@ -27,7 +27,7 @@ const ROUTE_MASK: u64 = 0xff_ffff;
 /// Where one SPI goes.
 #[derive(Debug)]
 struct Route {
-    /// IROUTER's affinity (23:0) and, in 63:32, the index of the vCPU that has it, or [`NOWHERE`].
+    /// IROUTER's affinity, or ITARGETSR (23:0) and, in 63:32, the index of the vCPU that has it, or [`NOWHERE`].
     target: AtomicU64,
     owner: AtomicU32,
 }
@@ -83,6 +83,11 @@ impl Spis {
         self.banks.get(word)
     }
 
+    /// All SPIs, 32 at a time.
+    pub(super) fn banks(&self) -> &[Bank] {
+        &self.banks
+    }
+
     /// The word that an INTID is in.
     #[inline]
     pub(super) fn bank_of(&self, intid: u32) -> Option<(usize, &Bank)> {
@@ -95,7 +100,7 @@ impl Spis {
         self.routes.get(intid.checked_sub(PRIVATE_INTERRUPTS)? as usize)
     }
 
-    /// IROUTER of an SPI.
+    /// IROUTER of an SPI; a GICv2's ITARGETSR.
     pub(super) fn irouter(&self, intid: u32) -> Option<u64> {
         Some(self.route(intid)?.target.load(SeqCst) & ROUTE_MASK)
     }
@@ -152,8 +157,14 @@ impl Vgic {
     /// Writes IROUTER of an SPI.
     pub(super) fn route_spi(&self, intid: u32, value: u64, host: &dyn VgicHost) {
         let affinity = value & ROUTE_MASK;
+        self.redirect_spi(intid, affinity, self.vcpu_with_affinity(affinity), host);
+    }
+
+    /// An SPI goes to `vcpu` now; `route` is what its register is to hold, at most 24 bits.
+    pub(super) fn redirect_spi(&self, intid: u32, route: u64, vcpu: Option<usize>, host: &dyn VgicHost) {
+        let register = route;
         let (Some((word, _)), Some(route)) = (self.spis.bank_of(intid), self.spis.route(intid)) else { return };
-        route.set_target(affinity, self.vcpu_with_affinity(affinity));
+        route.set_target(register, vcpu);
         // To the one that has it, if any, so that it lets go; and to the new one, which may find it free.
         self.spis_changed(word, 1 << (intid % 32), host);
         if self.spis.bank(word).is_some_and(|bank| bank.live() & 1 << (intid % 32) != 0) {
@@ -201,7 +212,7 @@ impl Vgic {
         let held = view.pending() & bit;
         bank.held.fetch_or(held, SeqCst);
         let deliver = if mine && let_through { view.enabled } else { 0 };
-        let presentation = bank.present(&view, bit, deliver, 0, crowded);
+        let presentation = bank.present(&view, bit, deliver, 0, crowded, 0);
         if presentation.shown() == 0 {
             self.release_spi(vcpu, intid, host);
             return None;

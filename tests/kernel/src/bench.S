@@ -13,11 +13,20 @@
 // bench_start_entry
 //   A CPU's first instruction, for the benchmark of CPU_ON, at EL1 with the MMU off: stores the counter to [x0] and turns the
 //   CPU off. Stack: none.
+// bench_vectors_v2, bench_echo_vectors_v2
+//   The same with a GICv2.
+//   in: also x25 = address of its CPU interface.
 
 	.section .text.bench_vectors, "ax"
 	.macro	slot
 	.balign	0x80
 	b	.
+	.endm
+
+	// GICC_IAR, GICC_EOIR.
+	.macro	acknowledge_and_end_v2
+	ldr	w28, [x25, #0xc]
+	str	w28, [x25, #0x10]
 	.endm
 
 	.balign	0x800
@@ -81,3 +90,50 @@ bench_start_entry:
 	movk	w0, #0x0002
 	hvc	#0
 	b	.
+	.balign	0x800
+	.global	bench_vectors_v2
+bench_vectors_v2:
+	slot
+	slot
+	slot
+	slot
+	slot
+	.balign	0x80
+	msr	cntv_ctl_el0, x26
+	acknowledge_and_end_v2
+	add	x27, x27, #1
+	eret
+	slot
+	slot
+	slot
+	slot
+	slot
+	slot
+	slot
+	slot
+	slot
+	slot
+
+	.balign	0x800
+	.global	bench_echo_vectors_v2
+bench_echo_vectors_v2:
+	slot
+	slot
+	slot
+	slot
+	slot
+	.balign	0x80
+	acknowledge_and_end_v2
+	mov	x28, #1
+	stlr	x28, [x27]
+	eret
+	slot
+	slot
+	slot
+	slot
+	slot
+	slot
+	slot
+	slot
+	slot
+	slot

@@ -10,7 +10,9 @@ use core::{
     sync::atomic::{AtomicU64, Ordering::SeqCst},
 };
 use keel_test_kernel::{
-    arch, irq,
+    arch,
+    gicv2::{self, gicc},
+    irq,
     machine::Machine,
     mmio, mrs, msr, platform, power, println, smp,
     time::{self, Timer},
@@ -22,6 +24,8 @@ unsafe extern "C" {
     static bench_vectors: u8;
     static bench_echo_vectors: u8;
     static bench_start_entry: u8;
+    static bench_vectors_v2: u8;
+    static bench_echo_vectors_v2: u8;
 }
 
 /// Rounds of each loop.
@@ -134,7 +138,12 @@ fn devices() {
     let load = |address: usize| ticks!(["ldr w0, [{address}]"], address = in(reg) address);
     report("gicd_read", load(platform::GICD + 4));
     report("gicd_isenabler", load(platform::GICD + 0x104));
-    report("gicr_read", load(platform::GICR + 8));
+    if irq::is_v2() {
+        report("gicd_itargetsr", load(platform::GICD + 0x800));
+        report("gicc_read", load(platform::GICC + gicc::PMR));
+    } else {
+        report("gicr_read", load(platform::GICR + 8));
+    }
     report("mmio_read", load(platform::PL011 + 0x18));
     let mask = mmio::read32(platform::PL011 + 0x38);
     report(
@@ -190,19 +199,33 @@ fn interrupts(machine: &Machine) {
     let me = machine.cpus()[0];
     let affinity = (me >> 8 & 0xff) << 16 | (me >> 16 & 0xff) << 32 | (me >> 32 & 0xff) << 48;
     let sgi1r = affinity | u64::from(SGI) << 24;
-    report("sgi1r_no_target", ticks!(["msr S3_0_C12_C11_5, {value}"], value = in(reg) sgi1r));
+    let sgir = platform::GICD + 0xf00;
+    if irq::is_v2() {
+        report("sgir_no_target", ticks!(["str {value:w}, [{sgir}]"], value = in(reg) SGI, sgir = in(reg) sgir));
+    } else {
+        report("sgi1r_no_target", ticks!(["msr S3_0_C12_C11_5, {value}"], value = in(reg) sgi1r));
+    }
     irq::enable(SGI, 0);
     irq::enable(platform::VIRTUAL_TIMER_INTID, 0);
     let to_me = sgi1r | 1 << (me & 15);
-    with_vectors(&raw const bench_vectors, || {
+    let vectors = if irq::is_v2() { &raw const bench_vectors_v2 } else { &raw const bench_vectors };
+    with_vectors(vectors, || {
         // From the write to the end of the handler and back.
         arch::irq_enable();
         report(
             "sgi_self",
-            ticks!(
-                ["mov x27, xzr", "msr S3_0_C12_C11_5, {value}", "isb", "3:", "cbz x27, 3b"],
-                value = in(reg) to_me, in("x26") 2_u64, out("x27") _, out("x28") _,
-            ),
+            if irq::is_v2() {
+                ticks!(
+                    ["mov x27, xzr", "str {value:w}, [{sgir}]", "3:", "cbz x27, 3b"],
+                    value = in(reg) gicv2::TO_SELF << 24 | SGI, sgir = in(reg) sgir,
+                    in("x25") platform::GICC, in("x26") 2_u64, out("x27") _, out("x28") _,
+                )
+            } else {
+                ticks!(
+                    ["mov x27, xzr", "msr S3_0_C12_C11_5, {value}", "isb", "3:", "cbz x27, 3b"],
+                    value = in(reg) to_me, in("x26") 2_u64, out("x27") _, out("x28") _,
+                )
+            },
         );
         // From programming a deadline that has passed to the end of the handler and back.
         report(
@@ -210,7 +233,7 @@ fn interrupts(machine: &Machine) {
             ticks!(
                 ["mov x27, xzr", "mrs x0, cntvct_el0", "msr cntv_cval_el0, x0", "mov x1, #1", "msr cntv_ctl_el0, x1", "isb",
                  "3:", "cbz x27, 3b"],
-                in("x26") 2_u64, out("x27") _, out("x28") _,
+                in("x25") platform::GICC, in("x26") 2_u64, out("x27") _, out("x28") _,
             ),
         );
         arch::irq_disable();
@@ -218,15 +241,27 @@ fn interrupts(machine: &Machine) {
     // Acknowledging and ending alone, the interrupt being pending already and masked in PSTATE.
     let (mut acknowledge, mut end) = (0, 0);
     for _ in 0..ROUNDS {
-        msr!("S3_0_C12_C11_5", to_me);
+        if irq::is_v2() {
+            gicv2::send(gicv2::TO_SELF, 0, SGI);
+        } else {
+            msr!("S3_0_C12_C11_5", to_me);
+        }
         while mrs!("isr_el1") & 1 << 7 == 0 {
             arch::relax();
         }
         let before = time::now();
-        let intid = mrs!("S3_0_C12_C12_0");
-        let between = time::now();
-        msr!("S3_0_C12_C12_1", intid);
-        let after = time::now();
+        let (between, after);
+        if irq::is_v2() {
+            let intid = irq::acknowledge();
+            between = time::now();
+            irq::end(intid);
+            after = time::now();
+        } else {
+            let intid = mrs!("S3_0_C12_C12_0");
+            between = time::now();
+            msr!("S3_0_C12_C12_1", intid);
+            after = time::now();
+        }
         acknowledge += between - before;
         end += after - between;
     }
@@ -258,8 +293,9 @@ const READY: u64 = 3;
 fn echo(cpu: usize) {
     irq::enable(IPI, cpu);
     FLAG.store(READY, SeqCst);
-    with_vectors(&raw const bench_echo_vectors, || {
-        // SAFETY: the handler clobbers x28 and writes FLAG through x27, both named here.
+    let vectors = if irq::is_v2() { &raw const bench_echo_vectors_v2 } else { &raw const bench_echo_vectors };
+    with_vectors(vectors, || {
+        // SAFETY: the handler clobbers x28, reads x25, and writes FLAG through x27, all named here.
         unsafe {
             asm!(
                 "msr daifclr, #2",
@@ -269,7 +305,7 @@ fn echo(cpu: usize) {
                 "cbz x0, 2b",
                 "msr daifset, #2",
                 stop = in(reg) &raw const STOP,
-                in("x27") &raw const FLAG, out("x28") _, out("x0") _, options(nostack),
+                in("x25") platform::GICC, in("x27") &raw const FLAG, out("x28") _, out("x0") _, options(nostack),
             );
         }
     });

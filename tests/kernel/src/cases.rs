@@ -7,6 +7,7 @@ mod abort;
 mod debug;
 mod device;
 mod gic;
+mod gicv2;
 mod late;
 mod memory;
 pub mod mmio;
@@ -32,6 +33,7 @@ pub const ALL: &[&[Case]] = &[
     mmio::CASES,
     abort::CASES,
     gic::CASES,
+    gicv2::CASES,
     timer::CASES,
     pmu::CASES,
     device::CASES,

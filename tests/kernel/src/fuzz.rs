@@ -13,10 +13,11 @@ use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use keel_test_kernel::{
     arch,
     exec::{self, Encoding, Registers},
+    gicv2::{self, gicc},
     irq,
     machine::Machine,
     msr,
-    platform::{GICD, GICR, HOLE, PL011, PL031},
+    platform::{GICC, GICD, GICR, HOLE, PL011, PL031},
     power, println, smp,
     time::{self, Timer},
 };
@@ -168,8 +169,12 @@ const REGIONS: [(usize, usize); 12] = [
     (0, 0x4000_0000),
 ];
 
+/// On a machine with a GICv2, half the time.
+const GICV2_REGIONS: [(usize, usize); 4] = [(GICD, 0x1000), (GICD + 0xf00, 0x30), (GICC, 0x2000), (GICC, 0x20)];
+
 fn access(random: &mut Random, machine: &Machine) -> (u32, Registers) {
-    let (base, size) = random.pick(&REGIONS);
+    let v2 = irq::is_v2() && random.below(2) == 0;
+    let (base, size) = if v2 { random.pick(&GICV2_REGIONS) } else { random.pick(&REGIONS) };
     let mut address = base + random.below(size as u64) as usize;
     if random.below(16) != 0 {
         address &= !7 | random.pick(&[0, 4]);
@@ -295,9 +300,13 @@ fn self_check(machine: &'static Machine) -> Check {
     check_eq!(power::hvc(0xc600_ffff, [0; 3])[0], -1_i64 as u64, "an unknown call");
     let outcome = exec::run_with(exec::hvc(0), &[(0, power::PSCI_VERSION.into())]);
     check_eq!(outcome.changed(&[0, 1, 2, 3]), None, "registers after a call");
-    // A read of ICC_IAR1_EL1 may have begun an interrupt that nobody ends; the timers may be running.
-    msr!("S3_0_C12_C8_4", 0); // ICC_AP0R0_EL1
-    msr!("S3_0_C12_C9_0", 0); // ICC_AP1R0_EL1
+    // A read of IAR may have begun an interrupt that nobody ends; the timers may be running.
+    if irq::is_v2() {
+        gicv2::write(gicc::APR0, 0);
+    } else {
+        msr!("S3_0_C12_C8_4", 0); // ICC_AP0R0_EL1
+        msr!("S3_0_C12_C9_0", 0); // ICC_AP1R0_EL1
+    }
     Timer::Virtual.stop();
     Timer::Physical.stop();
     irq::init(machine);

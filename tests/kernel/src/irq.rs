@@ -1,11 +1,15 @@
-//! The interrupt controller through arm-gic, and a count of what each CPU took.
+//! The interrupt controller, and a count of what each CPU took.
+//!
+//! A GICv3 is driven by arm-gic, a GICv2 by [`crate::gicv2`]; what the cases of both do is here. On a GICv2 a CPU reaches no other's
+//! private interrupts.
 //!
 //! A handler installed with [`set_handler`] runs between acknowledgement and end of interrupt.
 
 use crate::{
-    arch,
-    machine::Machine,
-    mmio, msr,
+    arch, gicv2,
+    gicv2::gicc,
+    machine::{MPIDR_AFFINITY, Machine},
+    mmio, mrs, msr,
     platform::{GICD, GICR, GICR_SGI, GICR_STRIDE, MAX_CPUS},
 };
 use arm_gic::{
@@ -14,7 +18,7 @@ use arm_gic::{
 };
 use core::{
     ptr::NonNull,
-    sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed},
 };
 use spin::Mutex;
 
@@ -24,6 +28,7 @@ pub const INTIDS: usize = 128;
 pub const LOG: usize = 64;
 
 static GIC: Mutex<Option<GicV3<'static>>> = Mutex::new(None);
+static IS_V2: AtomicBool = AtomicBool::new(false);
 static HANDLER: AtomicUsize = AtomicUsize::new(0);
 
 struct PerCpu {
@@ -50,6 +55,13 @@ pub type Handler = fn(u32);
 /// Called on CPU 0 with no other CPU running; again between tests, to start each from the same state. Nothing happens on
 /// a machine with another interrupt controller.
 pub fn init(machine: &Machine) {
+    if machine.has_gicv2 {
+        IS_V2.store(true, Relaxed);
+        gicv2::init_distributor();
+        gicv2::init_cpu();
+        set_handler(None);
+        forget();
+    }
     if !machine.has_gicv3 {
         return;
     }
@@ -89,11 +101,26 @@ pub fn stop(machine: &Machine) {
         with_gic(|gic| gic.enable_all_interrupts(false));
         GicCpuInterface::enable_group1(false);
     }
+    if machine.has_gicv2 {
+        gicv2::stop();
+    }
+}
+
+/// Whether the machine's is a GICv2.
+pub fn is_v2() -> bool {
+    IS_V2.load(Relaxed)
+}
+
+/// Where this CPU's registers of private interrupts are, as if they were the distributor's.
+pub fn private_frame() -> usize {
+    if is_v2() { GICD } else { GICR + arch::cpu() * GICR_STRIDE + GICR_SGI }
 }
 
 /// Sets up this CPU's interface and wakes its redistributor.
 pub fn init_cpu(cpu: usize) {
-    if let Some(gic) = GIC.lock().as_mut() {
+    if is_v2() {
+        gicv2::init_cpu();
+    } else if let Some(gic) = GIC.lock().as_mut() {
         gic.init_cpu(cpu);
         cpu_interface();
     }
@@ -120,23 +147,83 @@ fn id(intid: u32) -> IntId {
     }
 }
 
+/// On a GICv2, where the bit of an interrupt is in a bitmap of the distributor.
+fn v2_bit(register: usize, intid: u32, cpu: usize) -> (usize, u32) {
+    assert!(intid >= 32 || cpu == arch::cpu(), "a GICv2 shows no CPU the private interrupts of another");
+    (GICD + register + intid as usize / 32 * 4, 1 << (intid % 32))
+}
+
 /// Enables an interrupt; a private one on CPU `cpu`.
 pub fn enable(intid: u32, cpu: usize) {
+    if is_v2() {
+        let (address, bit) = v2_bit(0x100, intid, cpu);
+        return mmio::write32(address, bit);
+    }
     with_gic(|gic| gic.enable_interrupt(id(intid), Some(cpu), true)).expect("the INTID is valid");
 }
 
 /// Disables an interrupt; a private one on CPU `cpu`.
 pub fn disable(intid: u32, cpu: usize) {
+    if is_v2() {
+        let (address, bit) = v2_bit(0x180, intid, cpu);
+        return mmio::write32(address, bit);
+    }
     with_gic(|gic| gic.enable_interrupt(id(intid), Some(cpu), false)).expect("the INTID is valid");
 }
 
 /// Sets the priority of an interrupt; of a private one on CPU `cpu`.
 pub fn set_priority(intid: u32, cpu: usize, priority: u8) {
+    if is_v2() {
+        v2_bit(0, intid, cpu);
+        return gicv2::set_priority(intid, priority);
+    }
     with_gic(|gic| gic.set_interrupt_priority(id(intid), Some(cpu), priority)).expect("the INTID is valid");
+}
+
+/// Sends an SPI to the CPU with this MPIDR.
+pub fn route(intid: u32, mpidr: u64) {
+    if is_v2() {
+        mmio::write8(GICD + 0x800 + intid as usize, v2_target(mpidr));
+    } else {
+        mmio::write64(GICD + 0x6000 + 8 * intid as usize, mpidr);
+    }
+}
+
+/// The bit of a CPU in a GICv2's target lists: on `virt` Aff0 counts them.
+fn v2_target(mpidr: u64) -> u8 {
+    1 << (mpidr & 7)
+}
+
+/// Makes an interrupt pending, a private one of this CPU, by a register.
+pub fn pend(intid: u32) {
+    if is_v2() && intid < 16 {
+        mmio::write8(GICD + 0xf20 + intid as usize, v2_target(mrs!("mpidr_el1") & MPIDR_AFFINITY));
+    } else {
+        mmio::write32(bitmap(0x200, intid), 1 << (intid % 32));
+    }
+}
+
+/// Makes it not pending.
+pub fn unpend(intid: u32) {
+    if is_v2() && intid < 16 {
+        mmio::write8(GICD + 0xf10 + intid as usize, 0xff);
+    } else {
+        mmio::write32(bitmap(0x280, intid), 1 << (intid % 32));
+    }
+}
+
+/// The word of a bitmap register that has an INTID, a private one of this CPU.
+pub fn bitmap(register: usize, intid: u32) -> usize {
+    if intid < 32 { private_frame() + register } else { GICD + register + intid as usize / 32 * 4 }
 }
 
 /// Sends SGI `sgi` to the CPU with this MPIDR.
 pub fn send(sgi: u32, mpidr: u64) {
+    if is_v2() {
+        // What was written before must be seen by whoever takes the interrupt.
+        arch::dsb();
+        return gicv2::send(gicv2::TO_LIST, v2_target(mpidr), sgi);
+    }
     let target = SgiTarget::List {
         affinity3: (mpidr >> 32) as u8,
         affinity2: (mpidr >> 16) as u8,
@@ -148,6 +235,10 @@ pub fn send(sgi: u32, mpidr: u64) {
 
 /// Sends SGI `sgi` to every CPU but this one.
 pub fn send_others(sgi: u32) {
+    if is_v2() {
+        arch::dsb();
+        return gicv2::send(gicv2::TO_OTHERS, 0, sgi);
+    }
     sgi1r(sgi, SgiTarget::All);
 }
 
@@ -163,15 +254,71 @@ pub fn set_handler(handler: Option<Handler>) {
     HANDLER.store(handler.map_or(0, |handler| handler as usize), Relaxed);
 }
 
+/// Acknowledges: the INTID, on a GICv2 with the CPU that sent an SGI from bit 10 on; 1023 if there is nothing.
+pub fn acknowledge() -> u32 {
+    if is_v2() { gicv2::read(gicc::IAR) } else { mrs!("S3_0_C12_C12_0") as u32 }
+}
+
+/// Ends what was acknowledged.
+pub fn end(acknowledged: u32) {
+    if is_v2() { gicv2::write(gicc::EOIR, acknowledged) } else { msr!("S3_0_C12_C12_1", acknowledged.into()) }
+}
+
+/// Deactivates what was acknowledged and ended with [`set_split`].
+pub fn deactivate(acknowledged: u32) {
+    if is_v2() { gicv2::write(gicc::DIR, acknowledged) } else { msr!("S3_0_C12_C11_1", acknowledged.into()) }
+}
+
+/// The running priority of this CPU.
+pub fn running_priority() -> u32 {
+    if is_v2() { gicv2::read(gicc::RPR) } else { mrs!("S3_0_C12_C11_3") as u32 }
+}
+
+/// The highest pending interrupt of this CPU.
+pub fn highest_pending() -> u32 {
+    if is_v2() { gicv2::read(gicc::HPPIR) & 0x3ff } else { mrs!("S3_0_C12_C12_2") as u32 }
+}
+
+/// Sets the priority mask of this CPU.
+pub fn set_mask(mask: u8) {
+    if is_v2() { gicv2::write(gicc::PMR, mask.into()) } else { GicCpuInterface::set_priority_mask(mask) }
+}
+
+/// Makes bits 7 to `point` of a priority the group priority; `point` is 3 or more.
+pub fn set_binary_point(point: u8) {
+    // For group 0, BPR = N makes it bits 7 to N + 1.
+    if is_v2() { gicv2::write(gicc::BPR, u32::from(point) - 1) } else { msr!("S3_0_C12_C12_3", point.into()) }
+}
+
+/// Makes [`end`] only drop the priority, and [`deactivate`] necessary, or not.
+pub fn set_split(split: bool) {
+    if is_v2() { gicv2::set_split(split) } else { msr!("S3_0_C12_C12_4", u64::from(split) << 1) }
+}
+
+/// Lets interrupts of the group that all are in signal to this CPU, or not.
+pub fn enable_group(enable: bool) {
+    if is_v2() {
+        gicv2::write(gicc::CTLR, gicv2::read(gicc::CTLR) & !1 | u32::from(enable));
+    } else {
+        GicCpuInterface::enable_group1(enable);
+        arch::isb();
+    }
+}
+
 /// The IRQ vector: acknowledge, count, handle, end.
 pub fn taken() {
     let cpu = &CPUS[arch::cpu()];
-    let Some(intid) = GicCpuInterface::get_and_acknowledge_interrupt(InterruptGroup::Group1) else {
+    let acknowledged = if is_v2() {
+        Some(acknowledge()).filter(|raw| raw & 0x3ff < 1020)
+    } else {
+        GicCpuInterface::get_and_acknowledge_interrupt(InterruptGroup::Group1).map(IntId::raw_value)
+    };
+    let Some(raw) = acknowledged else {
         cpu.spurious.fetch_add(1, Relaxed);
         return;
     };
-    let raw = intid.raw_value();
-    if let Some(count) = cpu.counts.get(raw as usize) {
+    let intid = if is_v2() { raw & 0x3ff } else { raw };
+    if let Some(count) = cpu.counts.get(intid as usize) {
         count.fetch_add(1, Relaxed);
     }
     let position = cpu.taken.fetch_add(1, Relaxed);
@@ -180,9 +327,9 @@ pub fn taken() {
     if handler != 0 {
         // SAFETY: only set_handler stores here, and it stores functions of this type.
         let handler: Handler = unsafe { core::mem::transmute(handler) };
-        handler(raw);
+        handler(intid);
     }
-    GicCpuInterface::end_interrupt(intid, InterruptGroup::Group1);
+    end(raw);
     arch::isb();
 }
 
@@ -203,7 +350,12 @@ pub fn spurious(cpu: usize) -> u32 {
 
 /// The `n`th interrupt CPU `cpu` took since [`forget`]; the last [`LOG`] are remembered.
 pub fn nth(cpu: usize, n: usize) -> u32 {
-    CPUS[cpu].log[n % LOG].load(Relaxed)
+    CPUS[cpu].log[n % LOG].load(Relaxed) & 0x3ff
+}
+
+/// On a GICv2, the CPU that sent the `n`th, an SGI.
+pub fn nth_source(cpu: usize, n: usize) -> u32 {
+    CPUS[cpu].log[n % LOG].load(Relaxed) >> 10 & 7
 }
 
 /// Starts counting anew on every CPU.

@@ -1,7 +1,7 @@
 //! What the EL1 kernels share: start-up, console, exceptions, GIC, CPUs and probes.
 //!
 //! The kernels are witnesses, so as little as possible of them is ours: entry and exception vectors are aarch64-rt's,
-//! the interrupt controller is driven by arm-gic, the console by arm-pl011-uart, PSCI by smccc and the device tree is
+//! a GICv3 is driven by arm-gic, the console by arm-pl011-uart, PSCI by smccc and the device tree is
 //! read by fdt. What is ours is what those crates cannot do: run any one instruction with all registers known and say
 //! what became of them (`exec`).
 //!
@@ -22,6 +22,8 @@ pub mod el0;
 pub mod exceptions;
 #[cfg(target_os = "none")]
 pub mod exec;
+#[cfg(target_os = "none")]
+pub mod gicv2;
 #[cfg(target_os = "none")]
 pub mod hypervisor;
 #[cfg(target_os = "none")]

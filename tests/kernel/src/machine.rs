@@ -19,8 +19,10 @@ pub struct Machine {
     pub tree: usize,
     /// Bytes of the device tree.
     pub tree_size: usize,
-    /// Whether the interrupt controller is a GICv3, which is the one the kernel drives.
+    /// Whether the interrupt controller is a GICv3.
     pub has_gicv3: bool,
+    /// Whether it is a GICv2 at the platform's addresses.
+    pub has_gicv2: bool,
     /// The hyp stub underneath: its memory, and the address of its vectors.
     pub stub: Option<Stub>,
     mpidrs: [u64; platform::MAX_CPUS],
@@ -52,6 +54,7 @@ static MACHINE: spin::Mutex<Machine> = spin::Mutex::new(Machine {
     tree: 0,
     tree_size: 0,
     has_gicv3: true,
+    has_gicv2: false,
     stub: None,
     mpidrs: [0; platform::MAX_CPUS],
     release: [0; platform::MAX_CPUS],
@@ -87,6 +90,8 @@ impl Machine {
         let ends = ends.map(|region| region.starting_address as usize + region.size.unwrap_or(0));
         machine.memory_end = ends.max().unwrap_or(machine.memory_base + machine.memory_size);
         machine.has_gicv3 = fdt.find_compatible(&["arm,gic-v3"]).is_some();
+        let gicv2 = fdt.find_compatible(&["arm,cortex-a15-gic"]).and_then(|node| node.reg()?.next());
+        machine.has_gicv2 = gicv2.is_some_and(|region| region.starting_address as usize == platform::GICD);
         machine.stub = fdt.find_compatible(&["keel,hyp-stub"]).and_then(|node| {
             let region = node.reg()?.next()?;
             let vectors = node.property("keel,vectors")?.as_usize()? as u64;

@@ -1,8 +1,9 @@
 //! The EL1 test kernel: every call of every interface, good input and bad.
 //!
 //! The boot arguments say what to do: nothing runs all cases, `only=TEXT` those whose name has TEXT in it, `bench` the
-//! benchmarks, `bench-switch` the one of two vCPUs that share a CPU, `fuzz=SEED,COUNT` the hostile guest, `calls=SEED,COUNT` random calls that are compared with what they
-//! should answer, `transcript` prints what the machine answers, `reset` one
+//! benchmarks, `bench-switch` the one of two vCPUs that share a CPU, `fuzz=SEED,COUNT` the hostile guest, `calls=SEED,COUNT`
+//! random calls that are compared with what they should answer, `transcript` prints what the machine answers
+//! (`transcript=interrupts` what its interrupt controller does), `reset` one
 //! SYSTEM_RESET after another, `list` prints the names.
 //! `hyp=keel` says that keel is underneath; without it the cases that only hold under a hypervisor are skipped, and say so.
 //! `hyp=stub` says that keel-stub is, and the kernel owns the machine: then only the cases of the stub run, or with `bench`
@@ -86,7 +87,7 @@ mod kernel {
             bench::run_switch(machine);
         } else if machine.has("bench") {
             bench::run(machine);
-        } else if machine.has("transcript") {
+        } else if machine.has("transcript") || machine.value("transcript").is_some() {
             transcript::run(machine);
         } else if let Some(argument) = machine.value("fuzz") {
             fuzz::run(machine, argument);

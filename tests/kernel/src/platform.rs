@@ -2,8 +2,10 @@
 //!
 //! Addresses are physical (intermediate physical under a hypervisor) and mapped one to one by [`crate::boot`].
 
-/// GICv3 distributor, 64 KiB.
+/// Distributor: 64 KiB of a GICv3, 4 KiB of a GICv2.
 pub const GICD: usize = 0x0800_0000;
+/// GICv2 CPU interface, 8 KiB.
+pub const GICC: usize = 0x0801_0000;
 /// First GICv3 redistributor; each CPU has two frames of 64 KiB.
 pub const GICR: usize = 0x080a_0000;
 /// Bytes from one CPU's redistributor to the next.

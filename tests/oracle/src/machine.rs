@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, mpsc};
 
 use anyhow::{Context, Result};
-use keel::vdev::platform::{GuestMachine, VIRT};
+use keel::vdev::platform::{GuestMachine, VIRT, VIRT_V2};
 use keel::vmm::config::{Feature, VmConfig};
 use keel::vmm::load;
 use kvm_bindings::{
@@ -26,8 +26,6 @@ use crate::vcpu::{self, Ending};
 const DEFAULT_IPA_SIZE: u64 = 0;
 /// INTIDs of the distributor, SGIs and PPIs included: keel's GICD_TYPER says the same.
 const INTIDS: u32 = 256;
-/// Where QEMU's `virt` has the CPU interface of a GICv2.
-const GICC: u64 = 0x0801_0000;
 /// Where QEMU's `virt` has the structures of PV time; 64 bytes for each vCPU.
 const PVTIME: u64 = 0x090a_0000;
 const PVTIME_STRIDE: u64 = 64;
@@ -59,7 +57,7 @@ impl Machine {
             forward_test_calls(&vm)?;
         }
 
-        let platform = VIRT;
+        let (gic, platform) = new_gic(&vm)?;
         let mut ram = Memory::new(&vm, 0, platform.ram_base.0, config.memory)?;
         let mut seed = 0_u8;
         let mut entropy = |bytes: &mut [u8]| {
@@ -76,7 +74,7 @@ impl Machine {
             .context("KVM_REGISTER_COALESCED_MMIO")?;
         let has_pmu = config.features.contains(&Feature::Pmu);
         let vcpus = (0..config.cpus as u64).map(|index| new_vcpu(&vm, index, has_pmu)).collect::<Result<Vec<_>>>()?;
-        let gic = new_gic(&vm, &platform)?;
+        set_up_gic(&gic, &platform)?;
         pv_time(&vm, &vcpus)?;
         if has_pmu {
             give_pmus(&vcpus)?;
@@ -147,19 +145,23 @@ fn has(vm: &VmFd, capability: u32) -> bool {
     vm.check_extension_raw(capability.into()) > 0
 }
 
-/// A GICv3, or a GICv2 where the host has none other. keel writes the tree, so the second waits for keel to drive a
-/// GICv2 itself.
-fn new_gic(vm: &VmFd, platform: &GuestMachine) -> Result<DeviceFd> {
+/// A GICv3, or a GICv2 where the host has none other, and the machine that goes with it.
+fn new_gic(vm: &VmFd) -> Result<(DeviceFd, GuestMachine)> {
     let create = |kind| vm.create_device(&mut kvm_create_device { type_: kind, fd: 0, flags: 0 });
-    let (gic, frames) = match create(kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3) {
-        Ok(gic) => (
-            gic,
-            [(KVM_VGIC_V3_ADDR_TYPE_DIST, platform.gicd.base.0), (KVM_VGIC_V3_ADDR_TYPE_REDIST, platform.gicr.base.0)],
-        ),
-        Err(_) => {
-            let gic = create(kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2).context("KVM_CREATE_DEVICE of a GIC")?;
-            (gic, [(KVM_VGIC_V2_ADDR_TYPE_DIST, platform.gicd.base.0), (KVM_VGIC_V2_ADDR_TYPE_CPU, GICC)])
+    if let Ok(gic) = create(kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3) {
+        return Ok((gic, VIRT));
+    }
+    let gic = create(kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2).context("KVM_CREATE_DEVICE of a GIC")?;
+    Ok((gic, VIRT_V2))
+}
+
+/// Says where it is, and completes it, with all vCPUs there.
+fn set_up_gic(gic: &DeviceFd, platform: &GuestMachine) -> Result<()> {
+    let frames = match platform.gicc {
+        None => {
+            [(KVM_VGIC_V3_ADDR_TYPE_DIST, platform.gicd.base.0), (KVM_VGIC_V3_ADDR_TYPE_REDIST, platform.gicr.base.0)]
         }
+        Some(gicc) => [(KVM_VGIC_V2_ADDR_TYPE_DIST, platform.gicd.base.0), (KVM_VGIC_V2_ADDR_TYPE_CPU, gicc.base.0)],
     };
     let set = |group, attr: u32, value: *const u8| {
         let attribute = kvm_device_attr { flags: 0, group, attr: attr.into(), addr: value as u64 };
@@ -172,7 +174,7 @@ fn new_gic(vm: &VmFd, platform: &GuestMachine) -> Result<DeviceFd> {
     let intids = INTIDS;
     set(KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, (&raw const intids).cast())?;
     set(KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT, std::ptr::null())?;
-    Ok(gic)
+    Ok(())
 }
 
 /// Gives each vCPU's PMU its interrupt.

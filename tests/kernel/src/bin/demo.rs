@@ -31,7 +31,7 @@ mod kernel {
             machine.tree_size,
             machine.tree
         );
-        describe_gic();
+        describe_gic(machine);
         irq::init(machine);
         start_cpus(machine);
         tick();
@@ -66,10 +66,11 @@ mod kernel {
         println!("  physical address  {bits} bits");
     }
 
-    fn describe_gic() {
+    fn describe_gic(machine: &Machine) {
         let typer = mmio::read32(platform::GICD + 4);
         let iidr = mmio::read32(platform::GICD + 8);
-        let version = mmio::read32(platform::GICD + 0xffe8) >> 4 & 15;
+        // A GICv2's distributor ends before this register.
+        let version = if machine.has_gicv2 { 2 } else { mmio::read32(platform::GICD + 0xffe8) >> 4 & 15 };
         println!(
             "  interrupts        GICv{version}, {} lines (GICD_TYPER {typer:#010x}, GICD_IIDR {iidr:#010x})",
             ((typer & 0x1f) + 1) * 32

@@ -2,7 +2,7 @@
 
 use crate::{
     check, check_eq,
-    harness::{Case, Check, Under::*, case, eventually, eventually_with_irqs, join, start},
+    harness::{Case, Check, Under::*, case, eventually, eventually_with_irqs, join, skip, start},
 };
 use arm_gic::gicv3::GicCpuInterface;
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
@@ -11,7 +11,7 @@ use keel_test_kernel::{
     machine::Machine,
     mmio::{read8, read16, read32, read64, write8, write16, write32, write64},
     mrs, msr,
-    platform::{GICD, GICR, GICR_SGI, GICR_STRIDE},
+    platform::{GICD, GICR, GICR_STRIDE},
     time,
 };
 
@@ -64,49 +64,55 @@ pub const CASES: &[Case] = &[
 ];
 
 /// First of the SPIs the cases use; the devices of `virt` that are here have 33 and 34 only.
-const SPI: u32 = 40;
+pub(super) const SPI: u32 = 40;
 
-const ENABLE: usize = 0x100;
+pub(super) const ENABLE: usize = 0x100;
 const DISABLE: usize = 0x180;
-const PEND: usize = 0x200;
-const UNPEND: usize = 0x280;
-const ACTIVATE: usize = 0x300;
-const DEACTIVATE: usize = 0x380;
+pub(super) const PEND: usize = 0x200;
+pub(super) const UNPEND: usize = 0x280;
+pub(super) const ACTIVATE: usize = 0x300;
+pub(super) const DEACTIVATE: usize = 0x380;
 const PRIORITY: usize = 0x400;
 const CONFIGURE: usize = 0xc00;
 const ROUTER: usize = 0x6000;
 
-/// The word of a bitmap register that has an INTID: of this CPU's redistributor for private ones.
-fn word(offset: usize, intid: u32) -> usize {
-    if intid < 32 { GICR + GICR_SGI + offset } else { GICD + offset + (intid as usize / 32) * 4 }
+/// What a GICv2 has otherwise, or not at all: `gicv2` has its cases.
+fn needs_gicv3() -> Check {
+    if irq::is_v2() { skip("of a GICv3") } else { Ok(()) }
 }
 
-fn set(offset: usize, intid: u32) {
-    write32(word(offset, intid), 1 << (intid % 32));
+/// What no register of a GICv2 needs to let anyone do to an SGI.
+fn can_disable_sgis(machine: &Machine) -> bool {
+    !irq::is_v2() || machine.under_keel()
 }
 
-fn is_set(offset: usize, intid: u32) -> bool {
-    read32(word(offset, intid)) & 1 << (intid % 32) != 0
+/// Sets one bit, of this CPU's for a private interrupt. Of a GICv2's SGIs the pending state has other registers.
+pub(super) fn set(offset: usize, intid: u32) {
+    match offset {
+        PEND => irq::pend(intid),
+        UNPEND => irq::unpend(intid),
+        _ => write32(irq::bitmap(offset, intid), 1 << (intid % 32)),
+    }
 }
 
-fn edge(intid: u32) {
+pub(super) fn is_set(offset: usize, intid: u32) -> bool {
+    read32(irq::bitmap(offset, intid)) & 1 << (intid % 32) != 0
+}
+
+pub(super) fn edge(intid: u32) {
     let address = GICD + CONFIGURE + intid as usize / 16 * 4;
     write32(address, read32(address) | 2 << (intid % 16 * 2));
 }
 
-fn route(intid: u32, mpidr: u64) {
-    write64(GICD + ROUTER + 8 * intid as usize, mpidr);
-}
-
 /// An SPI ready to be made pending: edge-triggered, enabled, to this CPU.
-fn ready(machine: &Machine, intid: u32, priority: u8) {
+pub(super) fn ready(machine: &Machine, intid: u32, priority: u8) {
     edge(intid);
-    route(intid, machine.cpus()[0]);
+    irq::route(intid, machine.cpus()[0]);
     irq::set_priority(intid, 0, priority);
     irq::enable(intid, 0);
 }
 
-fn taken(cpu: usize, intid: u32, times: u32) -> Check {
+pub(super) fn taken(cpu: usize, intid: u32, times: u32) -> Check {
     eventually_with_irqs("an interrupt is taken", || irq::count(cpu, intid) >= times)?;
     quiet()?;
     check_eq!(irq::count(cpu, intid), times, "times that CPU {cpu} took {intid}");
@@ -114,18 +120,19 @@ fn taken(cpu: usize, intid: u32, times: u32) -> Check {
 }
 
 /// Lets in what is there, for a while.
-fn quiet() -> Check {
+pub(super) fn quiet() -> Check {
     arch::with_irqs(|| time::delay(200));
     Ok(())
 }
 
-fn not_taken(intid: u32) -> Check {
+pub(super) fn not_taken(intid: u32) -> Check {
     quiet()?;
     check_eq!(irq::count(0, intid), 0, "times that {intid} was taken");
     Ok(())
 }
 
 fn identity(_: &Machine) -> Check {
+    needs_gicv3()?;
     check_eq!(read32(GICD + 0xffe8) >> 4 & 15, 3, "architecture in GICD_PIDR2");
     check_eq!(read32(GICR + 0xffe8) >> 4 & 15, 3, "architecture in GICR_PIDR2");
     check_eq!(read32(GICD + 8) & 0xfff, 0x43b, "implementer in GICD_IIDR");
@@ -140,6 +147,7 @@ fn identity(_: &Machine) -> Check {
 }
 
 fn identity_keel(_: &Machine) -> Check {
+    needs_gicv3()?;
     check_eq!(read32(GICD + 0xffe8), 0x3b, "GICD_PIDR2");
     check_eq!(read32(GICR + 0xffe8), 0x3b, "GICR_PIDR2");
     let control = read32(GICD);
@@ -157,6 +165,7 @@ fn identity_keel(_: &Machine) -> Check {
 }
 
 fn redistributors(machine: &Machine) -> Check {
+    needs_gicv3()?;
     let count = machine.cpus().len();
     for number in 0..count {
         let typer = read64(GICR + number * GICR_STRIDE + 8);
@@ -176,16 +185,17 @@ fn redistributors(machine: &Machine) -> Check {
 /// A pair of registers that set and clear: writing 1 acts on one bit, writing 0 on none.
 fn set_and_clear(what: &str, set_at: usize, clear_at: usize, intids: &[u32]) -> Check {
     for &intid in intids {
-        let before = read32(word(set_at, intid));
+        let [sets, clears] = [set_at, clear_at].map(|offset| irq::bitmap(offset, intid));
+        let before = read32(sets);
         check!(!is_set(set_at, intid), "{what} of {intid} at the start");
         set(set_at, intid);
-        check_eq!(read32(word(set_at, intid)), before | 1 << (intid % 32), "{what} after setting {intid}");
-        check_eq!(read32(word(clear_at, intid)), before | 1 << (intid % 32), "the clear register for {intid}");
-        write32(word(set_at, intid), 0);
-        write32(word(clear_at, intid), 0);
+        check_eq!(read32(sets), before | 1 << (intid % 32), "{what} after setting {intid}");
+        check_eq!(read32(clears), before | 1 << (intid % 32), "the clear register for {intid}");
+        write32(sets, 0);
+        write32(clears, 0);
         check!(is_set(set_at, intid), "{what} of {intid} after writing zeros");
         set(clear_at, intid);
-        check_eq!(read32(word(set_at, intid)), before, "{what} after clearing {intid}");
+        check_eq!(read32(sets), before, "{what} after clearing {intid}");
     }
     Ok(())
 }
@@ -194,8 +204,11 @@ fn last_spi() -> u32 {
     (((read32(GICD + 4) & 0x1f) + 1) * 32 - 1).min(1019)
 }
 
-fn enable_registers(_: &Machine) -> Check {
-    set_and_clear("enable", ENABLE, DISABLE, &[3, 20, 27, 40, 63, 64, last_spi()])
+fn enable_registers(machine: &Machine) -> Check {
+    if can_disable_sgis(machine) {
+        set_and_clear("enable", ENABLE, DISABLE, &[3])?;
+    }
+    set_and_clear("enable", ENABLE, DISABLE, &[20, 27, 40, 63, 64, last_spi()])
 }
 
 fn pending_registers(_: &Machine) -> Check {
@@ -214,7 +227,7 @@ fn priority_registers(machine: &Machine) -> Check {
     // Of the owner's PPIs 25 and 26 are keel's.
     let private = if machine.is_root() { 28 } else { 27 };
     for intid in [0, 3, private, 31, 40, 41, 43, last_spi()] {
-        let base = if intid < 32 { GICR + GICR_SGI } else { GICD };
+        let base = if intid < 32 { irq::private_frame() } else { GICD };
         let byte = base + PRIORITY + intid as usize;
         let whole = byte & !3;
         let neighbours = !(0xff << (8 * (byte % 4)));
@@ -249,14 +262,15 @@ fn configuration_registers(_: &Machine) -> Check {
         check_eq!(read32(address), before & !bit, "configuration of {intid}, level");
     }
     // SGIs are edge-triggered, whatever is written.
-    let sgis = GICR + GICR_SGI + CONFIGURE;
-    check_eq!(read32(sgis), 0xaaaa_aaaa, "GICR_ICFGR0");
+    let sgis = irq::private_frame() + CONFIGURE;
+    check_eq!(read32(sgis), 0xaaaa_aaaa, "ICFGR0");
     write32(sgis, 0);
-    check_eq!(read32(sgis), 0xaaaa_aaaa, "GICR_ICFGR0 after writing 0");
+    check_eq!(read32(sgis), 0xaaaa_aaaa, "ICFGR0 after writing 0");
     Ok(())
 }
 
 fn router_registers(machine: &Machine) -> Check {
+    needs_gicv3()?;
     for intid in [SPI, last_spi()] {
         let address = GICD + ROUTER + 8 * intid as usize;
         for &mpidr in machine.cpus() {
@@ -273,6 +287,7 @@ fn router_registers(machine: &Machine) -> Check {
 }
 
 fn private_in_distributor(_: &Machine) -> Check {
+    needs_gicv3()?;
     for offset in
         [0x80, ENABLE, DISABLE, PEND, UNPEND, ACTIVATE, DEACTIVATE, PRIORITY, PRIORITY + 28, CONFIGURE, CONFIGURE + 4]
     {
@@ -284,7 +299,7 @@ fn private_in_distributor(_: &Machine) -> Check {
 }
 
 fn widths(_: &Machine) -> Check {
-    let enable = word(ENABLE, SPI);
+    let enable = irq::bitmap(ENABLE, SPI);
     set(ENABLE, SPI);
     let before = read32(enable);
     // Bytes and halfwords read as zero and write nothing.
@@ -300,11 +315,14 @@ fn widths(_: &Machine) -> Check {
     write64(GICD + PRIORITY + 40, !0);
     check_eq!(read32(GICD + PRIORITY + 40), 0x1020_3040, "priorities after writes of other widths");
     check_eq!((read16(GICD + PRIORITY + 40), read64(GICD + PRIORITY + 40)), (0, 0), "priorities in other widths");
-    check_eq!((read8(GICR + 8), read16(GICR + 8)), (0, 0), "GICR_TYPER in other widths");
+    if !irq::is_v2() {
+        check_eq!((read8(GICR + 8), read16(GICR + 8)), (0, 0), "GICR_TYPER in other widths");
+    }
     Ok(())
 }
 
 fn reserved(_: &Machine) -> Check {
+    needs_gicv3()?;
     // GICD_TYPER2, message-based SPIs (none), IGRPMODR and NSACR (one security state), SGIR and its relatives (affinity
     // routing), IROUTER of private interrupts, and words that are nothing at all.
     let offsets = [
@@ -324,6 +342,7 @@ fn reserved(_: &Machine) -> Check {
 }
 
 fn cpu_interface(machine: &Machine) -> Check {
+    needs_gicv3()?;
     let control = mrs!("S3_0_C12_C12_4");
     check!(control >> 8 & 7 >= 4, "ICC_CTLR_EL1.PRIbits of {control:#x}: fewer than 5 bits");
     for bits in [3, 2, 1, 0] {
@@ -349,13 +368,13 @@ fn cpu_interface(machine: &Machine) -> Check {
 }
 
 fn nothing_pending(_: &Machine) -> Check {
-    check_eq!(mrs!("S3_0_C12_C12_0"), 1023, "ICC_IAR1_EL1");
-    check_eq!(mrs!("S3_0_C12_C12_2"), 1023, "ICC_HPPIR1_EL1");
-    check_eq!(mrs!("S3_0_C12_C11_3"), 0xff, "ICC_RPR_EL1");
+    check_eq!(irq::acknowledge(), 1023, "IAR");
+    check_eq!(irq::highest_pending(), 1023, "HPPIR");
+    check_eq!(irq::running_priority(), 0xff, "RPR");
     check_eq!(mrs!("isr_el1"), 0, "ISR_EL1");
     // Ending what was not begun does nothing.
-    msr!("S3_0_C12_C12_1", 1023);
-    check_eq!(mrs!("S3_0_C12_C11_3"), 0xff, "ICC_RPR_EL1 after ending 1023");
+    irq::end(1023);
+    check_eq!(irq::running_priority(), 0xff, "RPR after ending 1023");
     Ok(())
 }
 
@@ -378,10 +397,10 @@ fn sgi_state(machine: &Machine) -> Check {
     eventually("the SGI is pending", || is_set(PEND, 5))?;
     check!(mrs!("isr_el1") & 1 << 7 != 0, "ISR_EL1.I with an SGI pending");
     set(UNPEND, 5);
-    check!(!is_set(PEND, 5), "GICR_ISPENDR0 after GICR_ICPENDR0");
+    check!(!is_set(PEND, 5), "ISPENDR0 after it was cleared");
     eventually("ISR_EL1.I falls", || mrs!("isr_el1") & 1 << 7 == 0)?;
     not_taken(5)?;
-    // By register, as well as by ICC_SGI1R_EL1.
+    // By register, as well as by sending it.
     set(PEND, 5);
     taken(0, 5, 1)
 }
@@ -393,6 +412,9 @@ fn sgi_merge(machine: &Machine) -> Check {
 }
 
 fn sgi_disabled(machine: &Machine) -> Check {
+    if !can_disable_sgis(machine) {
+        return skip("SGIs of a GICv2 may always be enabled");
+    }
     irq::send(7, machine.cpus()[0]);
     not_taken(7)?;
     check!(is_set(PEND, 7), "a disabled SGI does not stay pending");
@@ -417,7 +439,7 @@ fn take(cpu: usize) {
 }
 
 /// Starts CPUs 1 to `last` on [`take`] of `intid`, runs `f`, and ends them.
-fn with_others(machine: &Machine, last: usize, intid: u32, f: impl FnOnce() -> Check) -> Check {
+pub(super) fn with_others(machine: &Machine, last: usize, intid: u32, f: impl FnOnce() -> Check) -> Check {
     DONE.store(0, SeqCst);
     READY.store(0, SeqCst);
     WANTED.store(intid, SeqCst);
@@ -466,6 +488,7 @@ fn sgi_all_but_self(machine: &Machine) -> Check {
 }
 
 fn sgi_nobody(machine: &Machine) -> Check {
+    needs_gicv3()?;
     irq::enable(1, 0);
     let me = machine.cpus()[0];
     // No target; CPUs that are not there; another cluster.
@@ -481,6 +504,7 @@ fn sgi_nobody(machine: &Machine) -> Check {
 }
 
 fn sgi_group0(machine: &Machine) -> Check {
+    needs_gicv3()?;
     irq::enable(1, 0);
     let value = 1 << 24 | 1 << (machine.cpus()[0] & 15);
     // All interrupts are in group 1: ICC_SGI0R_EL1 and ICC_ASGI1R_EL1 reach none.
@@ -548,10 +572,10 @@ fn spi_retarget(machine: &Machine) -> Check {
     ready(machine, SPI, 0x80);
     with_others(machine, 1, SPI, || {
         for times in 1..=5 {
-            route(SPI, machine.cpus()[1]);
+            irq::route(SPI, machine.cpus()[1]);
             set(PEND, SPI);
             eventually("CPU 1 takes the SPI", || irq::count(1, SPI) == times)?;
-            route(SPI, machine.cpus()[0]);
+            irq::route(SPI, machine.cpus()[0]);
             set(PEND, SPI);
             taken(0, SPI, times)?;
         }
@@ -565,7 +589,7 @@ fn spi_retarget_while_pending(machine: &Machine) -> Check {
     set(PEND, SPI);
     eventually("ISR_EL1.I rises", || mrs!("isr_el1") & 1 << 7 != 0)?;
     with_others(machine, 1, SPI, || {
-        route(SPI, machine.cpus()[1]);
+        irq::route(SPI, machine.cpus()[1]);
         eventually("CPU 1 takes the SPI", || irq::count(1, SPI) == 1)?;
         not_taken(SPI)
     })
@@ -573,7 +597,7 @@ fn spi_retarget_while_pending(machine: &Machine) -> Check {
 
 fn spi_to_stopped_cpu(machine: &Machine) -> Check {
     ready(machine, SPI, 0x80);
-    route(SPI, machine.cpus()[1]);
+    irq::route(SPI, machine.cpus()[1]);
     set(PEND, SPI);
     not_taken(SPI)?;
     check!(is_set(PEND, SPI), "it does not stay pending");
@@ -623,7 +647,7 @@ fn active_seen_from_other(machine: &Machine) -> Check {
             SEEN.store(1, SeqCst);
             time::wait_until(|| SEEN.load(SeqCst) == 2);
         }));
-        route(SPI, machine.cpus()[1]);
+        irq::route(SPI, machine.cpus()[1]);
         set(PEND, SPI);
         let inside = eventually("CPU 1 is in its handler", || SEEN.load(SeqCst) == 1);
         let (active, pending) = (is_set(ACTIVATE, SPI), is_set(PEND, SPI));
@@ -638,46 +662,45 @@ fn active_seen_from_other(machine: &Machine) -> Check {
 fn split_eoi(machine: &Machine) -> Check {
     ready(machine, SPI, 0x80);
     ready(machine, 41, 0x80);
-    msr!("S3_0_C12_C12_4", 2); // ICC_CTLR_EL1.EOImode
+    irq::set_split(true);
     set(PEND, SPI);
     taken(0, SPI, 1)?;
     check!(is_set(ACTIVATE, SPI), "EOIR deactivated the SPI, with EOImode 1");
-    check_eq!(mrs!("S3_0_C12_C11_3"), 0xff, "ICC_RPR_EL1 after EOIR");
+    check_eq!(irq::running_priority(), 0xff, "RPR after EOIR");
     // Active: not taken again. Another of the same priority is, since the priority was dropped.
     set(PEND, SPI);
     set(PEND, 41);
     taken(0, 41, 1)?;
     check_eq!(irq::count(0, SPI), 1, "times that an active SPI was taken");
     check!(is_set(PEND, SPI), "pending while active is lost");
-    msr!("S3_0_C12_C11_1", u64::from(SPI)); // ICC_DIR_EL1
+    irq::deactivate(SPI);
     taken(0, SPI, 2)?;
     for intid in [41, SPI] {
-        msr!("S3_0_C12_C11_1", u64::from(intid));
+        irq::deactivate(intid);
         check!(!is_set(ACTIVATE, intid), "DIR did not deactivate {intid}");
     }
-    msr!("S3_0_C12_C12_4", 0);
+    irq::set_split(false);
     Ok(())
 }
 
 fn priority_mask(machine: &Machine) -> Check {
     ready(machine, SPI, 0x80);
     for mask in [0, 0x40, 0x80] {
-        GicCpuInterface::set_priority_mask(mask);
+        irq::set_mask(mask);
         set(PEND, SPI);
         not_taken(SPI)?;
         check_eq!(mrs!("isr_el1") & 1 << 7, 0, "ISR_EL1.I under mask {mask:#x}");
     }
-    GicCpuInterface::set_priority_mask(0x88);
+    irq::set_mask(0x88);
     taken(0, SPI, 1)
 }
 
 fn group_enables(machine: &Machine) -> Check {
     ready(machine, SPI, 0x80);
-    GicCpuInterface::enable_group1(false);
-    arch::isb();
+    irq::enable_group(false);
     set(PEND, SPI);
     not_taken(SPI)?;
-    GicCpuInterface::enable_group1(true);
+    irq::enable_group(true);
     taken(0, SPI, 1)?;
     irq::forget();
     let control = read32(GICD);
@@ -761,7 +784,7 @@ fn nest(machine: &Machine, first: u8, second: u8) -> Check<usize> {
     set(PEND, SPI);
     eventually_with_irqs("both are taken", || irq::total(0) == 2 && DEPTH.load(SeqCst) == 0)?;
     check_eq!((irq::nth(0, 0), irq::nth(0, 1)), (SPI, 41), "the order");
-    check_eq!(mrs!("S3_0_C12_C11_3"), 0xff, "ICC_RPR_EL1 at the end");
+    check_eq!(irq::running_priority(), 0xff, "RPR at the end");
     irq::forget();
     Ok(DEEPEST.load(SeqCst))
 }
@@ -781,11 +804,10 @@ fn no_preemption(machine: &Machine) -> Check {
 }
 
 fn binary_point(machine: &Machine) -> Check {
-    // ICC_BPR1_EL1 = N makes bits 7:N the group priority, and only that decides on preemption.
-    msr!("S3_0_C12_C12_3", 7);
-    check_eq!(mrs!("S3_0_C12_C12_3"), 7, "ICC_BPR1_EL1");
+    // Only the group priority decides on preemption.
+    irq::set_binary_point(7);
     check_eq!(nest(machine, 0x70, 0x40)?, 1, "depth of 0x40 over 0x70 with BPR 7");
-    msr!("S3_0_C12_C12_3", 4);
+    irq::set_binary_point(4);
     check_eq!(nest(machine, 0x70, 0x40)?, 2, "depth of 0x40 over 0x70 with BPR 4");
     check_eq!(nest(machine, 0x48, 0x40)?, 1, "depth of 0x40 over 0x48 with BPR 4");
     irq::init(machine);
@@ -795,12 +817,12 @@ fn binary_point(machine: &Machine) -> Check {
 fn running_priority(machine: &Machine) -> Check {
     for priority in [0, 0x40, 0x80, 0xf0] {
         ready(machine, SPI, priority);
-        irq::set_handler(Some(|_| SEEN.store(mrs!("S3_0_C12_C11_3") as u32, SeqCst)));
+        irq::set_handler(Some(|_| SEEN.store(irq::running_priority(), SeqCst)));
         irq::forget();
         set(PEND, SPI);
         taken(0, SPI, 1)?;
-        check_eq!(SEEN.load(SeqCst), u32::from(priority), "ICC_RPR_EL1 in the handler");
-        check_eq!(mrs!("S3_0_C12_C11_3"), 0xff, "ICC_RPR_EL1 outside");
+        check_eq!(SEEN.load(SeqCst), u32::from(priority), "RPR in the handler");
+        check_eq!(irq::running_priority(), 0xff, "RPR outside");
     }
     Ok(())
 }
@@ -809,12 +831,12 @@ fn highest_pending(machine: &Machine) -> Check {
     ready(machine, SPI, 0x80);
     ready(machine, 41, 0x40);
     set(PEND, SPI);
-    eventually("the first is the highest", || mrs!("S3_0_C12_C12_2") == u64::from(SPI))?;
+    eventually("the first is the highest", || irq::highest_pending() == SPI)?;
     set(PEND, 41);
-    eventually("the second is the highest", || mrs!("S3_0_C12_C12_2") == 41)?;
+    eventually("the second is the highest", || irq::highest_pending() == 41)?;
     // Looking does not acknowledge.
-    check!(is_set(PEND, SPI) && is_set(PEND, 41), "no longer pending after ICC_HPPIR1_EL1");
-    check_eq!(mrs!("S3_0_C12_C11_3"), 0xff, "ICC_RPR_EL1");
+    check!(is_set(PEND, SPI) && is_set(PEND, 41), "no longer pending after HPPIR");
+    check_eq!(irq::running_priority(), 0xff, "RPR");
     taken(0, 41, 1)?;
     taken(0, SPI, 1)
 }

@@ -26,8 +26,10 @@ pub const CASES: &[Case] = &[
 
 /// Tokens: SGIs 1 to 4, each of which is in one place at a time, so that none can merge with another.
 const TOKENS: u32 = 4;
-/// Hops of all tokens together.
-const HOPS: usize = 10_000;
+/// Hops of all tokens together. On a GICv2 each is a dozen accesses to one device, for which QEMU has one lock.
+fn hops() -> usize {
+    if irq::is_v2() { 2_000 } else { 10_000 }
+}
 
 static HOPPED: AtomicUsize = AtomicUsize::new(0);
 static READY: AtomicUsize = AtomicUsize::new(0);
@@ -54,8 +56,8 @@ fn pass_on(intid: u32) {
         Timer::Physical.stop();
         return;
     }
-    // The last hop of each token is not passed on, so that there are HOPS in all.
-    if HOPPED.fetch_add(1, SeqCst) < HOPS - TOKENS as usize {
+    // The last hop of each token is not passed on, so that there are so many in all.
+    if HOPPED.fetch_add(1, SeqCst) < hops() - TOKENS as usize {
         let next = (me + 1) % RING_LENGTH.load(SeqCst);
         irq::send(intid, RING[next].load(SeqCst) as u64);
     }
@@ -64,7 +66,7 @@ fn pass_on(intid: u32) {
 fn over() -> bool {
     let ticked = PERIOD_US.load(SeqCst) == 0
         || TICKS[..RING_LENGTH.load(SeqCst)].iter().all(|ticks| ticks.load(SeqCst) >= TICKS_WANTED);
-    HOPPED.load(SeqCst) >= HOPS && ticked
+    HOPPED.load(SeqCst) >= hops() && ticked
 }
 
 /// A CPU of the ring: takes interrupts until all is over.
@@ -118,7 +120,7 @@ fn ring(machine: &Machine, period_us: usize, sleep: bool) -> Check {
     for cpu in 1..cpus {
         join(machine, cpu)?;
     }
-    check_eq!(HOPPED.load(SeqCst), HOPS, "hops, none lost and none twice");
+    check_eq!(HOPPED.load(SeqCst), hops(), "hops, none lost and none twice");
     for (cpu, ticks) in TICKS[..cpus].iter().enumerate().filter(|_| period_us != 0) {
         let ticks = ticks.load(SeqCst);
         check!(ticks >= TICKS_WANTED, "CPU {cpu} had {ticks} ticks of {TICKS_WANTED}");
@@ -191,7 +193,7 @@ fn spi_from_all_cpus(machine: &Machine) -> Check {
         let intid = SPI + cpu as u32;
         let configure = platform::GICD + 0xc00 + intid as usize / 16 * 4;
         mmio::write32(configure, mmio::read32(configure) | 2 << (intid % 16 * 2));
-        mmio::write64(platform::GICD + 0x6000 + 8 * intid as usize, machine.cpus()[0]);
+        irq::route(intid, machine.cpus()[0]);
         irq::enable(intid, 0);
         start(machine, cpu, pend, cpu)?;
     }

@@ -17,11 +17,11 @@ pub(super) fn run(machine: &'static Machine) {
         return;
     }
     irq::init(machine);
-    frame("GICD", GICD);
+    frame("GICD", GICD, 0x1_0000);
     for cpu in 0..machine.cpus().len() {
         let base = GICR + cpu * GICR_STRIDE;
-        frame(if cpu == 0 { "GICR0 RD" } else { "GICR1 RD" }, base);
-        frame(if cpu == 0 { "GICR0 SGI" } else { "GICR1 SGI" }, base + GICR_SGI);
+        frame(if cpu == 0 { "GICR0 RD" } else { "GICR1 RD" }, base, 0x1_0000);
+        frame(if cpu == 0 { "GICR0 SGI" } else { "GICR1 SGI" }, base + GICR_SGI, 0x1_0000);
     }
     widths();
     writes(machine);
@@ -34,11 +34,11 @@ fn load(opcode: u32, address: usize) -> Outcome {
 }
 
 /// The words of a frame that are not zero, runs of equal ones together; a line for each KiB.
-fn frame(name: &str, base: usize) {
-    for part in (0..0x1_0000).step_by(0x400) {
+pub(super) fn frame(name: &str, base: usize, length: usize) {
+    for part in (0..length).step_by(0x400) {
         let mut line = Line::about(format_args!("{name} + {part:#x}"));
         let mut run: Option<(usize, usize, u64)> = None;
-        for offset in (part..part + 0x400).step_by(4) {
+        for offset in (part..length.min(part + 0x400)).step_by(4) {
             let outcome = load(LDR_W, base + offset);
             if let Some(trap) = &outcome.trap {
                 line.add(format_args!(" {offset:#x}"));
@@ -67,9 +67,8 @@ fn flush(line: &mut Line, run: Option<(usize, usize, u64)>) {
     }
 }
 
-/// Loads of each width at registers of each width.
 fn widths() {
-    for (name, address) in [
+    widths_of(&[
         ("GICD_CTLR", GICD),
         ("GICD_TYPER", GICD + 4),
         ("GICD_IIDR", GICD + 8),
@@ -86,7 +85,13 @@ fn widths() {
         ("GICR_PIDR2", GICR + 0xffe8),
         ("GICR_IPRIORITYR0", GICR + GICR_SGI + 0x400),
         ("GICR_ICFGR0", GICR + GICR_SGI + 0xc00),
-    ] {
+    ]);
+}
+
+/// Loads of each width at registers of each width.
+pub(super) fn widths_of(registers: &[(&str, usize)]) {
+    for (name, address) in registers {
+        let address = *address;
         for (width, opcode) in [("ldrb", 0x3940_0000), ("ldrh", 0x7940_0000), ("ldr w", LDR_W), ("ldr x", 0xf940_0000)]
         {
             // Eight bytes at an address that is not a multiple of eight are the guest's own alignment fault.
@@ -175,21 +180,26 @@ const REDISTRIBUTOR: &[(&str, usize, &[u32])] = &[
 
 fn writes(machine: &Machine) {
     for (base, table) in [(GICD, DISTRIBUTOR), (GICR, REDISTRIBUTOR)] {
-        for (name, offset, values) in table {
-            let address = base + offset;
-            let old = mmio::read32(address);
-            for value in *values {
-                let mut line = Line::about(format_args!("str w of {value:#x} to {name}"));
-                let outcome = exec::run_with(0xb900_0000 | 10 << 5, &[(0, u64::from(*value)), (10, address as u64)]);
-                match &outcome.trap {
-                    Some(trap) => line.exception(trap, Some(address as u64)),
-                    None => line.add(format_args!(" {:#x}", mmio::read32(address))),
-                }
-                line.end();
-            }
-            mmio::write32(address, old);
-        }
+        writes_of(base, table);
         // Nothing stays enabled, pending or active.
         irq::init(machine);
+    }
+}
+
+/// Stores of words, and what is read back.
+pub(super) fn writes_of(base: usize, table: &[(&str, usize, &[u32])]) {
+    for (name, offset, values) in table {
+        let address = base + offset;
+        let old = mmio::read32(address);
+        for value in *values {
+            let mut line = Line::about(format_args!("str w of {value:#x} to {name}"));
+            let outcome = exec::run_with(0xb900_0000 | 10 << 5, &[(0, u64::from(*value)), (10, address as u64)]);
+            match &outcome.trap {
+                Some(trap) => line.exception(trap, Some(address as u64)),
+                None => line.add(format_args!(" {:#x}", mmio::read32(address))),
+            }
+            line.end();
+        }
+        mmio::write32(address, old);
     }
 }

@@ -6,12 +6,7 @@
 
 use super::Line;
 use core::fmt;
-use keel_test_kernel::{
-    arch, irq,
-    machine::Machine,
-    mmio, mrs, msr,
-    platform::{GICD, GICR, GICR_SGI},
-};
+use keel_test_kernel::{arch, irq, machine::Machine, mmio, mrs, platform::GICD};
 
 /// One step.
 #[derive(Clone, Copy, Debug)]
@@ -34,20 +29,24 @@ enum Step {
     Activate(u32),
     /// GICx_ICACTIVERn.
     Deactivate(u32),
-    /// ICC_SGI1R_EL1, to this CPU.
+    /// ICC_SGI1R_EL1, to this CPU; GICD_SGIR.
     Sgi(u32),
-    /// ICC_PMR_EL1.
+    /// ICC_PMR_EL1; GICC_PMR.
     Mask(u8),
-    /// ICC_CTLR_EL1.EOImode.
+    /// ICC_CTLR_EL1.EOImode; GICC_CTLR.EOImode.
     EoiMode(u64),
-    /// ICC_IGRPEN1_EL1.
+    /// ICC_IGRPEN1_EL1; GICC_CTLR.EnableGrp0, as a GICv2's interrupts are in group 0.
     Group1(u64),
-    /// ICC_IAR1_EL1.
+    /// ICC_IAR1_EL1; GICC_IAR.
     Acknowledge,
-    /// ICC_EOIR1_EL1.
+    /// ICC_EOIR1_EL1; GICC_EOIR.
     End(u32),
-    /// ICC_DIR_EL1.
+    /// ICC_DIR_EL1; GICC_DIR.
     Deactivated(u32),
+    /// GICD_SPENDSGIRn: senders of an SGI.
+    Send(u32, u8),
+    /// GICD_CPENDSGIRn.
+    Unsend(u32, u8),
 }
 
 use Step::*;
@@ -194,12 +193,71 @@ const SCRIPTS: &[Script] = &[
     },
 ];
 
+/// The INTID and sender that a GICv2 gives for an SGI.
+const fn of(sgi: u32, sender: u32) -> u32 {
+    sgi | sender << 10
+}
+
+/// What only a GICv2 does.
+const V2_SCRIPTS: &[Script] = &[
+    Script {
+        name: "senders",
+        intids: [1, 2],
+        steps: &[
+            Enable(1),
+            Send(1, 3),
+            Acknowledge,
+            End(of(1, 0)),
+            Acknowledge,
+            End(of(1, 1)),
+            Acknowledge,
+            Send(1, 2),
+            Acknowledge,
+            End(of(1, 1)),
+        ],
+    },
+    Script {
+        name: "senders taken back",
+        intids: [1, 2],
+        steps: &[
+            Enable(1),
+            Send(1, 3),
+            Unsend(1, 1),
+            Acknowledge,
+            End(of(1, 1)),
+            Send(1, 1),
+            Unsend(1, 1),
+            Acknowledge,
+        ],
+    },
+    Script {
+        name: "two of one number",
+        intids: [1, 2],
+        steps: &[
+            Enable(1),
+            Send(1, 1),
+            Acknowledge,
+            Send(1, 2),
+            End(of(1, 0)),
+            Acknowledge,
+            End(of(1, 1)),
+            Acknowledge,
+        ],
+    },
+    Script {
+        name: "senders of a disabled one",
+        intids: [1, 2],
+        steps: &[Disable(1), Send(1, 3), Acknowledge, Enable(1), Acknowledge, End(of(1, 0)), Unsend(1, 2), Acknowledge],
+    },
+];
+
 /// Runs all scripts.
 pub(super) fn run(machine: &'static Machine) {
-    if !machine.has_gicv3 {
+    if !machine.has_gicv3 && !machine.has_gicv2 {
         return;
     }
-    for script in SCRIPTS {
+    let more = if machine.has_gicv2 { V2_SCRIPTS } else { &[] };
+    for script in SCRIPTS.iter().chain(more) {
         irq::init(machine);
         for (number, step) in script.steps.iter().enumerate() {
             let mut line = Line::about(format_args!("interrupt, {} {number}: {step:?}", script.name));
@@ -211,8 +269,8 @@ pub(super) fn run(machine: &'static Machine) {
             arch::isb();
             line.add(format_args!(
                 " HPPIR1 {} RPR {:#x} ISR {:#x}",
-                mrs!("S3_0_C12_C12_2"),
-                mrs!("S3_0_C12_C11_3"),
+                irq::highest_pending(),
+                irq::running_priority(),
                 mrs!("isr_el1")
             ));
             for intid in script.intids {
@@ -226,7 +284,7 @@ pub(super) fn run(machine: &'static Machine) {
 
 /// The frame an interrupt's registers are in.
 fn base(intid: u32) -> usize {
-    if intid < 32 { GICR + GICR_SGI } else { GICD }
+    if intid < 32 { irq::private_frame() } else { GICD }
 }
 
 /// A register with a bit for each interrupt.
@@ -245,7 +303,7 @@ fn configure(intid: u32, edge: u32) {
 }
 
 /// Takes a step; the INTID that was acknowledged.
-fn take(machine: &Machine, step: Step) -> Option<u64> {
+fn take(machine: &Machine, step: Step) -> Option<u32> {
     match step {
         Enable(intid) => set(0x100, intid),
         Disable(intid) => set(0x180, intid),
@@ -257,12 +315,14 @@ fn take(machine: &Machine, step: Step) -> Option<u64> {
         Activate(intid) => set(0x300, intid),
         Deactivate(intid) => set(0x380, intid),
         Sgi(intid) => irq::send(intid, machine.cpus()[0]),
-        Mask(priority) => msr!("S3_0_C4_C6_0", priority.into()),
-        EoiMode(mode) => msr!("S3_0_C12_C12_4", mode << 1),
-        Group1(enable) => msr!("S3_0_C12_C12_7", enable),
-        Acknowledge => return Some(mrs!("S3_0_C12_C12_0")),
-        End(intid) => msr!("S3_0_C12_C12_1", intid.into()),
-        Deactivated(intid) => msr!("S3_0_C12_C11_1", intid.into()),
+        Mask(priority) => irq::set_mask(priority),
+        EoiMode(mode) => irq::set_split(mode != 0),
+        Group1(enable) => irq::enable_group(enable != 0),
+        Acknowledge => return Some(irq::acknowledge()),
+        End(acknowledged) => irq::end(acknowledged),
+        Deactivated(acknowledged) => irq::deactivate(acknowledged),
+        Send(sgi, senders) => mmio::write8(GICD + 0xf20 + sgi as usize, senders),
+        Unsend(sgi, senders) => mmio::write8(GICD + 0xf10 + sgi as usize, senders),
     }
     None
 }
@@ -278,6 +338,9 @@ impl fmt::Display for State {
             if is(offset) {
                 write!(formatter, "{name}")?;
             }
+        }
+        if irq::is_v2() && self.0 < 16 {
+            write!(formatter, " senders {:#x}", mmio::read8(GICD + 0xf20 + self.0 as usize))?;
         }
         write!(formatter, " {:#x}", mmio::read8(base(self.0) + 0x400 + self.0 as usize))
     }
