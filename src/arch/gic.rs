@@ -332,6 +332,11 @@ pub fn start_cpu_interface() -> Result<(), GicError> {
     Ok(())
 }
 
+/// Whether a physical interrupt waits to be taken on this CPU (ISR_EL1.I).
+pub fn is_pending() -> bool {
+    read_sysreg!("isr_el1") & (1 << 7) != 0
+}
+
 /// Acknowledges the highest-priority pending interrupt; [`SPURIOUS`] or above when there is none.
 #[inline]
 pub fn acknowledge() -> u32 {
@@ -470,6 +475,11 @@ pub const ICH_HCR_LRENPIE: u64 = 1 << 2;
 /// The virtual interface of this CPU: ICH_* registers.
 pub mod virtual_interface {
     use super::{isb, read_sysreg, write_sysreg};
+
+    /// ICH_VTR_EL2.
+    pub fn vtr() -> u64 {
+        read_sysreg!("S3_4_C12_C11_1")
+    }
 
     /// Number of list registers.
     #[inline]

@@ -27,7 +27,7 @@ pub(super) fn wake(vcpu: &Vcpu) {
     kick(vcpu);
 }
 
-/// Interrupts that come from outside a vCPU: the console's input.
+/// Interrupts that come from outside a vCPU: the console's input; and whoever has folded its own list registers back.
 pub struct Outside<'a>(pub &'a Machine);
 
 impl VgicHost for Outside<'_> {
@@ -40,6 +40,16 @@ impl VgicHost for Outside<'_> {
     fn sync(&self, vcpu: usize) {
         if let Some(vcpu) = self.0.vcpus.get(vcpu) {
             wait_for_sync(vcpu, || {});
+        }
+    }
+
+    fn come_back(&self, _: usize) {
+        physical::kick_after_others();
+    }
+
+    fn carry_on(&self, vcpu: usize) {
+        if let Some(its) = &self.0.its {
+            its.carry_on(vcpu, &self.0.vgic, self);
         }
     }
 }
@@ -85,6 +95,10 @@ impl VgicHost for Exiting<'_> {
                 }
             });
         }
+    }
+
+    fn come_back(&self, _: usize) {
+        physical::kick_after_others();
     }
 }
 

@@ -4,7 +4,7 @@ use super::{
     Errno,
     filter::Filter,
     interface::Hardware,
-    interrupts::Outside,
+    interrupts::{Exiting, Outside},
     memory::Slots,
     owner::{Owner, Owning},
     pages::PageStates,
@@ -23,6 +23,7 @@ use crate::{
     mm::Ipa,
     vdev::{
         idregs::GuestIdRegisters,
+        its::{self, Its},
         mmio::{AccessSize, Bus, Region},
         owner_gic::{Accessor, Frame, OwnerCpu},
         pl011::{self, Pl011},
@@ -80,6 +81,7 @@ pub(super) enum Target {
     Redistributors,
     /// The distributor of a GICv2.
     DistributorV2,
+    Its,
     /// A frame of the machine's GIC, for the VM that owns it.
     Owned(Frame),
     Uart,
@@ -101,6 +103,8 @@ pub(super) struct MachineSetup {
     pub vcpus: Vec<Arc<Vcpu>>,
     pub spis: usize,
     pub vgic: VgicFrames,
+    /// The VM has an ITS, at this address if it was given one.
+    pub its: Option<Option<Ipa>>,
     pub owner: Option<Owner>,
     pub initialised: bool,
     pub devices: Vec<Device>,
@@ -177,6 +181,7 @@ pub struct Machine {
     /// Its vCPUs, by index.
     pub vcpus: Vec<Arc<Vcpu>>,
     pub(super) vgic: Vgic,
+    pub(super) its: Option<Its>,
     /// What takes the vGIC's place in the VM that owns the machine.
     pub(super) owner: Option<Owner>,
     /// The vCPUs' PMUs, if they have any.
@@ -235,6 +240,9 @@ impl Machine {
                 }
             }
         }
+        if let Some(start) = setup.its.flatten() {
+            regions.push(Region { name: "its", start, length: its::LENGTH, device: Target::Its });
+        }
         let (mut uart, mut rtc) = (None, None);
         let mut wall_clock = None;
         for device in &setup.devices {
@@ -257,7 +265,11 @@ impl Machine {
             VgicFrames::V3 { .. } => Vgic::new(&config),
             VgicFrames::V2 { .. } => Vgic::new_v2(&config),
         };
-        let vgic = vgic.map_err(|_| Errno::EINVAL)?;
+        let mut vgic = vgic.map_err(|_| Errno::EINVAL)?;
+        let its = setup.its.map(|_| Its::new(setup.slots.clone()));
+        if its.is_some() {
+            vgic.give_lpis(setup.slots.clone()).map_err(|_| Errno::ENOMEM)?;
+        }
         let mut timers = setup.timers;
         let pmu = setup.pmu.map(|(interrupts, events)| Pmu { interrupts, events });
         let mut pmu_private = None;
@@ -290,6 +302,7 @@ impl Machine {
             name: setup.name,
             vcpus: setup.vcpus,
             vgic,
+            its,
             owner: setup.owner,
             pmu,
             pmu_private,
@@ -364,6 +377,9 @@ impl Machine {
     /// Devices as after reset; no vCPU may be resident.
     pub fn reset(&self) {
         self.vgic.reset();
+        if let Some(its) = &self.its {
+            its.reset();
+        }
         if let Some(owner) = &self.owner {
             owner.reset();
         }
@@ -491,12 +507,15 @@ impl Machine {
 
     /// Carries out a load.
     #[inline]
-    pub(super) fn read(&self, target: Target, offset: u64, size: AccessSize, host: &dyn VgicHost) -> u64 {
+    pub(super) fn read(&self, target: Target, offset: u64, size: AccessSize, host: &Exiting<'_>) -> u64 {
         match target {
             Target::Distributor => self.vgic.dist_read(offset, size, host),
             Target::Redistributors => {
                 let (vcpu, offset) = redistributor(offset);
                 self.vgic.redist_read(vcpu, offset, size, host)
+            }
+            Target::Its => {
+                self.its.as_ref().map_or(0, |its| its.read(offset, size, host.vcpu.index(), &self.vgic, host))
             }
             // Go another way: `access_owned`, `access_banked`.
             Target::Owned(_) | Target::DistributorV2 => 0,
@@ -507,12 +526,17 @@ impl Machine {
 
     /// Carries out a store.
     #[inline]
-    pub(super) fn write(&self, target: Target, offset: u64, size: AccessSize, value: u64, host: &dyn VgicHost) {
+    pub(super) fn write(&self, target: Target, offset: u64, size: AccessSize, value: u64, host: &Exiting<'_>) {
         match target {
             Target::Distributor => self.vgic.dist_write(offset, size, value, host),
             Target::Redistributors => {
                 let (vcpu, offset) = redistributor(offset);
                 self.vgic.redist_write(vcpu, offset, size, value, host);
+            }
+            Target::Its => {
+                if let Some(its) = &self.its {
+                    its.write(offset, size, value, host.vcpu.index(), &self.vgic, host);
+                }
             }
             Target::Owned(_) | Target::DistributorV2 => {}
             Target::Uart => {
@@ -540,7 +564,7 @@ impl Machine {
         match target {
             Target::Distributor => self.vgic.dist_peek(offset),
             Target::Uart => self.uart.as_ref()?.1.lock().pl011.peek(offset),
-            Target::Redistributors | Target::Owned(_) | Target::DistributorV2 | Target::Rtc => None,
+            Target::Redistributors | Target::Its | Target::Owned(_) | Target::DistributorV2 | Target::Rtc => None,
         }
     }
 

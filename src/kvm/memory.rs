@@ -3,7 +3,10 @@
 //! The list is behind a lock and for calls that are rare; what is reached often (a PV time structure) keeps the block it
 //! found here.
 
-use crate::mm::{Ipa, frame::Block, stage2::Memory};
+use crate::{
+    mm::{Ipa, frame::Block, stage2::Memory},
+    vdev::memory::GuestMemory,
+};
 use alloc::{sync::Arc, vec::Vec};
 use core::ops::Range;
 use spin::Mutex;
@@ -66,6 +69,24 @@ impl Slots {
         end.is_some_and(|end| self.covers(ipa.0..end)) && self.write(ipa, bytes)
     }
 
+    /// Does something with each of `count` words at `ipa`: `word` gets its block, its offset there and its number. `false`
+    /// if `ipa` is no multiple of 8 or some of it is not memory.
+    fn each_word(&self, ipa: u64, count: usize, mut word: impl FnMut(&Block, u64, usize) -> bool) -> bool {
+        let slots = self.0.lock();
+        let mut done = 0;
+        while done < count {
+            let Some(at) = ipa.checked_add(8 * done as u64) else { return false };
+            let Some(slot) = slots.iter().find(|slot| slot.contains(Ipa(at))) else { return false };
+            let offset = at - slot.ipa.0;
+            let here = ((slot.size() - offset) / 8).min((count - done) as u64) as usize;
+            if here == 0 || !(0..here).all(|n| word(&slot.memory, offset + 8 * n as u64, done + n)) {
+                return false;
+            }
+            done += here;
+        }
+        true
+    }
+
     /// Whether every address of a range is memory.
     fn covers(&self, range: Range<u64>) -> bool {
         let slots = self.0.lock();
@@ -75,5 +96,25 @@ impl Slots {
             at = slot.ipa.0 + slot.size();
         }
         true
+    }
+}
+
+impl GuestMemory for Slots {
+    fn read(&self, address: u64, words: &mut [u64]) -> bool {
+        self.each_word(address, words.len(), |block, offset, number| {
+            match (block.read_word(offset), words.get_mut(number)) {
+                (Some(value), Some(word)) => {
+                    *word = u64::from_le(value);
+                    true
+                }
+                _ => false,
+            }
+        })
+    }
+
+    fn write(&self, address: u64, words: &[u64]) -> bool {
+        self.each_word(address, words.len(), |block, offset, number| {
+            words.get(number).is_some_and(|word| block.write_word(offset, word.to_le()))
+        })
     }
 }

@@ -24,6 +24,8 @@ mod interface;
 #[cfg(target_os = "none")]
 mod interrupts;
 #[cfg(target_os = "none")]
+mod its;
+#[cfg(target_os = "none")]
 pub mod machine;
 #[cfg(target_os = "none")]
 mod memory;
@@ -37,6 +39,8 @@ pub mod run;
 mod stolen;
 #[cfg(target_os = "none")]
 pub mod vcpu;
+#[cfg(target_os = "none")]
+mod vgic;
 #[cfg(target_os = "none")]
 pub mod vm;
 

@@ -91,6 +91,17 @@ pub fn kick(index: usize) {
     }
 }
 
+/// Makes this CPU leave the guest that it is about to enter, once other interrupts that are pending had their turn: they
+/// make it leave, too.
+pub fn kick_after_others() {
+    if !gic::is_pending()
+        && let Some(redistributor) = redistributor()
+        && let Some(host) = INTERRUPTS.get()
+    {
+        redistributor.pend(host.hypervisor_timer);
+    }
+}
+
 /// keel leaves this CPU: nobody is to kick it any more.
 pub(super) fn leave() {
     if let Some(cpu) = CPUS.get(cpu::index()) {

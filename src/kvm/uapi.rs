@@ -138,6 +138,9 @@ pub const DEVICE_ARM_VGIC_V2: u32 = 5;
 /// `kvm_create_device.type`: ARM_VGIC_V3.
 pub const DEVICE_ARM_VGIC_V3: u32 = 7;
 
+/// `kvm_create_device.type`: ARM_VGIC_ITS.
+pub const DEVICE_ARM_VGIC_ITS: u32 = 8;
+
 /// Groups and attributes of a vCPU.
 pub mod vcpu {
     /// KVM_ARM_VCPU_PMU_V3_CTRL.
@@ -162,6 +165,8 @@ pub mod vcpu {
 pub mod vgic {
     /// KVM_DEV_ARM_VGIC_GRP_ADDR.
     pub const GROUP_ADDR: u32 = 0;
+    /// KVM_DEV_ARM_VGIC_GRP_DIST_REGS.
+    pub const GROUP_DIST_REGS: u32 = 1;
     /// KVM_DEV_ARM_VGIC_GRP_NR_IRQS.
     pub const GROUP_NR_IRQS: u32 = 3;
     /// KVM_DEV_ARM_VGIC_GRP_CTRL.
@@ -170,10 +175,20 @@ pub mod vgic {
     pub const ADDR_V2_DIST: u64 = 0;
     /// KVM_VGIC_V2_ADDR_TYPE_CPU.
     pub const ADDR_V2_CPU: u64 = 1;
+    /// KVM_DEV_ARM_VGIC_GRP_REDIST_REGS.
+    pub const GROUP_REDIST_REGS: u32 = 5;
+    /// KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS.
+    pub const GROUP_CPU_SYSREGS: u32 = 6;
+    /// KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO.
+    pub const GROUP_LEVEL_INFO: u32 = 7;
+    /// KVM_DEV_ARM_VGIC_GRP_ITS_REGS.
+    pub const GROUP_ITS_REGS: u32 = 8;
     /// KVM_VGIC_V3_ADDR_TYPE_DIST.
     pub const ADDR_V3_DIST: u64 = 2;
     /// KVM_VGIC_V3_ADDR_TYPE_REDIST.
     pub const ADDR_V3_REDIST: u64 = 3;
+    /// KVM_VGIC_ITS_ADDR_TYPE.
+    pub const ADDR_ITS: u64 = 4;
     /// KVM_DEV_ARM_VGIC_CTRL_INIT.
     pub const CTRL_INIT: u64 = 0;
     /// Bytes of a GICv2's distributor.
@@ -184,10 +199,20 @@ pub mod vgic {
     pub const V2_ALIGNMENT: u64 = 0x1000;
     /// What addresses of a GICv3 are multiples of.
     pub const V3_ALIGNMENT: u64 = 0x1_0000;
+    /// KVM_DEV_ARM_ITS_SAVE_TABLES.
+    pub const CTRL_ITS_SAVE_TABLES: u64 = 1;
+    /// KVM_DEV_ARM_ITS_RESTORE_TABLES.
+    pub const CTRL_ITS_RESTORE_TABLES: u64 = 2;
+    /// KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES.
+    pub const CTRL_SAVE_PENDING_TABLES: u64 = 3;
+    /// KVM_DEV_ARM_ITS_CTRL_RESET.
+    pub const CTRL_ITS_RESET: u64 = 4;
     /// Bytes of the distributor.
     pub const DIST_SIZE: u64 = 0x1_0000;
     /// Bytes of one redistributor.
     pub const REDIST_SIZE: u64 = 0x2_0000;
+    /// KVM_VGIC_V3_ITS_SIZE: bytes of the ITS.
+    pub const ITS_SIZE: u64 = 0x2_0000;
 }
 
 /// ONE_REG: ids of registers (`KVM_REG_ARM64 | size | group | index`).

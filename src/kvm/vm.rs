@@ -10,7 +10,7 @@ use super::{
     pages::PageStates,
     physical,
     pmu::{self, TIMER_INTERRUPTS},
-    uapi::{DEVICE_ARM_VGIC_V2, DEVICE_ARM_VGIC_V3, PmuEventFilter, feature, vgic},
+    uapi::{DEVICE_ARM_VGIC_ITS, DEVICE_ARM_VGIC_V2, DEVICE_ARM_VGIC_V3, PmuEventFilter, feature, vgic},
     vcpu::Vcpu,
 };
 use crate::{
@@ -77,16 +77,17 @@ impl Tlb for AllGuests {
 }
 
 #[derive(Debug, Default)]
-struct VgicSetup {
+pub(super) struct VgicSetup {
     /// `None` until it is created.
-    version: Option<Version>,
-    initialised: bool,
-    interrupts: Option<u32>,
-    distributor: Option<Ipa>,
+    pub(super) version: Option<Version>,
+    pub(super) initialised: bool,
+    pub(super) interrupts: Option<u32>,
+    pub(super) distributor: Option<Ipa>,
     /// A GICv3's.
-    redistributors: Option<Ipa>,
+    pub(super) redistributors: Option<Ipa>,
     /// A GICv2's.
-    cpu_interface: Option<Ipa>,
+    pub(super) cpu_interface: Option<Ipa>,
+    pub(super) its: Option<ItsSetup>,
 }
 
 impl VgicSetup {
@@ -94,18 +95,22 @@ impl VgicSetup {
     fn max_vcpus(&self) -> usize {
         if self.version == Some(Version::V2) { MAX_VCPUS_V2 } else { MAX_VCPUS }
     }
-}
 
-impl VgicSetup {
     /// How many shared interrupts there are.
     fn spis(&self) -> usize {
         self.interrupts.map_or(DEFAULT_SPIS, |interrupts| (interrupts as usize - 32).min(MAX_SPIS))
     }
 }
 
+/// The ITS that was created.
+#[derive(Debug, Default)]
+pub(super) struct ItsSetup {
+    pub address: Option<Ipa>,
+}
+
 #[derive(Debug)]
-struct Setup {
-    vgic: VgicSetup,
+pub(super) struct Setup {
+    pub(super) vgic: VgicSetup,
     features: Option<u32>,
     firmware: Firmware,
     filter: Filter,
@@ -128,8 +133,8 @@ pub struct Vm {
     stage2: Mutex<Stage2<TableMemory>>,
     slots: Arc<Slots>,
     vcpus: Mutex<Vec<Arc<Vcpu>>>,
-    setup: Mutex<Setup>,
-    machine: Once<Arc<Machine>>,
+    pub(super) setup: Mutex<Setup>,
+    pub(super) machine: Once<Arc<Machine>>,
     counter_offset: AtomicU64,
     /// KVM_ARM_SET_COUNTER_OFFSET was called: the physical counter has that offset too.
     is_offset: AtomicBool,
@@ -474,10 +479,12 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// `ENODEV` for a type that keel does not have on this machine: a GICv3's VMs have a vGICv3, a GICv2's a vGICv2; `EEXIST`
-    /// if there is an interrupt controller; `EBUSY` once a vCPU has run; `E2BIG` if there are more vCPUs than it can have.
+    /// `ENODEV` for a type that keel does not have on this machine: a GICv3's VMs have a vGICv3 and can have an ITS, a GICv2's a
+    /// vGICv2; `EEXIST` if there is an interrupt controller, or an ITS, already; `EBUSY` once a vCPU has run; `E2BIG` if there
+    /// are more vCPUs than it can have.
     pub fn create_device(&self, kind: u32) -> Result<(), Errno> {
         let version = match kind {
+            DEVICE_ARM_VGIC_ITS => return self.create_its(),
             DEVICE_ARM_VGIC_V2 if physical::has_gicv2() => Version::V2,
             DEVICE_ARM_VGIC_V3 if !physical::has_gicv2() && features::has_gic_system_registers() => Version::V3,
             _ => return Err(Errno::ENODEV),
@@ -512,8 +519,15 @@ impl Vm {
     /// # Errors
     ///
     /// As KVM: `ENXIO` for an unknown attribute or no vGIC; `EEXIST`, `EINVAL`, `E2BIG` for addresses set twice,
-    /// misaligned or beyond the IPA space; `EINVAL`, `EBUSY` for the number of interrupts.
+    /// misaligned or beyond the IPA space; `EINVAL`, `EBUSY` for the number of interrupts; for registers, see
+    /// `set_vgic_attr`.
     pub fn set_device_attr(&self, group: u32, attribute: u64, value: u64) -> Result<(), Errno> {
+        if !matches!(
+            (group, attribute),
+            (vgic::GROUP_ADDR | vgic::GROUP_NR_IRQS, _) | (vgic::GROUP_CTRL, vgic::CTRL_INIT)
+        ) {
+            return self.set_vgic_attr(group, attribute, value);
+        }
         let ipa_bits = self.stage2.lock().ipa_bits();
         let vcpus = self.vcpus.lock().len() as u64;
         let mut setup = self.setup.lock();
@@ -657,6 +671,7 @@ impl Vm {
             timers,
             pmu: has_pmu.then(|| (pmus, setup.events.clone())),
             vgic: frames,
+            its: vgic.its.as_ref().map(|its| its.address),
             initialised,
             owner,
             devices: setup.devices.clone(),
@@ -690,7 +705,13 @@ impl Vm {
     }
 }
 
-fn set_address(slot: &mut Option<Ipa>, value: u64, size: u64, alignment: u64, ipa_bits: u32) -> Result<(), Errno> {
+pub(super) fn set_address(
+    slot: &mut Option<Ipa>,
+    value: u64,
+    size: u64,
+    alignment: u64,
+    ipa_bits: u32,
+) -> Result<(), Errno> {
     if slot.is_some() {
         return Err(Errno::EEXIST);
     }

@@ -3,6 +3,8 @@
 
 pub mod console;
 pub mod idregs;
+pub mod its;
+pub mod memory;
 pub mod mmio;
 pub mod owner_gic;
 pub mod pl011;

@@ -87,6 +87,8 @@ pub struct GuestMachine {
     pub gicd: Region,
     /// GICv2 CPU interface, of a machine that has a GICv2 and no redistributors.
     pub gicc: Option<Region>,
+    /// ITS, for a VM that has one: control frame and translation frame.
+    pub its: Region,
     /// Window of the GICv3 redistributors, one after the other.
     pub gicr: Region,
     /// Bytes of one redistributor: RD and SGI frames of 64 KiB each (IHI 0069 §12.10).
@@ -113,6 +115,7 @@ pub const VIRT: GuestMachine = GuestMachine {
     ram_max: 255 << 30,
     gicd: Region::new(0x0800_0000, 0x1_0000),
     gicc: None,
+    its: Region::new(0x0808_0000, 0x2_0000),
     gicr: Region::new(0x080A_0000, 0xF6_0000),
     gicr_stride: 0x2_0000,
     uart: Device { region: Region::new(0x0900_0000, 0x1000), intid: SPI_BASE + 1 },

@@ -97,13 +97,15 @@ pub const MEMORY_MAX: u64 = platform::VIRT.ram_max;
 /// The most vCPUs a VM may have.
 pub const CPUS_MAX: u32 = platform::MAX_VCPUS as u32;
 
-/// An optional feature of a VM's vCPUs.
+/// An optional feature of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Feature {
     /// A performance monitoring unit (PMUv3).
     Pmu,
     /// EL1 in AArch32.
     El1Aarch32,
+    /// An interrupt translation service, and with it LPIs.
+    Its,
     /// Page states, as a protected guest of KVM has them.
     ProtectedMemory,
     /// Calls by which the guest makes SErrors and external aborts pending for itself: for tests of how it bears them.
@@ -111,7 +113,8 @@ pub enum Feature {
 }
 
 /// The names of [`KEEL_FEATURES`], and whether this keel has them yet.
-pub const FEATURES: [(&str, Feature, bool); 4] = [
+pub const FEATURES: [(&str, Feature, bool); 5] = [
+    ("its", Feature::Its, true),
     ("pmu", Feature::Pmu, true),
     ("el1-32bit", Feature::El1Aarch32, false),
     ("protected-memory", Feature::ProtectedMemory, true),

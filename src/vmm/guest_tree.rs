@@ -25,6 +25,7 @@ pub(super) const EXPECTED_TREE: &str = "a flattened device tree of at most 2 MiB
 // Phandles, the values QEMU uses.
 const CLOCK: u32 = 0x8000;
 const GIC: u32 = 0x8003;
+const ITS: u32 = 0x8004;
 
 // Interrupt specifiers of the GIC (arm,gic-v3.yaml, arm,gic.yaml).
 const SPI: u32 = 0;
@@ -72,7 +73,7 @@ fn generate(vm: &VmConfig, machine: &GuestMachine, ramdisk: Option<Range<u64>>, 
     psci(&mut tree);
     memory(&mut tree, machine, &[machine.ram_base.0, vm.memory].map(u64::to_be_bytes).concat());
     cpus(&mut tree, vm.cpus, machine);
-    interrupt_controller(&mut tree, vm.cpus, machine);
+    interrupt_controller(&mut tree, vm, machine);
     timer(&mut tree, vm.cpus, machine);
     if vm.features.contains(&Feature::Pmu) {
         pmu(&mut tree, vm.cpus, machine);
@@ -206,7 +207,7 @@ fn cpus(tree: &mut TreeWriter, count: usize, machine: &GuestMachine) {
     tree.end();
 }
 
-fn interrupt_controller(tree: &mut TreeWriter, cpus: usize, machine: &GuestMachine) {
+fn interrupt_controller(tree: &mut TreeWriter, vm: &VmConfig, machine: &GuestMachine) {
     tree.begin(&format!("intc@{:x}", machine.gicd.base.0));
     tree.cell("phandle", GIC);
     if let Some(gicc) = machine.gicc {
@@ -214,7 +215,7 @@ fn interrupt_controller(tree: &mut TreeWriter, cpus: usize, machine: &GuestMachi
         tree.text("compatible", "arm,cortex-a15-gic");
     } else {
         // Only the redistributors there are: the rest of the window is nothing.
-        let redistributors = machine.gicr_stride * cpus as u64;
+        let redistributors = machine.gicr_stride * vm.cpus as u64;
         tree.wide("reg", &[machine.gicd.base.0, machine.gicd.size, machine.gicr.base.0, redistributors]);
         tree.cell("#redistributor-regions", 1);
         tree.text("compatible", "arm,gic-v3");
@@ -224,6 +225,15 @@ fn interrupt_controller(tree: &mut TreeWriter, cpus: usize, machine: &GuestMachi
     tree.cell("#address-cells", 2);
     tree.flag("interrupt-controller");
     tree.cell("#interrupt-cells", 3);
+    if vm.features.contains(&Feature::Its) {
+        tree.begin(&format!("its@{:x}", machine.its.base.0));
+        tree.cell("phandle", ITS);
+        tree.wide("reg", &[machine.its.base.0, machine.its.size]);
+        tree.cell("#msi-cells", 1);
+        tree.flag("msi-controller");
+        tree.text("compatible", "arm,gic-v3-its");
+        tree.end();
+    }
     tree.end();
 }
 

@@ -18,7 +18,10 @@ use crate::{
         owner::OwnerError,
         physical,
         run::Crash,
-        uapi::{DEVICE_ARM_VGIC_V2, DEVICE_ARM_VGIC_V3, TARGET_GENERIC_V8, VcpuInit, feature, reg, vcpu, vgic},
+        uapi::{
+            DEVICE_ARM_VGIC_ITS, DEVICE_ARM_VGIC_V2, DEVICE_ARM_VGIC_V3, TARGET_GENERIC_V8, VcpuInit, feature, reg,
+            vcpu, vgic,
+        },
         vcpu::ExitKind,
     },
     mm::{
@@ -244,6 +247,14 @@ fn make(host: &Host, number: usize, config: &VmConfig<'static>) -> Result<Guest,
         vm.set_device_attr(vgic::GROUP_ADDR, attribute, value).map_err(api("KVM_DEV_ARM_VGIC_GRP_ADDR"))?;
     }
     vm.set_device_attr(vgic::GROUP_CTRL, vgic::CTRL_INIT, 0).map_err(api("KVM_DEV_ARM_VGIC_CTRL_INIT"))?;
+    if config.features.contains(&Feature::Its) {
+        vm.create_device(DEVICE_ARM_VGIC_ITS).map_err(api("KVM_CREATE_DEVICE"))?;
+        for (group, attribute, value) in
+            [(vgic::GROUP_ADDR, vgic::ADDR_ITS, VIRT.its.base.0), (vgic::GROUP_CTRL, vgic::CTRL_INIT, 0)]
+        {
+            vm.set_its_attr(group, attribute, value).map_err(api("KVM_DEV_TYPE_ARM_VGIC_ITS"))?;
+        }
+    }
     vm.add_device(Device::Pl011 { base: VIRT.uart.region.base, intid: VIRT.uart.intid })
         .and_then(|()| {
             vm.add_device(Device::Pl031 { base: VIRT.rtc.region.base, intid: VIRT.rtc.intid, epoch: host.epoch })

@@ -41,6 +41,22 @@ fn under_keel(gic: Gic, cpu: &str, smp: u32, cpus: u32) -> Outcome {
     judge(&run_well(&board)?)
 }
 
+/// A machine with an ITS, for its cases.
+pub fn its_vm(bootargs: &str, cpus: u32) -> Result<VmSpec, libtest_mimic::Failed> {
+    let mut vm = vm(&format!("{bootargs} only=its/"), cpus)?;
+    vm.features = vec!["its".into()];
+    Ok(vm)
+}
+
+/// The cases of the ITS under keel.
+fn its_under_keel(cpu: &str, smp: u32, cpus: u32) -> Outcome {
+    let mut board = board(&format!("its-{cpu}-{cpus}-{smp}"), &[its_vm("hyp=keel", cpus)?])?;
+    (board.cpu, board.smp) = (cpu.into(), smp);
+    let console = run_well(&board)?;
+    judge(&console)?;
+    crate::expect(&console, if cpus > 1 { ", 0 skipped" } else { "test its/interrupt ... ok" })
+}
+
 /// All cases on QEMU alone, entered at EL1.
 fn alone(gic: Gic, cpu: &str, smp: u32) -> Outcome {
     let mut board = Board::virt(&guests()?.test_kernel);
@@ -85,6 +101,30 @@ pub fn trials() -> Vec<Trial> {
     ] {
         trials.push(Trial::test(format!("kernel::{name}_{cpu}_{smp}_cpus"), move || alone(gic, cpu, smp)));
     }
+    for (cpu, smp, cpus) in [
+        ("max", 1, 1),
+        ("max", 2, 2),
+        ("max", 4, 4),
+        ("max", 2, 4), // more vCPUs than CPUs
+        ("max", 1, 2),
+        ("cortex-a72", 2, 2),
+        ("neoverse-n1", 4, 4),
+    ] {
+        let title = format!("kernel::its_{cpu}_{cpus}_vcpus_on_{smp}");
+        trials.push(Trial::test(title, move || its_under_keel(cpu, smp, cpus)));
+    }
+    trials.push(Trial::test("kernel::its_two_at_once", || {
+        let (mut first, mut second) = (its_vm("hyp=keel", 2)?, its_vm("hyp=keel", 2)?);
+        (first.name, second.name) = ("first".into(), "second".into());
+        let mut board = board("two-its", &[first, second])?;
+        board.smp = 2;
+        let console = run_well(&board)?;
+        for name in ["[first] ", "[second] "] {
+            let lines: Vec<_> = console.lines().filter_map(|line| line.trim().strip_prefix(name)).collect();
+            judge(&lines.join("\n"))?;
+        }
+        Ok(())
+    }));
     trials.push(Trial::test("kernel::two_at_once", || {
         let (mut first, mut second) = (vm("hyp=keel only=psci", 2)?, vm("hyp=keel only=smccc", 2)?);
         (first.name, second.name) = ("first".into(), "second".into());

@@ -20,7 +20,6 @@ fn cases(area: &str, features: &[&str]) -> Outcome {
     // The name is the bundle's too, which must not be that of another test.
     let mut vm = VmSpec::new(format!("cases-{area}"), &image::build_guests()?.test_kernel);
     vm.bootargs = format!("hyp=kvm injection only={area}/");
-    vm.features = features.iter().map(|&name| name.into()).collect();
     vm.cpus = 2;
     vm.features = features.iter().map(|name| (*name).into()).collect();
     vm.memory = MemorySize(64 << 20);
@@ -38,6 +37,7 @@ pub fn trials() -> Vec<Trial> {
     }
     trials.push(trial("psci_cases_on_kvm", || cases("psci", &[])));
     trials.push(trial("timer_cases_on_kvm", || cases("timer", &[])));
+    trials.push(trial("its_cases_on_kvm", || cases("its", &["its"])));
     trials.push(trial("serror_cases_on_kvm", || cases("serror", &["test-injection"])));
     trials.push(trial("debug_cases_on_kvm", || cases("debug", &[])));
     trials.push(trial("pmu_cases_on_kvm", || cases("pmu", &["pmu"])));

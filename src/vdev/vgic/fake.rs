@@ -1,11 +1,56 @@
 //! A model of a GICv3 virtual CPU interface, and a VM of such CPUs, for tests.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 use std::vec::Vec;
 
+use super::cpu_registers::{self, Abilities};
 use super::lr::{self, Control, ListRegister, VgicCpu, VirtualInterface};
-use super::{Vgic, VgicHost};
+use super::{FIRST_LPI, Frame, Vgic, VgicHost};
+use crate::vdev::its::Its;
+use crate::vdev::memory::GuestMemory;
+
+/// First address of the fake memory, and its end.
+pub(super) const MEMORY: std::ops::Range<u64> = 0x4000_0000..0x4100_0000;
+
+/// Memory, as words that are not zero.
+#[derive(Debug, Default)]
+pub(super) struct FakeMemory(pub(super) Mutex<BTreeMap<u64, u64>>);
+
+impl FakeMemory {
+    fn is_inside(address: u64, count: usize) -> bool {
+        let end = address.checked_add(8 * count as u64);
+        address.is_multiple_of(8) && MEMORY.contains(&address) && end.is_some_and(|end| end <= MEMORY.end)
+    }
+
+    /// Sets a byte.
+    pub(super) fn set_byte(&self, address: u64, value: u8) {
+        let shift = address % 8 * 8;
+        let word = self.word(address & !7).unwrap();
+        assert!(self.write(address & !7, &[word & !(0xff << shift) | u64::from(value) << shift]));
+    }
+}
+
+impl GuestMemory for FakeMemory {
+    fn read(&self, address: u64, words: &mut [u64]) -> bool {
+        let memory = self.0.lock().unwrap();
+        if Self::is_inside(address, words.len()) {
+            for (n, word) in words.iter_mut().enumerate() {
+                *word = memory.get(&(address + 8 * n as u64)).copied().unwrap_or(0);
+            }
+        }
+        Self::is_inside(address, words.len())
+    }
+
+    fn write(&self, address: u64, words: &[u64]) -> bool {
+        let mut memory = self.0.lock().unwrap();
+        if Self::is_inside(address, words.len()) {
+            memory.extend(words.iter().enumerate().map(|(n, word)| (address + 8 * n as u64, *word)));
+        }
+        Self::is_inside(address, words.len())
+    }
+}
 
 /// One CPU's ICH_* and the private physical interrupts of that CPU.
 #[derive(Debug, Default)]
@@ -64,6 +109,10 @@ impl FakeInterface {
     }
 
     fn deactivate(&mut self, intid: u32) {
+        if intid >= FIRST_LPI && !self.lrs.iter().any(|lr| lr & lr::ACTIVE != 0 && *lr as u32 == intid) {
+            // Not counted (IHI 0069 §12.4.3).
+            return;
+        }
         let is = |lr: &&mut u64| **lr & lr::ACTIVE != 0 && **lr as u32 == intid;
         match self.lrs.iter_mut().find(is) {
             Some(lr) => {
@@ -82,7 +131,7 @@ impl FakeInterface {
         for priorities in &mut self.active_priorities {
             *priorities &= !1_u32.checked_shl(lowest).unwrap_or(0);
         }
-        if self.vmcr & lr::VMCR_EOIM == 0 {
+        if self.vmcr & lr::VMCR_EOIM == 0 || intid >= FIRST_LPI {
             self.deactivate(intid);
         } else if !self.lrs.iter().any(|lr| lr & lr::ACTIVE != 0 && *lr as u32 == intid) {
             // QEMU's counts these too.
@@ -214,6 +263,11 @@ pub(super) struct FakeVm {
     pub(super) vgic: Vgic,
     pub(super) cpus: Vec<RefCell<FakeCpu>>,
     pub(super) kicks: RefCell<Vec<usize>>,
+    /// Times that a CPU was to come back soon.
+    pub(super) came_back: Cell<u32>,
+    /// The ITS of a VM that has LPIs, and its memory.
+    pub(super) its: Option<Its>,
+    pub(super) memory: Arc<FakeMemory>,
     direct: Cell<bool>,
 }
 
@@ -224,10 +278,20 @@ impl VgicHost for FakeVm {
     }
 
     fn sync(&self, vcpu: usize) {
-        let FakeCpu { vif, cpu, resident } = &mut *self.cpus[vcpu].borrow_mut();
+        // One that is being flushed has folded its list registers back.
+        let Ok(mut cpu) = self.cpus[vcpu].try_borrow_mut() else { return };
+        let FakeCpu { vif, cpu, resident } = &mut *cpu;
         if *resident {
             self.vgic.sync(vcpu, cpu, vif, self);
         }
+    }
+
+    fn come_back(&self, _: usize) {
+        self.came_back.set(self.came_back.get() + 1);
+    }
+
+    fn carry_on(&self, vcpu: usize) {
+        self.its.as_ref().unwrap().carry_on(vcpu, &self.vgic, self);
     }
 }
 
@@ -236,6 +300,20 @@ impl FakeVm {
     pub(super) fn new(vcpus: usize, list_registers: usize) -> Self {
         let mpidrs: Vec<u64> = (0..vcpus as u64).collect();
         let vgic = Vgic::new(&super::VgicConfig { mpidrs: &mpidrs, spis: 64 }).unwrap();
+        Self::of(vgic, list_registers)
+    }
+
+    /// The same with LPIs and an ITS.
+    pub(super) fn with_lpis(vcpus: usize, list_registers: usize) -> Self {
+        let mpidrs: Vec<u64> = (0..vcpus as u64).collect();
+        let mut vgic = Vgic::new(&super::VgicConfig { mpidrs: &mpidrs, spis: 64 }).unwrap();
+        let memory = Arc::new(FakeMemory::default());
+        vgic.give_lpis(memory.clone()).unwrap();
+        Self { its: Some(Its::new(memory.clone())), memory, ..Self::of(vgic, list_registers) }
+    }
+
+    fn of(vgic: Vgic, list_registers: usize) -> Self {
+        let vcpus = vgic.vcpus();
         let cpu = |_| {
             let cpu = FakeCpu { vif: FakeInterface::new(list_registers), cpu: VgicCpu::new(), resident: false };
             RefCell::new(cpu)
@@ -244,6 +322,9 @@ impl FakeVm {
             vgic,
             cpus: (0..vcpus).map(cpu).collect(),
             kicks: RefCell::new(Vec::new()),
+            came_back: Cell::new(0),
+            its: None,
+            memory: Arc::default(),
             direct: Cell::new(false),
         };
         vm.vgic.dist_write(0, crate::vdev::mmio::AccessSize::Word, 2, &vm);
@@ -362,3 +443,86 @@ impl FakeVm {
         self.settle();
     }
 }
+
+/// What saves a CPU interface, all of it.
+const CPU_REGISTERS: [u16; 8] = [0xc664, 0xc230, 0xc643, 0xc663, 0xc644, 0xc648, 0xc666, 0xc667];
+/// The fake CPU interface's ICH_VTR_EL2: 5 bits of priorities, 24 of INTIDs.
+const ABILITIES: Abilities = Abilities(4 << 29 | 4 << 26 | 1 << 23);
+
+impl FakeVm {
+    /// Another VM, with the state of this one as whoever saves and restores it moves that, and the same memory. Lines of
+    /// physical interrupts, and which vCPUs are resident, come along.
+    pub(super) fn restored(&self) -> Self {
+        let (from, vcpus) = (&self.vgic, self.cpus.len());
+        let resident: Vec<bool> = self.cpus.iter().map(|cpu| cpu.borrow().resident).collect();
+        (0..vcpus).for_each(|vcpu| self.unload(vcpu));
+        assert!(from.save_pending_lpis());
+        let mpidrs: Vec<u64> = (0..vcpus as u64).collect();
+        let mut vgic = Vgic::new(&super::VgicConfig { mpidrs: &mpidrs, spis: 64 }).unwrap();
+        if self.its.is_some() {
+            vgic.give_lpis(self.memory.clone()).unwrap();
+        }
+        let list_registers = self.cpus[0].borrow().vif.lrs.len();
+        let cpu = |vcpu: usize| {
+            let mut vif = FakeInterface::new(list_registers);
+            vif.lines.clone_from(&self.cpus[vcpu].borrow().vif.lines);
+            RefCell::new(FakeCpu { vif, cpu: VgicCpu::new(), resident: false })
+        };
+        let to = Self {
+            vgic,
+            cpus: (0..vcpus).map(cpu).collect(),
+            kicks: RefCell::new(Vec::new()),
+            came_back: Cell::new(0),
+            its: self.its.as_ref().map(|_| Its::new(self.memory.clone())),
+            memory: self.memory.clone(),
+            direct: Cell::new(self.direct.get()),
+        };
+        let copy = |frame, offsets: &mut dyn Iterator<Item = u64>| {
+            for offset in offsets {
+                to.vgic.user_write(frame, offset, from.user_read(frame, offset).unwrap()).unwrap();
+            }
+        };
+        // Configuration before state: groups, enables, priorities, triggers, routes; then latches and the active state.
+        let words = |offsets: std::ops::Range<u64>| offsets.step_by(4);
+        copy(Frame::Distributor, &mut words(8..0xc));
+        let configuration = [0x84..0x8c, 0x104..0x10c, 0x420..0x460, 0xc08..0xc18, 0x6100..0x6300];
+        copy(Frame::Distributor, &mut configuration.into_iter().flatten_words());
+        for vcpu in 0..vcpus {
+            to.vgic.map_hw(vcpu, TIMER, Some(PHYSICAL_TIMER));
+            let frame = Frame::Redistributor(vcpu);
+            copy(frame, &mut [0x1_0080..0x1_0084, 0x1_0100..0x1_0104, 0x1_0400..0x1_0420].into_iter().flatten_words());
+            to.vgic.user_write(frame, 0x1_0180, !from.user_read(frame, 0x1_0100).unwrap()).unwrap();
+            copy(frame, &mut words(0x1_0200..0x1_0204).chain(words(0x1_0300..0x1_0304)));
+            to.vgic.set_line_levels(vcpu, 0, from.line_levels(vcpu, 0), &to);
+            copy(frame, &mut [0x70..0x80].into_iter().flatten_words());
+            copy(frame, &mut words(0..4));
+            let (saved, restored) = (self.cpus[vcpu].borrow(), &mut to.cpus[vcpu].borrow_mut().cpu);
+            for register in CPU_REGISTERS {
+                let value = cpu_registers::read(&saved.cpu, ABILITIES, register).unwrap();
+                cpu_registers::write(restored, ABILITIES, register, value).unwrap();
+            }
+        }
+        for intid in [32, 64] {
+            to.vgic.set_line_levels(0, intid, from.line_levels(0, intid), &to);
+        }
+        copy(Frame::Distributor, &mut [0x204..0x20c, 0x304..0x30c].into_iter().flatten_words());
+        copy(Frame::Distributor, &mut words(0..4));
+        if let (Some(old), Some(new)) = (&self.its, &to.its) {
+            for offset in [0x04, 0x80, 0x88, 0x90, 0x100, 0x108, 0x00] {
+                let value = old.user_read(offset, from, self).unwrap();
+                new.user_write(offset, value, &to.vgic, &to).unwrap();
+            }
+        }
+        (0..vcpus).filter(|vcpu| resident[*vcpu]).for_each(|vcpu| to.load(vcpu));
+        to
+    }
+}
+
+/// Ranges of offsets, word by word.
+trait FlattenWords: Iterator<Item = std::ops::Range<u64>> + Sized {
+    fn flatten_words(self) -> impl Iterator<Item = u64> {
+        self.flat_map(|range| range.step_by(4))
+    }
+}
+
+impl<I: Iterator<Item = std::ops::Range<u64>>> FlattenWords for I {}

@@ -12,7 +12,7 @@ use super::lr::{self, Control, ListRegister, VgicCpu, VirtualInterface};
 use super::select::{intid_of_key, key};
 use super::sources::SGIS;
 use super::spi::intid_of;
-use super::{PRIVATE_INTERRUPTS, Redistributor, Vgic, VgicHost};
+use super::{COMMANDS_HINT, FIRST_LPI, LPI_HINT, PRIVATE_INTERRUPTS, Redistributor, Vgic, VgicHost};
 
 /// Takes one set bit out of `mask`.
 #[inline]
@@ -320,6 +320,10 @@ impl Vgic {
     /// by its group at both ends, and of a higher priority than its mask (KVM looks at no more).
     pub fn pending(&self, vcpu: usize, cpu: &VgicCpu) -> bool {
         let Some(own) = self.redistributors.get(vcpu) else { return false };
+        if own.spi_hint.load(SeqCst) & COMMANDS_HINT != 0 {
+            // It has to run for that.
+            return true;
+        }
         if !self.enabled.load(SeqCst) {
             return false;
         }
@@ -336,6 +340,19 @@ impl Vgic {
             }
         }
         let mut words = own.spi_hint.load(SeqCst);
+        if words & LPI_HINT != 0
+            && cpu.vmcr & lr::VMCR_ENG1 != 0
+            && let Some(lpis) = &self.lpis
+        {
+            let mut first = u8::MAX;
+            let unseen = lpis.most_urgent(vcpu, |priority, _| {
+                first = priority;
+                false
+            });
+            if unseen || u64::from(first) < cpu.vmcr >> lr::VMCR_PMR_SHIFT & 0xff {
+                return true;
+            }
+        }
         while let Some(word) = take_bit(&mut words) {
             let Some(bank) = self.spis.bank(word as usize) else { continue };
             let mut shared = waiting(bank);
@@ -399,15 +416,25 @@ impl Vgic {
                 }
                 folded.add(lr, consumed, if V::IS_V2 { own.mapped.load(Relaxed) } else { 0 });
             } else {
-                self.fold_spi(vcpu, own, lr, consumed, host);
+                self.fold_shared(vcpu, own, n as usize, lr, consumed, host);
             }
         }
         own.fold(&folded);
     }
 
     #[inline(never)]
-    fn fold_spi(&self, vcpu: usize, own: &Redistributor, lr: ListRegister, consumed: bool, host: &dyn VgicHost) {
-        if let Some((word, bank)) = self.spis.bank_of(lr.intid()) {
+    fn fold_shared(
+        &self,
+        vcpu: usize,
+        own: &Redistributor,
+        slot: usize,
+        lr: ListRegister,
+        consumed: bool,
+        host: &dyn VgicHost,
+    ) {
+        if lr.intid() >= FIRST_LPI {
+            self.fold_lpi(vcpu, own, slot, lr, host);
+        } else if let Some((word, bank)) = self.spis.bank_of(lr.intid()) {
             let bit = 1 << (lr.intid() % 32);
             bank.return_latches(if lr.pending() && consumed { bit } else { 0 });
             bank.fold_active(bit, if lr.active() { bit } else { 0 });
@@ -467,7 +494,14 @@ impl Vgic {
         vif: &mut impl VirtualInterface,
         host: &dyn VgicHost,
     ) -> (Slots, Control) {
-        let words = if own.spi_hint.load(SeqCst) != 0 { own.spi_hint.swap(0, SeqCst) } else { 0 };
+        if own.spi_hint.load(SeqCst) & COMMANDS_HINT != 0 {
+            own.spi_hint.fetch_and(!COMMANDS_HINT, SeqCst);
+            host.carry_on(vcpu);
+        }
+        let words = match own.spi_hint.load(SeqCst) {
+            0 => 0,
+            _ => own.spi_hint.fetch_and(COMMANDS_HINT, SeqCst) & !COMMANDS_HINT,
+        };
         let mut selection = self.select(vcpu, own, words, let_through, vif.list_registers(), None);
         let mut control = Control::empty();
         let crowded = selection.left_out();
@@ -482,9 +516,18 @@ impl Vgic {
         let mut slots = own.load(&view, private, deliver, crowded, exits, vif);
         let at_end = if exits { lr::EOI } else { 0 };
         for intid in selection.chosen().filter(|intid| *intid >= PRIVATE_INTERRUPTS) {
-            if let Some((value, presentation)) = self.present_spi(vcpu, intid, let_through, crowded, host) {
+            if intid >= FIRST_LPI {
+                if let Some(value) = self.present_lpi(vcpu, slots.count as usize, intid) {
+                    slots.put(value, false, vif);
+                }
+            } else if let Some((value, presentation)) = self.present_spi(vcpu, intid, let_through, crowded, host) {
                 slots.put(value | at_end, presentation.consumed != 0, vif);
             }
+        }
+        if selection.unseen {
+            own.spi_hint.fetch_or(LPI_HINT, SeqCst);
+            own.dirty.store(true, SeqCst);
+            host.come_back(vcpu);
         }
         (slots, control)
     }

@@ -1,4 +1,5 @@
-//! The virtual GIC: distributor, redistributors and list registers of a GICv3 without an ITS, or a GICv2's distributor.
+//! The virtual GIC: distributor, redistributors and list registers of a GICv3, or a GICv2's distributor; the ITS is
+//! [`its`](crate::vdev::its).
 //!
 //! The guest acknowledges and ends interrupts at the hardware's virtual CPU interface and never exits for that; what is
 //! emulated here is which interrupts the list registers hold. It behaves as KVM's does (Linux,
@@ -35,10 +36,16 @@
 //! before it went from EOImode 0 to 1.
 
 mod bank;
+pub mod cpu_registers;
 #[cfg(test)]
 pub(super) mod fake;
 mod flush;
 pub mod gich;
+mod lpi;
+#[cfg(test)]
+mod lpi_model;
+#[cfg(test)]
+mod lpi_tests;
 pub(super) mod lr;
 #[cfg(test)]
 mod model;
@@ -48,10 +55,12 @@ mod sources;
 mod spi;
 #[cfg(test)]
 mod stress;
+pub mod table_base;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod v2_tests;
+mod word_set;
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -60,6 +69,8 @@ use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering::Relaxed, Or
 use thiserror::Error;
 
 use bank::Bank;
+use lpi::Lpis;
+pub use lpi::{FIRST_LPI, ID_BITS};
 pub use lr::{Control, MAX_LIST_REGISTERS, VgicCpu, VirtualInterface};
 pub use registers::{Frame, UserAccessError};
 use sources::Sources;
@@ -76,6 +87,10 @@ pub const MAX_VCPUS: usize = 512;
 
 /// The most vCPUs of a VM with a GICv2: what its target lists have bits for.
 pub const MAX_VCPUS_V2: usize = 8;
+/// In `spi_hint`: LPIs may be pending for the vCPU. There are at most 30 words of SPIs.
+const LPI_HINT: u32 = 1 << 30;
+/// In `spi_hint`: the vCPU is to carry on with commands of the ITS ([`VgicHost::carry_on`]).
+const COMMANDS_HINT: u32 = 1 << 31;
 
 /// Aff3 (39:32) and Aff2–Aff0 (23:0) of MPIDR_EL1.
 const AFFINITY_MASK: u64 = 0xff_00ff_ffff;
@@ -89,6 +104,16 @@ pub trait VgicHost {
     /// pending or active state of an interrupt that is in one of them, which may be the calling vCPU's. A host that
     /// waits for another CPU must answer such requests from others meanwhile. Nothing to do for a vCPU that is not resident.
     fn sync(&self, vcpu: usize);
+    /// There is more to do for `vcpu`, which is resident on the calling CPU and has its dirty flag set: it is to leave its
+    /// guest again soon, but only after other interrupts of this CPU had their turn.
+    fn come_back(&self, vcpu: usize) {
+        self.kick(vcpu);
+    }
+    /// Commands of the ITS are left, of which `vcpu` is to carry out some ([`Vgic::expect_commands`]). Called on its CPU
+    /// during a flush, when its list registers are folded back.
+    fn carry_on(&self, vcpu: usize) {
+        let _ = vcpu;
+    }
 }
 
 /// What a virtual GIC is made of.
@@ -143,7 +168,8 @@ pub enum Version {
 struct Redistributor {
     /// Something that the list registers depend on has changed since they were loaded.
     dirty: AtomicBool,
-    /// Words of SPIs that may hold something for this vCPU: bit n = INTIDs 32 + 32n to 63 + 32n.
+    /// Words of SPIs that may hold something for this vCPU: bit n = INTIDs 32 + 32n to 63 + 32n. And [`LPI_HINT`] and
+    /// [`COMMANDS_HINT`], so that one look tells whether there is anything but private interrupts.
     spi_hint: AtomicU32,
     /// Affinity of this vCPU, Aff3 in 39:32.
     affinity: u64,
@@ -209,12 +235,16 @@ pub struct Vgic {
     version: Version,
     /// GICD_CTLR.EnableGrp1, a GICv2's Enable: lets interrupts of both groups through, as in KVM.
     enabled: AtomicBool,
+    /// GICD_TYPER.
+    typer: u32,
     /// GICD_IIDR.Revision: 2 or 3.
     revision: AtomicU32,
     /// The groups of a GICv2's interrupts can be restored, as whoever restores knows that they start as 0.
     groups_restorable: AtomicBool,
     redistributors: Box<[Redistributor]>,
     spis: Spis,
+    /// LPIs, if the VM has them.
+    lpis: Option<Lpis>,
 }
 
 impl Vgic {
@@ -255,9 +285,11 @@ impl Vgic {
             version,
             groups_restorable: AtomicBool::new(false),
             enabled: AtomicBool::new(false),
+            typer: registers::typer(config.spis / 32, false),
             revision: AtomicU32::new(registers::REVISION_LATEST),
             redistributors: config.mpidrs.iter().map(|mpidr| Redistributor::new(mpidr & AFFINITY_MASK)).collect(),
             spis: Spis::new(config.spis / 32),
+            lpis: None,
         };
         vgic.reset();
         Ok(vgic)
@@ -268,6 +300,9 @@ impl Vgic {
     pub fn reset(&self) {
         self.enabled.store(false, SeqCst);
         self.spis.reset(self.vcpu_with_affinity(0));
+        if let Some(lpis) = &self.lpis {
+            lpis.reset();
+        }
         for redistributor in &self.redistributors {
             redistributor.reset();
         }
@@ -286,7 +321,7 @@ impl Vgic {
     }
 
     /// The index of the vCPU with this affinity (MPIDR_EL1's layout).
-    fn vcpu_with_affinity(&self, affinity: u64) -> Option<usize> {
+    pub fn vcpu_with_affinity(&self, affinity: u64) -> Option<usize> {
         let is = |index: usize| self.redistributors.get(index).is_some_and(|r| r.affinity == affinity);
         // The usual numberings: Aff0 counts, in one cluster or in clusters of 16 as KVM has it.
         let guess = ((affinity & 0xff) | (affinity >> 8 & 0xff) << 4) as usize;
@@ -301,6 +336,16 @@ impl Vgic {
         if let Some(redistributor) = self.redistributors.get(vcpu) {
             redistributor.dirty.store(true, SeqCst);
             host.kick(vcpu);
+        }
+    }
+
+    /// Commands of the ITS are left for `vcpu`, which is resident on this CPU: it will be asked to
+    /// [carry on](VgicHost::carry_on).
+    pub fn expect_commands(&self, vcpu: usize, host: &dyn VgicHost) {
+        if let Some(redistributor) = self.redistributors.get(vcpu) {
+            redistributor.spi_hint.fetch_or(COMMANDS_HINT, SeqCst);
+            redistributor.dirty.store(true, SeqCst);
+            host.come_back(vcpu);
         }
     }
 

@@ -6,13 +6,14 @@
 
 pub mod v2;
 
-use core::sync::atomic::Ordering::SeqCst;
+use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use thiserror::Error;
 
 use super::bank::{Bank, PRIORITY_MASK};
+use super::lpi::{ID_BITS, Lpis, PENDBASER_PTZ};
 use super::spi::intid_of;
-use super::{Redistributor, Vgic, VgicHost};
+use super::{LPI_HINT, PRIVATE_INTERRUPTS, Redistributor, Vgic, VgicHost, table_base};
 use crate::vdev::mmio::AccessSize;
 
 /// GICD_CTLR.
@@ -36,13 +37,28 @@ const CTLR_ENABLE_GROUP1: u64 = 1 << 1;
 /// GICD_CTLR.ARE_NS and DS, which are always set.
 const CTLR_ARE_DS: u64 = 1 << 4 | 1 << 6;
 /// GICD_TYPER.IDbits, 23:19: INTIDs have 10 bits.
-const TYPER_ID_BITS: u64 = 9 << 19;
+const TYPER_ID_BITS: u32 = 9 << 19;
+/// GICD_TYPER with LPIs: LPIS, and INTIDs of [`ID_BITS`] bits.
+const TYPER_LPIS: u32 = 1 << 17 | (ID_BITS - 1) << 19;
 /// GICR_CTLR.CES and IR, which revision 3 shows.
 const GICR_CTLR_CES_IR: u64 = 1 << 1 | 1 << 2;
+/// GICR_CTLR.EnableLPIs.
+const GICR_CTLR_ENABLE_LPIS: u64 = 1 << 0;
+/// GICR_TYPER.PLPIS.
+const GICR_TYPER_PLPIS: u64 = 1 << 0;
+/// GICR_PROPBASER without its reserved bits (IHI 0069 §12.11).
+const PROPBASER_KEPT: u64 = 7 << 56 | 0x000f_ffff_ffff_f000 | 3 << 10 | 7 << 7 | 0x1f;
+/// GICR_PENDBASER without its reserved bits.
+const PENDBASER_KEPT: u64 = PENDBASER_PTZ | 7 << 56 | 0x000f_ffff_ffff_0000 | 3 << 10 | 7 << 7;
 /// GICR_TYPER.Last.
 const GICR_TYPER_LAST: u64 = 1 << 4;
 /// Aff2–Aff0 of an affinity.
 const AFFINITY_LOW: u64 = 0xff_ffff;
+
+/// GICD_TYPER of a GIC with this many words of SPIs.
+pub(super) const fn typer(words: usize, lpis: bool) -> u32 {
+    words as u32 | if lpis { TYPER_LPIS } else { TYPER_ID_BITS }
+}
 
 /// A block of registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,12 +158,14 @@ const DISTRIBUTOR: &[Row] = &[
     row(0x0200, 0x80, Word, read_pending, set_pending).user(Some(read_latches), UserWrite::As(write_latches)),
     /* ICPENDR    */
     row(0x0280, 0x80, Word, read_pending, clear_pending).user(Some(zero), UserWrite::As(ignore)),
-    /* ISACTIVER  */ row(0x0300, 0x80, Word, read_active, set_active),
+    /* ISACTIVER  */
+    row(0x0300, 0x80, Word, read_active, set_active).user(None, UserWrite::As(restore_active)),
     /* ICACTIVER  */ row(0x0380, 0x80, Word, read_active, clear_active),
     /* IPRIORITYR */ row(0x0400, 0x400, WordOrByte, read_priority, write_priority),
     /* ITARGETSR  */ row(0x0800, 0x400, WordOrByte, zero, ignore),
     /* ICFGR      */ row(0x0c00, 0x100, Word, read_config, write_config),
-    /* IROUTER    */ row(0x6000, 0x2000, WordOrDouble, read_route, write_route),
+    /* IROUTER    */
+    row(0x6000, 0x2000, WordOrDouble, read_route, write_route).user(None, UserWrite::As(restore_route)),
     /* IGROUPR    */ row(0x0080, 0x80, Word, read_group, write_group),
     /* IGRPMODR   */ row(0x0d00, 0x80, Word, zero, ignore),
     /* IIDR       */ row(0x0008, 4, Word, read_iidr, ignore).user(None, UserWrite::Checked(set_revision)),
@@ -156,10 +174,10 @@ const DISTRIBUTOR: &[Row] = &[
     /* ID         */ row(0xffd0, 0x30, Word, read_id, ignore),
 ];
 
-/// The redistributors (IHI 0069 §12.11): the RD frame, and the SGI frame at 0x1_0000. Without an ITS there are no LPIs, so their
-/// registers read as zero.
+/// The redistributors (IHI 0069 §12.11): the RD frame, and the SGI frame at 0x1_0000. Registers of LPIs read as zero where there
+/// are none.
 const REDISTRIBUTOR: &[Row] = &[
-    /* CTLR       */ row(0x0_0000, 4, Word, read_redistributor_ctlr, ignore),
+    /* CTLR       */ row(0x0_0000, 4, Word, read_redistributor_ctlr, write_redistributor_ctlr),
     /* TYPER      */ row(0x0_0008, 8, WordOrDouble, read_redistributor_typer, ignore),
     /* WAKER      */ row(0x0_0014, 4, Word, zero, ignore),
     /* ISENABLER0 */ row(0x1_0100, 4, Word, read_enabled, set_enabled),
@@ -176,8 +194,11 @@ const REDISTRIBUTOR: &[Row] = &[
     /* NSACR      */ row(0x1_0e00, 4, Word, zero, ignore),
     /* IIDR       */ row(0x0_0004, 4, Word, read_redistributor_iidr, ignore),
     /* STATUSR    */ row(0x0_0010, 4, Word, zero, ignore),
-    /* PROPBASER  */ row(0x0_0070, 8, WordOrDouble, zero, ignore),
-    /* PENDBASER  */ row(0x0_0078, 8, WordOrDouble, zero, ignore),
+    /* PROPBASER  */ row(0x0_0070, 8, WordOrDouble, read_propbaser, write_propbaser),
+    /* PENDBASER  */ row(0x0_0078, 8, WordOrDouble, read_pendbaser, write_pendbaser),
+    /* INVLPIR    */ row(0x0_00a0, 8, WordOrDouble, zero, invalidate_lpi),
+    /* INVALLR    */ row(0x0_00b0, 8, WordOrDouble, zero, invalidate_all_lpis),
+    /* SYNCR      */ row(0x0_00c0, 4, Word, zero, ignore),
     /* ID         */ row(0x0_ffd0, 0x30, Word, read_id, ignore),
 ];
 
@@ -219,7 +240,7 @@ impl Vgic {
     }
 
     fn typer(&self) -> u64 {
-        TYPER_ID_BITS | self.spis.words() as u64
+        self.typer.into()
     }
 
     /// A write by the guest at `offset` in the distributor's 64 KiB. What is not there ignores it.
@@ -273,8 +294,7 @@ impl Vgic {
             Frame::DistributorV2(vcpu) if vcpu < self.vcpus() => v2::DISTRIBUTOR,
             Frame::Redistributor(_) | Frame::DistributorV2(_) => return None,
         };
-        let row = rows.iter().find(|row| offset.wrapping_sub(row.start) < row.length)?;
-        (row.width.takes(size) && offset & (size.bytes() - 1) == 0).then_some(row)
+        find(rows, offset, size)
     }
 
     fn guest_read(&self, frame: Frame, offset: u64, size: AccessSize, host: &dyn VgicHost) -> u64 {
@@ -288,6 +308,28 @@ impl Vgic {
         if let Some(row) = self.find(frame, offset, size) {
             (row.write)(self, &access(row, frame, offset, size, host), value & size.mask());
         }
+    }
+
+    /// The levels of the lines `intid` (a multiple of 32) and on, private ones those of `vcpu`, as
+    /// KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO has them: of level-sensitive interrupts. No vCPU may be resident.
+    pub fn line_levels(&self, vcpu: usize, intid: u32) -> u32 {
+        self.lines(vcpu, intid).map_or(0, |(bank, _, lines)| bank.level.load(SeqCst) & !bank.edge.load(SeqCst) & lines)
+    }
+
+    /// Sets the levels of lines, as [`line_levels`](Self::line_levels) reads them; nothing is latched.
+    pub fn set_line_levels(&self, vcpu: usize, intid: u32, levels: u32, host: &dyn VgicHost) {
+        if let Some((bank, scope, lines)) = self.lines(vcpu, intid) {
+            bank.level.fetch_and(!lines | levels, SeqCst);
+            bank.level.fetch_or(levels & lines, SeqCst);
+            self.changed(scope, lines, host);
+        }
+    }
+
+    /// The interrupts `intid` and on, and those of them that have a line.
+    fn lines(&self, vcpu: usize, intid: u32) -> Option<(&Bank, Scope, u32)> {
+        let frame = if intid < PRIVATE_INTERRUPTS { Frame::Redistributor(vcpu) } else { Frame::Distributor };
+        let (bank, scope) = self.bank_in(frame, intid as usize / 32)?;
+        Some((bank, scope, if intid < PRIVATE_INTERRUPTS { 0xffff_0000 } else { u32::MAX }))
     }
 
     /// The interrupts 32 * `word` and on, if they are in this frame.
@@ -347,6 +389,19 @@ impl Vgic {
     }
 }
 
+impl Frame {
+    /// Whether there is a 32-bit register for save and restore at `offset`.
+    pub fn has(self, offset: u64) -> bool {
+        let rows = if self == Self::Distributor { DISTRIBUTOR } else { REDISTRIBUTOR };
+        find(rows, offset, AccessSize::Word).is_some()
+    }
+}
+
+fn find(rows: &'static [Row], offset: u64, size: AccessSize) -> Option<&'static Row> {
+    let row = rows.iter().find(|row| offset.wrapping_sub(row.start) < row.length)?;
+    (row.width.takes(size) && offset & (size.bytes() - 1) == 0).then_some(row)
+}
+
 fn access<'a>(row: &Row, frame: Frame, offset: u64, size: AccessSize, host: &'a dyn VgicHost) -> Access<'a> {
     Access { frame, offset: (offset - row.start) as usize, size, host }
 }
@@ -378,7 +433,8 @@ fn write_ctlr(vgic: &Vgic, access: &Access<'_>, value: u64) {
 /// Lets interrupts through to the CPU interfaces, or none.
 fn set_forwarding(vgic: &Vgic, enable: bool, host: &dyn VgicHost) {
     if vgic.enabled.swap(enable, SeqCst) != enable {
-        let all = u32::MAX >> (32 - vgic.spis.words() as u32);
+        let lpis = if vgic.lpis.is_some() { LPI_HINT } else { 0 };
+        let all = u32::MAX >> (32 - vgic.spis.words() as u32) | lpis;
         for (vcpu, redistributor) in vgic.redistributors.iter().enumerate() {
             redistributor.spi_hint.fetch_or(all, SeqCst);
             vgic.notify(vcpu, host);
@@ -408,8 +464,67 @@ fn read_id(_: &Vgic, access: &Access<'_>) -> u64 {
     if access.offset == PIDR2_OFFSET { PIDR2 } else { 0 }
 }
 
-fn read_redistributor_ctlr(vgic: &Vgic, _: &Access<'_>) -> u64 {
-    if vgic.revision.load(SeqCst) >= 3 { GICR_CTLR_CES_IR } else { 0 }
+fn read_redistributor_ctlr(vgic: &Vgic, access: &Access<'_>) -> u64 {
+    let enabled = lpis_of(vgic, access).is_some_and(|(lpis, vcpu)| lpis.enabled(vcpu));
+    let fixed = if vgic.revision.load(SeqCst) >= 3 { GICR_CTLR_CES_IR } else { 0 };
+    fixed | if enabled { GICR_CTLR_ENABLE_LPIS } else { 0 }
+}
+
+fn write_redistributor_ctlr(vgic: &Vgic, access: &Access<'_>, value: u64) {
+    if let Some((_, vcpu)) = lpis_of(vgic, access) {
+        vgic.enable_lpis(vcpu, value & GICR_CTLR_ENABLE_LPIS != 0, access.host);
+    }
+}
+
+/// The VM's LPIs, if it has them, and the vCPU whose redistributor is accessed.
+fn lpis_of<'a>(vgic: &'a Vgic, access: &Access<'_>) -> Option<(&'a Lpis, usize)> {
+    match access.frame {
+        Frame::Redistributor(vcpu) => Some((vgic.lpis.as_ref()?, vcpu)),
+        Frame::Distributor | Frame::DistributorV2(_) => None,
+    }
+}
+
+fn read_propbaser(vgic: &Vgic, access: &Access<'_>) -> u64 {
+    lpis_of(vgic, access).map_or(0, |(lpis, _)| lpis.propbaser().load(SeqCst))
+}
+
+/// The tables of a vCPU are fixed while its LPIs are enabled (UNPREDICTABLE, and KVM's choice).
+fn write_propbaser(vgic: &Vgic, access: &Access<'_>, value: u64) {
+    if let Some((lpis, _)) = lpis_of(vgic, access).filter(|(lpis, vcpu)| !lpis.enabled(*vcpu)) {
+        store_base(lpis.propbaser(), access, value, PROPBASER_KEPT);
+    }
+}
+
+fn read_pendbaser(vgic: &Vgic, access: &Access<'_>) -> u64 {
+    let pendbaser = lpis_of(vgic, access).and_then(|(lpis, vcpu)| lpis.pendbaser(vcpu));
+    pendbaser.map_or(0, |pendbaser| pendbaser.load(SeqCst) & !PENDBASER_PTZ)
+}
+
+fn write_pendbaser(vgic: &Vgic, access: &Access<'_>, value: u64) {
+    let free = lpis_of(vgic, access).filter(|(lpis, vcpu)| !lpis.enabled(*vcpu));
+    if let Some(pendbaser) = free.and_then(|(lpis, vcpu)| lpis.pendbaser(vcpu)) {
+        store_base(pendbaser, access, value, PENDBASER_KEPT);
+    }
+}
+
+fn store_base(register: &AtomicU64, access: &Access<'_>, value: u64, kept: u64) {
+    let value = table_base::merge(register.load(SeqCst), access.offset, access.size, value) & kept;
+    register.store(table_base::sanitise(value, &table_base::REDISTRIBUTOR), SeqCst);
+}
+
+/// The upper half of INVLPIR and INVALLR is about virtual LPIs, which there are not (IHI 0069 §12.11).
+fn invalidate_lpi(vgic: &Vgic, access: &Access<'_>, value: u64) {
+    if access.offset & 4 == 0 && lpis_of(vgic, access).is_some_and(|(lpis, vcpu)| lpis.enabled(vcpu)) {
+        vgic.invalidate_lpi(value as u32, access.host);
+    }
+}
+
+fn invalidate_all_lpis(vgic: &Vgic, access: &Access<'_>, _: u64) {
+    if access.offset & 4 == 0
+        && let Some((_, vcpu)) = lpis_of(vgic, access).filter(|(lpis, vcpu)| lpis.enabled(*vcpu))
+    {
+        vgic.invalidate_all_lpis(vcpu, access.host);
+    }
 }
 
 fn read_redistributor_iidr(_: &Vgic, _: &Access<'_>) -> u64 {
@@ -420,7 +535,8 @@ fn read_redistributor_typer(vgic: &Vgic, access: &Access<'_>) -> u64 {
     let Frame::Redistributor(vcpu) = access.frame else { return 0 };
     let affinity = vgic.redistributors.get(vcpu).map_or(0, |redistributor| redistributor.affinity & AFFINITY_LOW);
     let last = if vcpu + 1 == vgic.vcpus() { GICR_TYPER_LAST } else { 0 };
-    affinity << 32 | (vcpu as u64 & 0xffff) << 8 | last
+    let lpis = if vgic.lpis.is_some() { GICR_TYPER_PLPIS } else { 0 };
+    affinity << 32 | (vcpu as u64 & 0xffff) << 8 | last | lpis
 }
 
 fn read_group(vgic: &Vgic, access: &Access<'_>) -> u64 {
@@ -501,6 +617,21 @@ fn set_active(vgic: &Vgic, access: &Access<'_>, value: u64) {
     if let Some((bank, scope)) = vgic.bank_of_bits(access) {
         bank.write_active(value as u32, true);
         vgic.changed(scope, value as u32, access.host);
+    }
+}
+
+/// What is restored as active is in service at the vCPU that it goes to, whatever IROUTER becomes later, as in KVM.
+fn restore_active(vgic: &Vgic, access: &Access<'_>, value: u64) {
+    set_active(vgic, access, value);
+    if let Some((_, Scope::Shared(word))) = vgic.bank_of_bits(access) {
+        vgic.park_spis(word, value as u32);
+    }
+}
+
+fn restore_route(vgic: &Vgic, access: &Access<'_>, value: u64) {
+    write_route(vgic, access, value);
+    if let Some(spi) = routed(access).checked_sub(PRIVATE_INTERRUPTS) {
+        vgic.park_spis(spi as usize / 32, 1 << (spi % 32));
     }
 }
 

@@ -14,7 +14,7 @@ use super::bank::Bank;
 use super::flush::take_bit;
 use super::lr::{self, Control, MAX_LIST_REGISTERS, VgicCpu, VirtualInterface};
 use super::spi::intid_of;
-use super::{Redistributor, Version, Vgic};
+use super::{LPI_HINT, Redistributor, Version, Vgic};
 
 /// The interrupts with the most urgent keys, at most as many as there are list registers.
 pub(super) struct Selection {
@@ -29,17 +29,21 @@ pub(super) struct Selection {
     active_left_out: bool,
     /// Each that ends has to bring an exit: nothing else would bring the turn of those that wait.
     exits: bool,
+    /// There may be more pending ones that were not looked at.
+    pub(super) unseen: bool,
 }
 
 /// In a key: the interrupt is not active. Of equals the active ones come first.
-const KEY_INACTIVE: u32 = 1 << 15;
+const KEY_INACTIVE: u32 = 1 << 16;
+/// In a key, from here: the priority. Below is the INTID.
+const KEY_PRIORITY_SHIFT: u32 = 17;
 /// In a key: can do without a list register for now. Comes after all that cannot.
 const KEY_LAST: u32 = 1 << 31;
 
 /// Orders interrupts: lower is more urgent. Priority, then active ones, then the lower INTID.
 #[inline]
 pub(super) fn key(bank: &Bank, intid: u32, active: bool) -> u32 {
-    u32::from(bank.priority(intid, SeqCst)) << 16 | if active { 0 } else { KEY_INACTIVE } | intid
+    u32::from(bank.priority(intid, SeqCst)) << KEY_PRIORITY_SHIFT | if active { 0 } else { KEY_INACTIVE } | intid
 }
 
 #[inline]
@@ -57,6 +61,7 @@ impl Selection {
             pending_left_out: false,
             active_left_out: false,
             exits: false,
+            unseen: false,
         }
     }
 
@@ -159,8 +164,8 @@ impl Vgic {
         while let Some(intid) = take_bit(&mut private) {
             selection.push(key_of(&own.private, intid, active));
         }
-        let mut words = words;
-        while let Some(word) = take_bit(&mut words) {
+        let mut rest = words;
+        while let Some(word) = take_bit(&mut rest) {
             let Some(bank) = self.spis.bank(word as usize) else { continue };
             let active = bank.active();
             let mut shared = candidates(bank, active);
@@ -170,6 +175,20 @@ impl Vgic {
                     selection.push(key_of(bank, intid, active));
                 }
             }
+        }
+        if words & LPI_HINT != 0
+            && let_through
+            && let Some(lpis) = &self.lpis
+        {
+            // Pending ones of a group that is off can do without a list register.
+            let last = if vmcr.is_some_and(|vmcr| vmcr & lr::VMCR_ENG1 == 0) { KEY_LAST } else { 0 };
+            let mut wanted = selection.capacity + 1;
+            selection.unseen = lpis.most_urgent(vcpu, |priority, intid| {
+                selection.push(u32::from(priority) << KEY_PRIORITY_SHIFT | KEY_INACTIVE | last | intid);
+                wanted -= 1;
+                // No more can be chosen, and one more says that some are left out.
+                wanted != 0
+            });
         }
         selection
     }

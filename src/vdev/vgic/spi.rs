@@ -20,7 +20,7 @@ const FREE: u32 = u32::MAX;
 /// Or'ed to the vCPU's index: in its list registers.
 const HELD: u32 = 1 << 31;
 /// The target of an interrupt that is routed to no vCPU.
-const NOWHERE: u32 = u32::MAX;
+const NOWHERE: u32 = FREE;
 /// The stored bits of IROUTER: Aff2–Aff0 (GICD_IROUTER, IHI 0069 §12.9; KVM keeps no more).
 const ROUTE_MASK: u64 = 0xff_ffff;
 
@@ -183,6 +183,17 @@ impl Vgic {
                 if owner & HELD == 0 {
                     route.exchange(owner, FREE);
                 }
+            }
+        }
+    }
+
+    /// Gives those SPIs of `mask` that are active to the vCPUs that they are routed to. No vCPU may be resident.
+    pub(super) fn park_spis(&self, word: usize, mask: u32) {
+        let Some(bank) = self.spis.bank(word) else { return };
+        for bit in (0..32).filter(|bit| bank.active() & mask & 1 << bit != 0) {
+            if let Some(route) = self.spis.route(intid_of(word, bit)) {
+                // `NOWHERE` is `FREE`.
+                route.owner.store(route.target(), SeqCst);
             }
         }
     }

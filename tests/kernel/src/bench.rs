@@ -13,6 +13,7 @@ use keel_test_kernel::{
     arch,
     gicv2::{self, gicc},
     irq,
+    its::{self, command::*},
     machine::Machine,
     mmio, mrs, msr, platform, power, println, smp,
     time::{self, Timer},
@@ -111,6 +112,7 @@ pub fn run(machine: &'static Machine) {
     devices();
     maintenance();
     interrupts(machine);
+    lpi(machine);
     memory_fault(machine);
     for (name, bench) in TWO_CPUS {
         if machine.cpus().len() < 2 {
@@ -279,6 +281,42 @@ fn interrupts(machine: &Machine) {
         Timer::Virtual.stop();
     }
     report("wfi_wake", late);
+    irq::init(machine);
+}
+
+/// From adding INT to the queue to the end of the LPI's handler and back.
+fn lpi(machine: &Machine) {
+    const EVENT: u32 = 0;
+    if !machine.has_its {
+        println!("bench lpi skipped: there is no ITS");
+        return;
+    }
+    let ready = its::start(machine, its::USUAL);
+    its::configure(its::LPI, 0x80, true);
+    let commands = [mapd(0, 5, its::itt(0)), mapti(0, EVENT, its::LPI, 0), inv(0, EVENT), sync(0)];
+    if !ready || !its::run(commands) {
+        println!("bench lpi FAILED: the ITS does not carry out its commands");
+        return;
+    }
+    let command = int(0, EVENT);
+    let mask = its::fill(command) as u64 - 1;
+    let offset = mmio::read64(its::CWRITER);
+    with_vectors(&raw const bench_vectors, || {
+        arch::irq_enable();
+        report(
+            "lpi",
+            ticks!(
+                ["mov x27, xzr", "add x0, {queue}, {offset}", "stp {first}, {second}, [x0]", "stp xzr, xzr, [x0, #16]",
+                 "dsb ishst", "add {offset}, {offset}, #32", "and {offset}, {offset}, {mask}",
+                 "str {offset}, [{cwriter}]", "3:", "cbz x27, 3b"],
+                queue = in(reg) its::queue(), offset = inout(reg) offset => _, mask = in(reg) mask,
+                first = in(reg) command[0], second = in(reg) command[1], cwriter = in(reg) its::CWRITER,
+                in("x26") 2_u64, out("x27") _, out("x28") _,
+            ),
+        );
+        arch::irq_disable();
+    });
+    its::stop(machine);
     irq::init(machine);
 }
 

@@ -8,6 +8,7 @@ mod debug;
 mod device;
 mod gic;
 mod gicv2;
+mod its;
 mod late;
 mod memory;
 pub mod mmio;
@@ -34,6 +35,7 @@ pub const ALL: &[&[Case]] = &[
     abort::CASES,
     gic::CASES,
     gicv2::CASES,
+    its::CASES,
     timer::CASES,
     pmu::CASES,
     device::CASES,

@@ -9,7 +9,7 @@ use core::{
     sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 use keel_test_kernel::{
-    arch, exceptions, irq,
+    arch, exceptions, irq, its,
     machine::Machine,
     print, println, smp,
     time::{self, Timer},
@@ -160,6 +160,7 @@ fn put_back(machine: &Machine, result: Check) -> Check {
             println!("(CPU {cpu} still runs)");
         }
     }
+    its::stop(machine);
     irq::init(machine);
     result
 }

@@ -23,6 +23,8 @@ pub struct Machine {
     pub has_gicv3: bool,
     /// Whether it is a GICv2 at the platform's addresses.
     pub has_gicv2: bool,
+    /// Whether it has an ITS.
+    pub has_its: bool,
     /// The hyp stub underneath: its memory, and the address of its vectors.
     pub stub: Option<Stub>,
     mpidrs: [u64; platform::MAX_CPUS],
@@ -55,6 +57,7 @@ static MACHINE: spin::Mutex<Machine> = spin::Mutex::new(Machine {
     tree_size: 0,
     has_gicv3: true,
     has_gicv2: false,
+    has_its: false,
     stub: None,
     mpidrs: [0; platform::MAX_CPUS],
     release: [0; platform::MAX_CPUS],
@@ -92,6 +95,7 @@ impl Machine {
         machine.has_gicv3 = fdt.find_compatible(&["arm,gic-v3"]).is_some();
         let gicv2 = fdt.find_compatible(&["arm,cortex-a15-gic"]).and_then(|node| node.reg()?.next());
         machine.has_gicv2 = gicv2.is_some_and(|region| region.starting_address as usize == platform::GICD);
+        machine.has_its = fdt.find_compatible(&["arm,gic-v3-its"]).is_some();
         machine.stub = fdt.find_compatible(&["keel,hyp-stub"]).and_then(|node| {
             let region = node.reg()?.next()?;
             let vectors = node.property("keel,vectors")?.as_usize()? as u64;

@@ -6,6 +6,8 @@
 pub const GICD: usize = 0x0800_0000;
 /// GICv2 CPU interface, 8 KiB.
 pub const GICC: usize = 0x0801_0000;
+/// GICv3 ITS: control frame and translation frame, 128 KiB.
+pub const ITS: usize = 0x0808_0000;
 /// First GICv3 redistributor; each CPU has two frames of 64 KiB.
 pub const GICR: usize = 0x080a_0000;
 /// Bytes from one CPU's redistributor to the next.

@@ -11,10 +11,11 @@ use kvm_bindings::{
     KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS, KVM_ARM_VCPU_PTRAUTH_GENERIC,
     KVM_ARM_VCPU_PVTIME_CTRL, KVM_ARM_VCPU_PVTIME_IPA, KVM_ARM_VM_SMCCC_CTRL, KVM_ARM_VM_SMCCC_FILTER,
     KVM_CAP_ARM_NISV_TO_USER, KVM_CAP_ARM_PTRAUTH_ADDRESS, KVM_CAP_ARM_PTRAUTH_GENERIC, KVM_DEV_ARM_VGIC_CTRL_INIT,
-    KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_VGIC_V2_ADDR_TYPE_CPU,
-    KVM_VGIC_V2_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_REDIST, kvm_create_device,
-    kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3,
-    kvm_enable_cap, kvm_smccc_filter, kvm_smccc_filter_action_KVM_SMCCC_FILTER_FWD_TO_USER, kvm_vcpu_init,
+    KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_VGIC_ITS_ADDR_TYPE,
+    KVM_VGIC_V2_ADDR_TYPE_CPU, KVM_VGIC_V2_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_REDIST,
+    kvm_create_device, kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS,
+    kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, kvm_enable_cap,
+    kvm_smccc_filter, kvm_smccc_filter_action_KVM_SMCCC_FILTER_FWD_TO_USER, kvm_vcpu_init,
 };
 use kvm_ioctls::{DeviceFd, IoEventAddress, Kvm, VcpuFd, VmFd};
 
@@ -43,6 +44,7 @@ pub(crate) struct Machine {
     // They belong to the vCPUs as long as these run.
     _vm: VmFd,
     _gic: DeviceFd,
+    _its: Option<DeviceFd>,
 }
 
 impl Machine {
@@ -75,6 +77,7 @@ impl Machine {
         let has_pmu = config.features.contains(&Feature::Pmu);
         let vcpus = (0..config.cpus as u64).map(|index| new_vcpu(&vm, index, has_pmu)).collect::<Result<Vec<_>>>()?;
         set_up_gic(&gic, &platform)?;
+        let its = config.features.contains(&Feature::Its).then(|| new_its(&vm, &platform)).transpose()?;
         pv_time(&vm, &vcpus)?;
         if has_pmu {
             give_pmus(&vcpus)?;
@@ -83,7 +86,7 @@ impl Machine {
         for (register, value) in [(X0, loaded.dtb.0), (PC, loaded.entry.0)] {
             boot.set_one_reg(register, &value.to_le_bytes()).context("KVM_SET_ONE_REG")?;
         }
-        Ok(Self { vcpus, platform, _vm: vm, _gic: gic })
+        Ok(Self { vcpus, platform, _vm: vm, _gic: gic, _its: its })
     }
 
     /// Runs it, one thread a vCPU, until one of them says that it is over.
@@ -189,6 +192,22 @@ fn give_pmus(vcpus: &[VcpuFd]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// An ITS, for a machine that has one.
+fn new_its(vm: &VmFd, platform: &GuestMachine) -> Result<DeviceFd> {
+    let mut device = kvm_create_device { type_: kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS, fd: 0, flags: 0 };
+    let its = vm.create_device(&mut device).context("KVM_CREATE_DEVICE of an ITS")?;
+    let address = platform.its.base.0;
+    for (group, attr, value) in [
+        (KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_ITS_ADDR_TYPE, (&raw const address) as u64),
+        (KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT, 0),
+    ] {
+        let attribute = kvm_device_attr { flags: 0, group, attr: attr.into(), addr: value };
+        its.set_device_attr(&attribute)
+            .with_context(|| format!("KVM_SET_DEVICE_ATTR of the ITS, group {group}, {attr}"))?;
+    }
+    Ok(its)
 }
 
 /// Gives each vCPU a place for its stolen time (DEN0057), where Linux counts it.
