@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 
+use crate::machine::Gic;
 use crate::oracle::{self, Host, Hypervisor};
 use crate::qemu::{self, Board};
 use crate::verdict::Verdict;
@@ -192,9 +193,9 @@ pub fn value(figures: &[Figure], name: &str) -> Option<u64> {
 /// Measures keel and the stub.
 fn bench_keel() -> Result<Vec<Figure>> {
     let images = image::build()?;
-    let mut figures = bench_machine(&images, "bench", &[])?;
+    let mut figures = bench_machine(&images, "bench", &["pmu"], Gic::V3)?;
     // What an ITS is needed for, on a machine of its own: the figures above are of one without.
-    let with_its = bench_machine(&images, "bench-its", &["its"])?;
+    let with_its = bench_machine(&images, "bench-its", &["its"], Gic::V3)?;
     figures.extend(with_its.into_iter().filter(|figure| figure.name == "lpi"));
     figures.extend(bench_switch(&images, &[])?);
     for mut figure in bench_switch(&images, &["pmu".into()])? {
@@ -208,13 +209,26 @@ fn bench_keel() -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// Measures keel with a machine that has these optional features.
-fn bench_machine(images: &image::Images, name: &str, features: &[&str]) -> Result<Vec<Figure>> {
+/// Measures the operations with a GICv2, and prints them. They have no limits.
+///
+/// # Errors
+///
+/// As [`bench()`].
+pub fn bench_gicv2() -> Result<()> {
+    for figure in bench_machine(&image::build()?, "bench-gicv2", &["pmu"], Gic::V2)? {
+        println!("{figure}");
+    }
+    Ok(())
+}
+
+/// Measures keel on a board with this interrupt controller, with a machine that has these optional features.
+fn bench_machine(images: &image::Images, name: &str, features: &[&str], gic: Gic) -> Result<Vec<Figure>> {
     let mut vm = machine(&images.guests, "hyp=keel");
     vm.features = features.iter().map(ToString::to_string).collect();
     let bundle = run::write_bundle(&[vm], &tree::product(&format!("{name}.itb")))?;
     let mut board = Board::virt(&images.keel);
     board.initrd = Some(bundle);
+    board.gic = gic;
     board.icount = true;
     board.append = "keel.stats=1".into();
     measure(&board)

@@ -71,6 +71,9 @@ enum Command {
         /// Boot Debian 6.12 on three CPU models and compare keel's instructions with the guest's
         #[arg(long, conflicts_with_all = ["peer", "plot"])]
         linux: bool,
+        /// Version of the interrupt controller, 2 or 3; of a GICv2 the figures are printed only
+        #[arg(long, value_parser = clap::value_parser!(u8).range(2..=3), default_value_t = 3, conflicts_with_all = ["linux", "peer", "plot"])]
+        gic: u8,
         /// Measure another hypervisor beside keel; may be given more than once
         #[arg(long, value_enum)]
         peer: Vec<bench::Peer>,
@@ -259,7 +262,8 @@ fn dispatch(command: Command) -> Result<u8> {
             }
             Ok(u8::from(!faults.is_empty()))
         }
-        Command::Bench { linux, peer, plot } => {
+        Command::Bench { gic: 2, .. } => bench::bench_gicv2().map(|()| 0),
+        Command::Bench { linux, peer, plot, .. } => {
             let failures = if linux { bench::bench_linux()? } else { bench::bench(&peer, plot.as_deref())? };
             for failure in &failures {
                 eprintln!("error: {failure}");
@@ -364,6 +368,7 @@ mod tests {
             "bundle vms.toml -o vms.itb",
             "fetch debian",
             "bench --linux",
+            "bench --gic 2",
             "bench --peer kvm --peer kvm-nvhe --plot bench.svg",
             "symbolize",
             "debug --wait",

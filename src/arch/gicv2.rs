@@ -129,7 +129,7 @@ pub fn guest_interface() -> Pa {
     Pa(GUEST_INTERFACE.load(Relaxed))
 }
 
-/// Starts the distributor: every SPI disabled, with CPU 0 of the tree or whoever calls as its only target.
+/// Starts the distributor: every SPI disabled, with this CPU as its only target.
 pub fn start_distributor() {
     let gicd = frame(&DISTRIBUTOR);
     gicd.write(GICD_CTLR, 0);

@@ -139,9 +139,9 @@ mod tests {
 
     #[test]
     fn a_pmu_does_not_count_el2_where_hardware_can_say_so() {
-        assert_eq!(mdcr_guest_with_pmu(1), 1 << 14 | 1 << 19);
-        assert_eq!(mdcr_guest_with_pmu(4), 1 << 14 | 1 << 17 | 1 << 19);
-        assert_eq!(mdcr_guest_with_pmu(9), 1 << 14 | 1 << 17 | 1 << 19 | 1 << 23);
+        assert_eq!(mdcr_guest_with_pmu(1), 1 << 10 | 1 << 14 | 1 << 19);
+        assert_eq!(mdcr_guest_with_pmu(4), 1 << 10 | 1 << 14 | 1 << 17 | 1 << 19);
+        assert_eq!(mdcr_guest_with_pmu(9), 1 << 10 | 1 << 14 | 1 << 17 | 1 << 19 | 1 << 23);
     }
 
     #[test]

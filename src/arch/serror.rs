@@ -2,7 +2,7 @@
 //!
 //! An SError is asynchronous: what causes it and where it is taken are apart. EL2 runs with PSTATE.A set, so an error of a
 //! guest that has not been taken when keel is entered stays pending, and is taken when the guest goes on: in its context,
-//! at no cost to an exit. Only where the CPU changes hands does somebody have to look ([`collect`]): with FEAT_RAS by an
+//! at no cost to an exit. Only where the CPU changes hands does somebody have to look (`collect`): with FEAT_RAS by an
 //! error synchronization barrier, which defers what is pending into DISR_EL1, elsewhere by taking it there and then.
 //!
 //! Source: Arm ARM D1.3.4 and D24.2.40 (ESR_EL2, SError exceptions), D24.2.35 (DISR_EL1); RAS: DDI 0587.

@@ -27,7 +27,7 @@ impl Vcpu {
     ///
     /// # Errors
     ///
-    /// `ENXIO` for an attribute that keel does not have. Those of [`set_pmu`](Self::set_pmu), of
+    /// `ENXIO` for an attribute that keel does not have. For KVM_ARM_VCPU_PMU_V3_CTRL those of `set_pmu`, for timers those of
     /// [`pmu::check_timer`], and for KVM_ARM_VCPU_PVTIME_IPA: `EINVAL` if it is not a multiple of 64 or not in a memory
     /// slot, `EEXIST` if it is set already.
     pub fn set_device_attr(&self, vm: &Vm, group: u32, attribute: u64, value: u64) -> Result<(), Errno> {
@@ -148,7 +148,7 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// `EINVAL` if the reserved field is not zero; those of [`offset_counters`](Self::offset_counters).
+    /// `EINVAL` if the reserved field is not zero; `EBUSY` once a vCPU has run (in KVM: while one runs).
     pub fn set_counter_offset(&self, offset: &CounterOffset) -> Result<(), Errno> {
         if offset.reserved != 0 {
             return Err(Errno::EINVAL);

@@ -79,11 +79,7 @@ pub enum Device {
 pub(super) enum Target {
     Distributor,
     Redistributors,
-    /// The distributor of a GICv2.
-    DistributorV2,
-    Its,
-    /// A frame of the machine's GIC, for the VM that owns it.
-    Owned(Frame),
+    Apart(Apart),
     Uart,
     Rtc,
 }
@@ -95,6 +91,17 @@ pub(super) enum VgicFrames {
     V3 { distributor: Ipa, redistributors: Ipa },
     /// A GICv2; its CPU interface is mapped.
     V2 { distributor: Ipa },
+}
+
+/// Who answers an access, and needs more to do it than the others.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Apart {
+    /// A frame of the machine's GIC, for the VM that owns it.
+    Owned(Frame),
+    /// The distributor of a GICv2, which shows each vCPU its own private interrupts.
+    DistributorV2,
+    /// The ITS.
+    Its,
 }
 
 /// What a machine is made of.
@@ -225,7 +232,12 @@ impl Machine {
         }
         let mut regions = Vec::new();
         if let Some(owner) = &setup.owner {
-            let region = |(frame, start, length)| Region { name: "gic", start, length, device: Target::Owned(frame) };
+            let region = |(frame, start, length)| Region {
+                name: "gic",
+                start,
+                length,
+                device: Target::Apart(Apart::Owned(frame)),
+            };
             regions.extend(owner.frames().map(region));
         } else {
             let mut add = |name, start, length, device| regions.push(Region { name, start, length, device });
@@ -236,12 +248,12 @@ impl Machine {
                     add("redistributors", redistributors, length, Target::Redistributors);
                 }
                 VgicFrames::V2 { distributor } => {
-                    add("intc", distributor, vgic::V2_DIST_SIZE, Target::DistributorV2);
+                    add("intc", distributor, vgic::V2_DIST_SIZE, Target::Apart(Apart::DistributorV2));
                 }
             }
         }
         if let Some(start) = setup.its.flatten() {
-            regions.push(Region { name: "its", start, length: its::LENGTH, device: Target::Its });
+            regions.push(Region { name: "its", start, length: its::LENGTH, device: Target::Apart(Apart::Its) });
         }
         let (mut uart, mut rtc) = (None, None);
         let mut wall_clock = None;
@@ -506,39 +518,31 @@ impl Machine {
     }
 
     /// Carries out a load.
-    #[inline]
-    pub(super) fn read(&self, target: Target, offset: u64, size: AccessSize, host: &Exiting<'_>) -> u64 {
+    #[inline(always)]
+    pub(super) fn read(&self, target: Target, offset: u64, size: AccessSize, host: &dyn VgicHost) -> u64 {
         match target {
             Target::Distributor => self.vgic.dist_read(offset, size, host),
             Target::Redistributors => {
                 let (vcpu, offset) = redistributor(offset);
                 self.vgic.redist_read(vcpu, offset, size, host)
             }
-            Target::Its => {
-                self.its.as_ref().map_or(0, |its| its.read(offset, size, host.vcpu.index(), &self.vgic, host))
-            }
-            // Go another way: `access_owned`, `access_banked`.
-            Target::Owned(_) | Target::DistributorV2 => 0,
+            // Goes another way: `access_owned`, `access_its`, and `Vgic::v2_read`.
+            Target::Apart(_) => 0,
             Target::Uart => self.with_uart(host, |uart, _| uart.read(offset, size)),
             Target::Rtc => self.with_rtc(host, |rtc, now| rtc.read(offset, size, now)),
         }
     }
 
     /// Carries out a store.
-    #[inline]
-    pub(super) fn write(&self, target: Target, offset: u64, size: AccessSize, value: u64, host: &Exiting<'_>) {
+    #[inline(always)]
+    pub(super) fn write(&self, target: Target, offset: u64, size: AccessSize, value: u64, host: &dyn VgicHost) {
         match target {
             Target::Distributor => self.vgic.dist_write(offset, size, value, host),
             Target::Redistributors => {
                 let (vcpu, offset) = redistributor(offset);
                 self.vgic.redist_write(vcpu, offset, size, value, host);
             }
-            Target::Its => {
-                if let Some(its) = &self.its {
-                    its.write(offset, size, value, host.vcpu.index(), &self.vgic, host);
-                }
-            }
-            Target::Owned(_) | Target::DistributorV2 => {}
+            Target::Apart(_) => {}
             Target::Uart => {
                 self.with_uart(host, |uart, serial| {
                     uart.write(offset, size, value, &mut |byte| (serial.transmit)(serial.vm, byte));
@@ -558,13 +562,25 @@ impl Machine {
         }
     }
 
+    /// A load, or a store of `value`, in the frames of the ITS.
+    pub(super) fn access_its(&self, offset: u64, size: AccessSize, value: Option<u64>, host: &Exiting<'_>) -> u64 {
+        let (Some(its), by) = (&self.its, host.vcpu.index()) else { return 0 };
+        match value {
+            Some(value) => {
+                its.write(offset, size, value, by, &self.vgic, host);
+                0
+            }
+            None => its.read(offset, size, by, &self.vgic, host),
+        }
+    }
+
     /// Carries out the load of a word that changes nothing anywhere; `None` for any other, which [`read`](Self::read) does.
     #[inline(always)]
     pub(super) fn peek(&self, target: Target, offset: u64) -> Option<u32> {
         match target {
             Target::Distributor => self.vgic.dist_peek(offset),
             Target::Uart => self.uart.as_ref()?.1.lock().pl011.peek(offset),
-            Target::Redistributors | Target::Its | Target::Owned(_) | Target::DistributorV2 | Target::Rtc => None,
+            Target::Redistributors | Target::Apart(_) | Target::Rtc => None,
         }
     }
 

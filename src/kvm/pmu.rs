@@ -1,7 +1,7 @@
 //! The rules of KVM_ARM_VCPU_PMU_V3_CTRL and KVM_ARM_VCPU_TIMER_CTRL: which interrupts, and which events.
 //!
 //! Source: Linux, Documentation/virt/kvm/devices/vcpu.rst, groups 0 and 1. What is here is the arithmetic of it; whose turn it is to
-//! ask is [`Vcpu::set_device_attr`](super::Vcpu)'s business.
+//! ask is the business of `Vcpu::set_device_attr`.
 
 use super::{Errno, uapi::PmuEventFilter};
 use crate::arch::pmuv3::EventSet;

@@ -10,7 +10,7 @@ use super::{
     events::{self, Change, NO_SYNDROME, Verdict},
     interface::{Hardware, HardwareV2, HostGic, on_host_gic},
     interrupts::{self, Exiting, Outside},
-    machine::{Machine, Pmu, Stop, Target, stop_of},
+    machine::{Apart, Machine, Pmu, Stop, Target, stop_of},
     owner::{Onward, Owner},
     physical,
     uapi::VcpuEvents,
@@ -40,7 +40,6 @@ use crate::{
     },
     vdev::{
         mmio::AccessSize,
-        owner_gic::Frame,
         sysreg::{self, Action, MachineRegister, SysRegId},
         vgic::SgiRegister,
     },
@@ -272,7 +271,7 @@ impl<'a> Resident<'a> {
                     self.call(Conduit::Hvc, immediate)
                 } else if let Some(abort) = DataAbort::decode(esr, switch::fault_address) {
                     self.count(ExitKind::Mmio);
-                    if abort.is_described() && self.mmio::<G>(&abort).is_some() {
+                    if abort.is_described() && self.mmio(&abort).is_some() {
                         self.inner.context.skip_instruction(abort.instruction_bytes());
                     } else {
                         self.refuse_access(&abort);
@@ -503,16 +502,12 @@ impl<'a> Resident<'a> {
 
     /// A load or store that a device answers; `None` if none claims it.
     #[inline(always)]
-    fn mmio<G: HostGic>(&mut self, abort: &DataAbort) -> Option<()> {
+    fn mmio(&mut self, abort: &DataAbort) -> Option<()> {
         let inner = &mut *self.inner;
         let size = AccessSize::from_log2(abort.size().into());
         let (target, offset) = self.machine.bus.find(abort.ipa(), size)?;
-        if let Target::Owned(frame) = target {
-            self.access_owned(abort, frame, offset, size);
-            return Some(());
-        }
-        if G::IS_V2 && matches!(target, Target::DistributorV2) {
-            self.access_banked(abort, offset, size);
+        if let Target::Apart(apart) = target {
+            self.access_apart(abort, apart, offset, size);
             return Some(());
         }
         // What drivers do most, when no device has to do anything for it.
@@ -533,28 +528,29 @@ impl<'a> Resident<'a> {
         Some(())
     }
 
-    /// A load or store of the machine's owner to a frame of the interrupt controller.
+    /// A load or store of the machine's owner to a frame of the interrupt controller, or one to the distributor of a GICv2 or to
+    /// the ITS.
     #[cold]
     #[inline(never)]
-    fn access_owned(&mut self, abort: &DataAbort, frame: Frame, offset: u64, size: AccessSize) {
+    fn access_apart(&mut self, abort: &DataAbort, apart: Apart, offset: u64, size: AccessSize) {
         let inner = &mut *self.inner;
         let value = abort.is_write().then(|| inner.context.register(abort.register()) & size.mask());
-        let value = self.machine.access_owned(frame, offset, size, value, self.vcpu, &mut inner.owner);
+        let value = match apart {
+            Apart::Owned(frame) => self.machine.access_owned(frame, offset, size, value, self.vcpu, &mut inner.owner),
+            Apart::DistributorV2 | Apart::Its => {
+                let (index, vgic) = (self.vcpu.index(), RefCell::new(&mut inner.vgic));
+                let host = Exiting { machine: self.machine, vcpu: self.vcpu, vgic };
+                match (apart, value) {
+                    (Apart::Its, _) => self.machine.access_its(offset, size, value, &host),
+                    (_, None) => self.machine.vgic.v2_read(index, offset, size, &host),
+                    (_, Some(value)) => {
+                        self.machine.vgic.v2_write(index, offset, size, value, &host);
+                        0
+                    }
+                }
+            }
+        };
         if !abort.is_write() {
-            inner.context.finish_load(abort.load(), value);
-        }
-    }
-
-    /// A load or store to the distributor of a GICv2, which shows each vCPU its own private interrupts.
-    #[inline(never)]
-    fn access_banked(&mut self, abort: &DataAbort, offset: u64, size: AccessSize) {
-        let inner = &mut *self.inner;
-        let (vgic, index) = (&self.machine.vgic, self.vcpu.index());
-        let host = Exiting { machine: self.machine, vcpu: self.vcpu, vgic: RefCell::new(&mut inner.vgic) };
-        if abort.is_write() {
-            vgic.v2_write(index, offset, size, inner.context.register(abort.register()) & size.mask(), &host);
-        } else {
-            let value = vgic.v2_read(index, offset, size, &host);
             inner.context.finish_load(abort.load(), value);
         }
     }

@@ -215,6 +215,15 @@ pub fn trials() -> Vec<Trial> {
         }
         Ok(())
     }));
+    trials.push(trial("debian::with_an_its".into(), folder, move || {
+        let mut vm = vm(folder, "keel.test=1", 2);
+        vm.features = vec!["its".into()];
+        let console = run_well(&board("its", &[vm])?)?;
+        for line in ["ITS@0x0000000008080000: allocated", "CPU1: using allocated LPI pending table"] {
+            crate::expect(&console, line)?;
+        }
+        judge(&console, folder, 2, &[HOST_IS_BUSY])
+    }));
     trials.push(trial("debian::reboot_comes_up_again".into(), folder, move || {
         let mut session = Session::start(&board("reboot", &[vm(folder, "keel.test=reboot", 2)])?, LIMIT)?;
         wait(&mut session, initramfs::INIT)?;

@@ -111,28 +111,28 @@ pub(super) const ROWS: &[Row] = &[
     pass(PFR0, 28, "RAS"),             // ESB and DISR_EL1 are the guest's; it has no error records
     hide(PFR0, 32, "SVE"),             // Z, P, FFR and ZCR_EL1 are not switched; CPTR_EL2 traps
     hide(PFR0, 36, "SEL2"),            // EL2
-    hide(PFR0, 40, "MPAM"),            // MPAM registers trap
+    hide(PFR0, 40, "MPAM"),            // MPAM2_EL2 traps its registers
     hide(PFR0, 44, "AMU"),             // counters are the machine's; CPTR_EL2.TAM traps
     pass(PFR0, 48, "DIT"),
     hide(PFR0, 52, "RME"),             // EL3
-    cap(PFR0, 56, "CSV2", 1),          // 2 adds SCXTNUM_ELx, which is not switched
+    cap(PFR0, 56, "CSV2", 1),          // 2 adds SCXTNUM_ELx, which is not switched; HCR_EL2.EnSCXT = 0 traps
     pass(PFR0, 60, "CSV3"),
 
     pass(PFR1, 0, "BT"),
     pass(PFR1, 4, "SSBS"),
-    hide(PFR1, 8, "MTE"),              // tags and their registers are not switched; HCR_EL2.ATA is 0
+    hide(PFR1, 8, "MTE"),              // tags and their registers are not switched; HCR_EL2.ATA = 0 traps
     pass(PFR1, 12, "RAS_frac"),
     hide(PFR1, 16, "MPAM_frac"),       // MPAM
-    hide(PFR1, 24, "SME"),             // ZA, streaming mode and TPIDR2_EL0 are not switched
+    hide(PFR1, 24, "SME"),             // ZA and TPIDR2_EL0 are not switched; CPTR_EL2.TSM and HFGxTR_EL2 trap
     hide(PFR1, 28, "RNDR_trap"),       // EL3
-    cap(PFR1, 32, "CSV2_frac", 1),     // 2 adds SCXTNUM_ELx, which is not switched
+    cap(PFR1, 32, "CSV2_frac", 1),     // as CSV2
     hide(PFR1, 36, "NMI"),             // the virtual GIC has no non-maskable interrupts; PSTATE.ALLINT goes with PSTATE
     hide(PFR1, 40, "MTE_frac"),        // MTE
-    hide(PFR1, 44, "GCS"),             // GCS registers are not switched; HCRX_EL2 traps
-    hide(PFR1, 48, "THE"),             // RCWMASK_EL1 is not switched
+    hide(PFR1, 44, "GCS"),             // GCS registers are not switched; HFGxTR_EL2 traps
+    hide(PFR1, 48, "THE"),             // RCWMASK_EL1 and RCWSMASK_EL1 are not switched; HFGxTR_EL2 traps
     hide(PFR1, 52, "MTEX"),            // MTE
     hide(PFR1, 56, "DF2"),             // enabled in SCTLR2_EL1, which is not switched
-    hide(PFR1, 60, "PFAR"),            // PFAR_EL1 is not switched
+    hide(PFR1, 60, "PFAR"),            // PFAR_EL1 is not switched; HFGxTR2_EL2 traps
 
     hide(PFR2, 0, "MTEPERM"),          // MTE
     hide(PFR2, 4, "MTESTOREONLY"),     // MTE
@@ -142,7 +142,7 @@ pub(super) const ROWS: &[Row] = &[
     hide(PFR2, 20, "MTEEIRG"),         // MTE
     hide(PFR2, 24, "FGDT"),            // EL2
     hide(PFR2, 28, "MPAM2"),           // MPAM
-    hide(PFR2, 32, "FPMR"),            // FPMR is not switched
+    hide(PFR2, 32, "FPMR"),            // FPMR is not switched; HCRX_EL2.EnFPM = 0 traps
     hide(PFR2, 36, "VMTE"),            // MTE
     hide(PFR2, 40, "VMTETC"),          // MTE
     hide(PFR2, 44, "VMTETCL"),         // MTE
@@ -154,18 +154,18 @@ pub(super) const ROWS: &[Row] = &[
     hide(DFR0, 16, "PMSS"),            // PMU
     pass(DFR0, 20, "WRPs"),
     pass(DFR0, 28, "CTX_CMPs"),
-    hide(DFR0, 32, "PMSVer"),          // profiling buffer holds virtual addresses of its owner; traps
-    hide(DFR0, 36, "DoubleLock").signed(), // OSDLR_EL1 would lock the debugger of every guest of that CPU
-    hide(DFR0, 40, "TraceFilt"),       // TRFCR_EL1 is not switched; traps
-    hide(DFR0, 44, "TraceBuffer"),     // as PMSVer
+    hide(DFR0, 32, "PMSVer"),          // the buffer has virtual addresses of its owner; MDCR_EL2.TPMS and E2PB trap
+    hide(DFR0, 36, "DoubleLock").signed(), // it would lock the debugger of all guests of a CPU; MDCR_EL2.TDOSA traps
+    hide(DFR0, 40, "TraceFilt"),       // TRFCR_EL1 is not switched; MDCR_EL2.TTRF traps
+    hide(DFR0, 44, "TraceBuffer"),     // as PMSVer; MDCR_EL2.E2TB traps
     hide(DFR0, 48, "MTPMU"),           // PMU
-    hide(DFR0, 52, "BRBE"),            // branch records are not switched; traps
+    hide(DFR0, 52, "BRBE"),            // branch records are not switched; HDFGxTR_EL2 traps
     hide(DFR0, 56, "ExtTrcBuff"),      // trace
     hide(DFR0, 60, "HPMN0"),           // EL2
 
     hide(DFR1, 0, "SYSPMUID"),         // PMU
     hide(DFR1, 4, "SYSPMUID[7:4]"),
-    hide(DFR1, 8, "BRPs"),             // breakpoints beyond 16 need MDSELR_EL1, which is not switched
+    hide(DFR1, 8, "BRPs"),             // beyond 16 they need MDSELR_EL1, which is not switched; MDCR_EL2.EBWE is 0
     hide(DFR1, 12, "BRPs[7:4]"),
     hide(DFR1, 16, "WRPs"),            // as BRPs
     hide(DFR1, 20, "WRPs[7:4]"),
@@ -202,7 +202,7 @@ pub(super) const ROWS: &[Row] = &[
     pass(ISAR2, 20, "BC"),
     pass(ISAR2, 24, "PAC_frac").exact(),
     pass(ISAR2, 28, "CLRBHB"),
-    hide(ISAR2, 32, "SYSREG_128"),     // 128-bit registers are not switched
+    hide(ISAR2, 32, "SYSREG_128"),     // 128-bit registers are not switched; HCRX_EL2.D128En is 0
     hide(ISAR2, 36, "SYSINSTR_128"),   // as SYSREG_128
     pass(ISAR2, 40, "PRFMSLC"),
     hide(ISAR2, 44, "PCDPHINT"),       // not thought about yet
@@ -263,11 +263,11 @@ pub(super) const ROWS: &[Row] = &[
 
     hide(MMFR3, 0, "TCRX"),            // TCR2_EL1 is not switched; HCRX_EL2 traps
     hide(MMFR3, 4, "SCTLRX"),          // SCTLR2_EL1 is not switched; HCRX_EL2 traps
-    hide(MMFR3, 8, "S1PIE"),           // PIR_EL1 and PIRE0_EL1 are not switched
+    hide(MMFR3, 8, "S1PIE"),           // PIR_EL1 and PIRE0_EL1 are not switched; HFGxTR_EL2 traps
     hide(MMFR3, 12, "S2PIE"),          // stage 2
-    hide(MMFR3, 16, "S1POE"),          // POR_EL1 and POR_EL0 are not switched
+    hide(MMFR3, 16, "S1POE"),          // POR_EL1 and POR_EL0 are not switched; HFGxTR_EL2 traps
     hide(MMFR3, 20, "S2POE"),          // stage 2
-    hide(MMFR3, 24, "AIE"),            // MAIR2_EL1 and AMAIR2_EL1 are not switched
+    hide(MMFR3, 24, "AIE"),            // MAIR2_EL1 and AMAIR2_EL1 are not switched; HFGxTR_EL2 traps
     hide(MMFR3, 28, "MEC"),            // EL3
     hide(MMFR3, 32, "D128"),           // 128-bit registers are not switched
     hide(MMFR3, 36, "D128_2"),         // stage 2

@@ -7,7 +7,7 @@
 //! than an LPI of its own. As the architecture asks (IHI 0069 §5.2), software zeroes a table before it gives it.
 //!
 //! **One vCPU at a time** carries out commands, whoever writes GITS_CWRITER when nobody does; nobody waits for another.
-//! It stops after [`COMMANDS_AT_ONCE`] and lets its CPU take interrupts; what is left it
+//! It stops after a few commands and lets its CPU take interrupts; what is left it
 //! [carries on](crate::vdev::vgic::VgicHost::carry_on) with before it enters its guest again. So the time that a guest can
 //! keep a CPU is bounded, whatever is in its queue.
 //!

@@ -494,7 +494,7 @@ impl FakeVm {
             to.vgic.user_write(frame, 0x1_0180, !from.user_read(frame, 0x1_0100).unwrap()).unwrap();
             copy(frame, &mut words(0x1_0200..0x1_0204).chain(words(0x1_0300..0x1_0304)));
             to.vgic.set_line_levels(vcpu, 0, from.line_levels(vcpu, 0), &to);
-            copy(frame, &mut [0x70..0x80].into_iter().flatten_words());
+            copy(frame, &mut words(0x70..0x80));
             copy(frame, &mut words(0..4));
             let (saved, restored) = (self.cpus[vcpu].borrow(), &mut to.cpus[vcpu].borrow_mut().cpu);
             for register in CPU_REGISTERS {

@@ -219,6 +219,7 @@ impl VgicHost for Stopped {
 
 impl Vgic {
     /// A read by the guest at `offset` in the distributor's 64 KiB. What is not there reads as zero.
+    #[inline(always)]
     pub fn dist_read(&self, offset: u64, size: AccessSize, host: &dyn VgicHost) -> u64 {
         self.guest_read(Frame::Distributor, offset, size, host)
     }
@@ -244,16 +245,19 @@ impl Vgic {
     }
 
     /// A write by the guest at `offset` in the distributor's 64 KiB. What is not there ignores it.
+    #[inline(always)]
     pub fn dist_write(&self, offset: u64, size: AccessSize, value: u64, host: &dyn VgicHost) {
         self.guest_write(Frame::Distributor, offset, size, value, host);
     }
 
     /// A read by the guest at `offset` in the 128 KiB of `target`'s redistributor, by whatever vCPU.
+    #[inline(always)]
     pub fn redist_read(&self, target: usize, offset: u64, size: AccessSize, host: &dyn VgicHost) -> u64 {
         self.guest_read(Frame::Redistributor(target), offset, size, host)
     }
 
     /// A write by the guest at `offset` in the 128 KiB of `target`'s redistributor, by whatever vCPU.
+    #[inline(always)]
     pub fn redist_write(&self, target: usize, offset: u64, size: AccessSize, value: u64, host: &dyn VgicHost) {
         self.guest_write(Frame::Redistributor(target), offset, size, value, host);
     }
@@ -264,6 +268,7 @@ impl Vgic {
     /// # Errors
     ///
     /// [`UserAccessError::Unknown`].
+    #[inline(never)]
     pub fn user_read(&self, frame: Frame, offset: u64) -> Result<u32, UserAccessError> {
         let row = self.find(frame, offset, AccessSize::Word).ok_or(UserAccessError::Unknown)?;
         let access = access(row, frame, offset, AccessSize::Word, &Stopped);
@@ -275,6 +280,7 @@ impl Vgic {
     /// # Errors
     ///
     /// [`UserAccessError::Unknown`], and [`UserAccessError::Invalid`] for an IIDR of another GIC.
+    #[inline(never)]
     pub fn user_write(&self, frame: Frame, offset: u64, value: u32) -> Result<(), UserAccessError> {
         let row = self.find(frame, offset, AccessSize::Word).ok_or(UserAccessError::Unknown)?;
         let access = access(row, frame, offset, AccessSize::Word, &Stopped);
@@ -287,6 +293,7 @@ impl Vgic {
         Ok(())
     }
 
+    #[inline(always)]
     fn find(&self, frame: Frame, offset: u64, size: AccessSize) -> Option<&'static Row> {
         let rows = match frame {
             Frame::Distributor => DISTRIBUTOR,
@@ -297,6 +304,7 @@ impl Vgic {
         find(rows, offset, size)
     }
 
+    #[inline(always)]
     fn guest_read(&self, frame: Frame, offset: u64, size: AccessSize, host: &dyn VgicHost) -> u64 {
         self.find(frame, offset, size).map_or(0, |row| {
             let access = access(row, frame, offset, size, host);
@@ -304,6 +312,7 @@ impl Vgic {
         })
     }
 
+    #[inline(always)]
     fn guest_write(&self, frame: Frame, offset: u64, size: AccessSize, value: u64, host: &dyn VgicHost) {
         if let Some(row) = self.find(frame, offset, size) {
             (row.write)(self, &access(row, frame, offset, size, host), value & size.mask());
@@ -391,12 +400,14 @@ impl Vgic {
 
 impl Frame {
     /// Whether there is a 32-bit register for save and restore at `offset`.
+    #[inline(never)]
     pub fn has(self, offset: u64) -> bool {
         let rows = if self == Self::Distributor { DISTRIBUTOR } else { REDISTRIBUTOR };
         find(rows, offset, AccessSize::Word).is_some()
     }
 }
 
+#[inline(always)]
 fn find(rows: &'static [Row], offset: u64, size: AccessSize) -> Option<&'static Row> {
     let row = rows.iter().find(|row| offset.wrapping_sub(row.start) < row.length)?;
     (row.width.takes(size) && offset & (size.bytes() - 1) == 0).then_some(row)

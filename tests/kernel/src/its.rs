@@ -271,6 +271,9 @@ pub fn start(machine: &Machine, setup: Setup) -> bool {
         give_tables(cpu, true);
         enable(cpu, true);
     }
+    // KVM forgets what is mapped when a table goes.
+    write64(BASER, 0);
+    write64(BASER + 8, 0);
     if setup.indirect {
         store(DEVICES, second_level() as u64 | VALID);
         write64(BASER, baser(base() + DEVICES) | INDIRECT);

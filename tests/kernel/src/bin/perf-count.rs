@@ -1,7 +1,7 @@
 //! A Linux program that counts itself: cycles and instructions through perf_event_open, and samples by the PMU's interrupt.
 //!
 //! It runs as the first program (`rdinit=/bin/perf-count`), prints a line for each thing and powers the machine off. The
-//! lines: `perf cycles=N`, `perf instructions=N` or `=none` (of a loop of [`ROUNDS`] rounds of two instructions), `perf
+//! lines: `perf cycles=N`, `perf instructions=N` or `=none` (of a loop of `ROUNDS` rounds of two instructions), `perf
 //! samples=N bytes`, then the lines of /proc/interrupts that are the PMU's, and `perf done`.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
