@@ -131,12 +131,22 @@ impl Peer {
         let host = self.host()?;
         // Linux boots, and then has nothing to do but the machine.
         let options = oracle::Options { icount: true, settle: 10 };
+        let hypervisor = Hypervisor::Kvm(host.mode);
         let mut vm = machine(&image::build_guests()?, "hyp=kvm");
         // KVM's other figures are the same with an ITS.
-        vm.features = vec!["its".into()];
-        let figures = figures(&oracle::console(host, Hypervisor::Kvm(host.mode), &vm, options)?);
-        ensure!(!figures.is_empty(), "{} measured nothing", self.title());
-        Ok(figures)
+        vm.features.push("its".into());
+        let mut measured = figures(&oracle::console(host, hypervisor, &vm, options)?);
+        vm.bootargs = "bench-switch hyp=kvm".into();
+        vm.features.clear();
+        for (suffix, feature) in [("", None), ("_pmu", Some("pmu"))] {
+            vm.features.extend(feature.map(String::from));
+            let mut board = oracle::board(host, hypervisor, &vm, options)?;
+            board.smp = 1;
+            let figures = figures(&oracle::run(&board, hypervisor)?).into_iter();
+            measured.extend(figures.map(|figure| Figure { name: figure.name + suffix, ..figure }));
+        }
+        ensure!(!measured.is_empty(), "{} measured nothing", self.title());
+        Ok(measured)
     }
 }
 

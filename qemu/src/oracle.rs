@@ -167,8 +167,16 @@ fn archive(name: &str, bundle: &[u8]) -> Result<PathBuf> {
 ///
 /// [`board`]'s, or the machine did not end by powering off.
 pub fn console(host: &Host, hypervisor: Hypervisor, vm: &VmSpec, options: Options) -> Result<String> {
-    let board = board(host, hypervisor, vm, options)?;
-    let ending = qemu::run_to_end(&board, LIMIT)?;
+    run(&board(host, hypervisor, vm, options)?, hypervisor)
+}
+
+/// Runs such a board to its machine's end; returns what its console printed.
+///
+/// # Errors
+///
+/// The machine did not end by powering off.
+pub fn run(board: &Board, hypervisor: Hypervisor) -> Result<String> {
+    let ending = qemu::run_to_end(board, LIMIT)?;
     let well = match hypervisor {
         Hypervisor::Keel => ending.verdict == Verdict::Well,
         Hypervisor::Kvm(_) => ending.verdict == Verdict::Silent && ending.output.contains(WELL),

@@ -58,10 +58,18 @@ macro_rules! ticks {
 
 /// Handing a CPU over to another vCPU and getting it back: two changes. Of a machine whose two vCPUs have one CPU.
 pub fn run_switch(machine: &'static Machine) {
+    if hand_over_by_interrupt(machine).is_err() {
+        println!("bench vcpu_switch FAILED: {}", crate::harness::reason());
+        return;
+    }
+    if !machine.under_keel() {
+        println!("bench vcpu_yield skipped: needs KVM_HC_SCHED_YIELD");
+        return;
+    }
     STOP.store(0, SeqCst);
     FLAG.store(0, SeqCst);
     if crate::harness::start(machine, 1, hand_over, 0).is_err() {
-        println!("bench vcpu_switch FAILED: {}", crate::harness::reason());
+        println!("bench vcpu_yield FAILED: {}", crate::harness::reason());
         return;
     }
     while FLAG.load(SeqCst) == 0 {
@@ -73,12 +81,58 @@ pub fn run_switch(machine: &'static Machine) {
     STOP.store(1, SeqCst);
     // Each round is two changes, if the other one had its turn each time.
     if turns < ROUNDS - 1 {
-        println!("bench vcpu_switch skipped: {turns} of {ROUNDS} rounds changed vCPU");
+        println!("bench vcpu_yield skipped: {turns} of {ROUNDS} rounds changed vCPU");
     } else {
-        report("vcpu_switch", total / 2);
+        report("vcpu_yield", total / 2);
     }
     while !keel_test_kernel::smp::is_off(machine, 1) {
         give_way();
+    }
+}
+
+/// An SGI to the other vCPU and WFI, and the same back: two changes of vCPU, with what brings them about.
+fn hand_over_by_interrupt(machine: &'static Machine) -> Check {
+    FLAG.store(0, SeqCst);
+    STOP.store(0, SeqCst);
+    irq::enable(IPI, 0);
+    irq::set_handler(Some(|_| {
+        if arch::cpu() == 1 {
+            FLAG.fetch_add(1, SeqCst);
+            irq::send(IPI, CALLER.load(SeqCst));
+        }
+    }));
+    CALLER.store(machine.cpus()[0], SeqCst);
+    crate::harness::start(machine, 1, answer, 1)?;
+    let other = machine.cpus()[1];
+    let turn = || {
+        let before = FLAG.load(SeqCst);
+        irq::send(IPI, other);
+        while FLAG.load(SeqCst) == before {
+            // Interrupts are masked, so that none is missed between the look and WFI.
+            arch::wfi();
+            arch::with_irqs(|| {});
+        }
+    };
+    turn();
+    let start = time::now();
+    (0..ROUNDS).for_each(|_| turn());
+    report("vcpu_switch", (time::now() - start) / 2);
+    STOP.store(1, SeqCst);
+    irq::send(IPI, other);
+    crate::harness::join(machine, 1)?;
+    irq::init(machine);
+    Ok(())
+}
+
+/// Who is answered.
+static CALLER: AtomicU64 = AtomicU64::new(0);
+
+/// The other vCPU: answers each SGI.
+fn answer(cpu: usize) {
+    irq::enable(IPI, cpu);
+    while STOP.load(SeqCst) == 0 {
+        arch::wfi();
+        arch::with_irqs(|| {});
     }
 }
 
