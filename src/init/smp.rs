@@ -43,7 +43,8 @@ enum Parts {
 fn private(interrupts: &HostInterrupts) -> u32 {
     let intids =
         [interrupts.virtual_timer, interrupts.physical_timer, interrupts.hypervisor_timer, interrupts.maintenance];
-    intids.iter().filter(|&&intid| intid < 32).fold(0, |mask, intid| mask | 1 << intid)
+    let intids = intids.into_iter().chain(interrupts.pmu);
+    intids.filter(|&intid| intid < 32).fold(0, |mask, intid| mask | 1 << intid)
 }
 
 static INTERRUPTS: Once<Interrupts> = Once::new();

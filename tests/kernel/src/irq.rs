@@ -317,7 +317,7 @@ pub fn taken() {
         cpu.spurious.fetch_add(1, Relaxed);
         return;
     };
-    let intid = if is_v2() { raw & 0x3ff } else { raw };
+    let intid = intid_of(raw);
     if let Some(count) = cpu.counts.get(intid as usize) {
         count.fetch_add(1, Relaxed);
     }
@@ -331,6 +331,11 @@ pub fn taken() {
     }
     end(raw);
     arch::isb();
+}
+
+/// The INTID of what was acknowledged: a GICv2 says more.
+fn intid_of(raw: u32) -> u32 {
+    if is_v2() { raw & 0x3ff } else { raw }
 }
 
 /// How often CPU `cpu` took `intid` since [`forget`].
@@ -350,7 +355,7 @@ pub fn spurious(cpu: usize) -> u32 {
 
 /// The `n`th interrupt CPU `cpu` took since [`forget`]; the last [`LOG`] are remembered.
 pub fn nth(cpu: usize, n: usize) -> u32 {
-    CPUS[cpu].log[n % LOG].load(Relaxed) & 0x3ff
+    intid_of(CPUS[cpu].log[n % LOG].load(Relaxed))
 }
 
 /// On a GICv2, the CPU that sent the `n`th, an SGI.

@@ -19,7 +19,7 @@ use keel_test_kernel::{
     irq,
     machine::Machine,
     mmio, mrs, msr,
-    platform::{GICR, GICR_SGI, PMU_INTID},
+    platform::PMU_INTID,
     power, time,
 };
 
@@ -508,7 +508,7 @@ fn handler(intid: u32) {
 }
 
 fn is_pending() -> bool {
-    mmio::read32(GICR + GICR_SGI + 0x200) & 1 << PMU_INTID != 0
+    mmio::read32(irq::bitmap(0x200, PMU_INTID)) & 1 << PMU_INTID != 0
 }
 
 /// Counter 0 overflows with the next increment, and interrupts.

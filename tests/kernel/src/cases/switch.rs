@@ -6,7 +6,7 @@
 
 use crate::{
     check, check_eq,
-    harness::{Case, Check, Under::*, case},
+    harness::{Case, Check, Under::*, case, skip},
 };
 use core::arch::asm;
 use keel_test_kernel::{
@@ -217,6 +217,9 @@ fn clear(has_pmu: bool) {
 }
 
 fn nothing_mixes(machine: &Machine) -> Check {
+    if !machine.has_gicv3 {
+        return skip("fills a GICv3's system registers, too");
+    }
     let number = |name| machine.value(name).and_then(|text| text.parse::<u64>().ok());
     let seed = number("seed").unwrap_or(1) << 32;
     let rounds = number("rounds").unwrap_or(ROUNDS);
