@@ -69,31 +69,19 @@ pub struct Host {
     pub mode: Mode,
     /// Its interrupt controller.
     pub gic: Gic,
-    /// What is asked: `transcript` for everything, or a part of it. What differs on other boards need not be asked of this one
-    /// then.
-    pub asks: &'static str,
-}
-
-/// The boot argument that asks for everything.
-const EVERYTHING: &str = "transcript";
-/// The one that asks for the interrupt controller: on a GICv2 the rest is as on the same CPU with a GICv3.
-const INTERRUPTS: &str = "transcript=interrupts";
-
-impl Host {
-    /// Whether everything is asked.
-    fn asks_everything(&self) -> bool {
-        self.asks == EVERYTHING
-    }
+    /// The board that is like it but for the interrupt controller: what differs there may differ here.
+    pub like: Option<&'static str>,
 }
 
 /// Every board.
 pub const HOSTS: &[Host] = &[
-    Host { name: "max", cpu: "max", mode: Mode::Vhe, gic: Gic::V3, asks: EVERYTHING },
-    Host { name: "max-nvhe", cpu: "max", mode: Mode::Nvhe, gic: Gic::V3, asks: EVERYTHING },
-    Host { name: "neoverse-n1", cpu: "neoverse-n1", mode: Mode::Vhe, gic: Gic::V3, asks: EVERYTHING },
-    Host { name: "cortex-a72", cpu: "cortex-a72", mode: Mode::Nvhe, gic: Gic::V3, asks: EVERYTHING },
-    Host { name: "max-gicv2", cpu: "max", mode: Mode::Vhe, gic: Gic::V2, asks: INTERRUPTS },
-    Host { name: "cortex-a72-gicv2", cpu: "cortex-a72", mode: Mode::Nvhe, gic: Gic::V2, asks: INTERRUPTS },
+    Host { name: "max", cpu: "max", mode: Mode::Vhe, gic: Gic::V3, like: None },
+    Host { name: "max-nvhe", cpu: "max", mode: Mode::Nvhe, gic: Gic::V3, like: None },
+    Host { name: "neoverse-n1", cpu: "neoverse-n1", mode: Mode::Vhe, gic: Gic::V3, like: None },
+    Host { name: "cortex-a72", cpu: "cortex-a72", mode: Mode::Nvhe, gic: Gic::V3, like: None },
+    Host { name: "max-gicv2", cpu: "max", mode: Mode::Vhe, gic: Gic::V2, like: Some("max") },
+    Host { name: "neoverse-n1-gicv2", cpu: "neoverse-n1", mode: Mode::Vhe, gic: Gic::V2, like: Some("neoverse-n1") },
+    Host { name: "cortex-a72-gicv2", cpu: "cortex-a72", mode: Mode::Nvhe, gic: Gic::V2, like: Some("cortex-a72") },
 ];
 
 /// What is missing to ask KVM, as a reason to skip.
@@ -216,7 +204,7 @@ pub fn differences() -> Result<Differences> {
 /// A run fails, or a transcript is not complete.
 pub fn ask(host: &Host, list: &Differences) -> Result<Comparison> {
     let mut vm = VmSpec::new("asked", &image::build_guests()?.test_kernel);
-    vm.bootargs = host.asks.into();
+    vm.bootargs = "transcript".into();
     vm.cpus = 2;
     vm.memory = MemorySize(64 << 20);
     let run = |name: &str, hypervisor| {
@@ -227,7 +215,7 @@ pub fn ask(host: &Host, list: &Differences) -> Result<Comparison> {
         Ok::<_, anyhow::Error>(lines)
     };
     let (kvm, keel) = (run("kvm", Hypervisor::Kvm(host.mode))?, run("keel", Hypervisor::Keel)?);
-    Ok(compare(&kvm, &keel, list, host.name, host.asks_everything()))
+    Ok(compare(&kvm, &keel, list, host.name, host.like))
 }
 
 /// The host of a name.

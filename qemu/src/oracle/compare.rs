@@ -63,7 +63,7 @@ pub struct Difference {
     pub kvm: String,
     /// Pattern of keel's answers.
     pub keel: String,
-    /// Hosts where it is so; when absent, all of which everything is asked.
+    /// Hosts where it is so; when absent, all that are not like another.
     pub hosts: Option<Vec<String>>,
     /// Why it is meant to be so.
     pub reason: String,
@@ -123,14 +123,23 @@ pub struct Comparison {
     pub faults: Vec<String>,
 }
 
-/// Compares two transcripts of a host; `whole`: of which everything was asked.
-pub fn compare(kvm: &[Line], keel: &[Line], list: &Differences, host: &str, whole: bool) -> Comparison {
+/// Compares two transcripts of a host. What is listed for the one that it is `like` may differ here, if nothing is listed for
+/// this one itself.
+pub fn compare(kvm: &[Line], keel: &[Line], list: &Differences, host: &str, like: Option<&str>) -> Comparison {
     let mut result = Comparison::default();
-    let entries: Vec<_> = list
-        .difference
-        .iter()
-        .filter(|entry| entry.hosts.as_ref().map_or(whole, |all| all.iter().any(|h| h == host)))
-        .collect();
+    let holds = |entry: &Difference, host: &str, otherwise| {
+        entry.hosts.as_ref().map_or(otherwise, |all| all.iter().any(|known| known == host))
+    };
+    let entries: Vec<_> = list.difference.iter().filter(|entry| holds(entry, host, like.is_none())).collect();
+    let inherited: Vec<_> =
+        like.iter().flat_map(|like| list.difference.iter().filter(move |entry| holds(entry, like, true))).collect();
+    let is_inherited = |kvm: &Line, keel: &Line| {
+        inherited.iter().any(|entry| {
+            entry.lines.iter().any(|pattern| matches(pattern, &kvm.what))
+                && matches(&entry.kvm, &kvm.answer)
+                && matches(&entry.keel, &keel.answer)
+        })
+    };
     let mut used: Vec<_> = entries.iter().map(|entry| vec![false; entry.lines.len()]).collect();
     for (number, pair) in kvm.iter().zip(keel).enumerate() {
         let (kvm, keel) = pair;
@@ -155,6 +164,7 @@ pub fn compare(kvm: &[Line], keel: &[Line], list: &Differences, host: &str, whol
         }
         match found[..] {
             [] if kvm.answer == keel.answer => result.same += 1,
+            [] if is_inherited(kvm, keel) => result.listed += 1,
             [] => fault("differs, and is not listed"),
             [(entry, _)] if kvm.answer == keel.answer => {
                 fault(&format!("is listed as different, but no longer is: {}", entry.reason))
@@ -199,7 +209,7 @@ mod tests {
 
     fn faults(keel: &str, list: &str) -> Vec<String> {
         let (kvm, keel) = (transcript(KVM).unwrap(), transcript(keel).unwrap());
-        compare(&kvm, &keel, &self::list(list), "max", true).faults
+        compare(&kvm, &keel, &self::list(list), "max", None).faults
     }
 
     #[test]
@@ -259,6 +269,23 @@ mod tests {
         assert!(faults(KVM, &entry("call 9", "-1", "-2"))[0].contains("nobody asks"));
         let elsewhere = entry("call 9", "-1", "-2") + "hosts = [\"old\"]\n";
         assert_eq!(faults(KVM, &elsewhere), [""; 0]);
+    }
+
+    #[test]
+    fn a_host_that_is_like_another_may_differ_as_that_one_does() {
+        let like = |keel: &str, list: &str| {
+            let (kvm, keel) = (transcript(KVM).unwrap(), transcript(keel).unwrap());
+            compare(&kvm, &keel, &self::list(list), "old", Some("max")).faults
+        };
+        let keel = KVM.replace("-> -1", "-> -2");
+        for hosts in ["", "hosts = [\"max\"]\n"] {
+            let list = entry("call 2", "-1", "-2") + hosts;
+            assert_eq!(like(&keel, &list), [""; 0]);
+            assert_eq!(like(KVM, &list), [""; 0], "it need not");
+            assert!(like(&KVM.replace("-> -1", "-> -3"), &list)[0].contains("not listed"), "in no other way");
+        }
+        let own = entry("call 2", "-1", "-2") + "hosts = [\"old\"]\n";
+        assert!(like(KVM, &own)[0].contains("no longer"));
     }
 
     #[test]
