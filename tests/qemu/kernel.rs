@@ -74,6 +74,8 @@ pub fn trials() -> Vec<Trial> {
         ("max", 4, 4),
         ("max", 1, 1),
         ("max", 2, 4), // more vCPUs than CPUs
+        ("max", 8, 8),
+        ("cortex-a57", 2, 2),
         ("cortex-a72", 4, 4),
         ("cortex-a53", 2, 2),
         ("neoverse-n1", 4, 4),
