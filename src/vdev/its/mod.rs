@@ -80,8 +80,12 @@ impl Its {
         self.enabled.load(SeqCst) && self.translate_and_pend(device, event, vgic, host).is_some()
     }
 
+    /// Whether there are commands to carry out. A CWRITER outside the queue, which a vCPU can only leave by writing it while
+    /// another one writes CBASER, says of none: no CREADR would ever reach it.
     fn has_commands(&self) -> bool {
-        self.enabled.load(SeqCst) && self.creadr.load(SeqCst) != self.cwriter.load(SeqCst)
+        let cwriter = self.cwriter.load(SeqCst);
+        let inside = cwriter < queue_bytes(self.cbaser.load(SeqCst));
+        self.enabled.load(SeqCst) && inside && self.creadr.load(SeqCst) != cwriter
     }
 
     /// Carries out commands, for vCPU `by`, which is on this CPU; some of them, if there are many.
@@ -129,5 +133,34 @@ impl Its {
     fn is_ready(&self) -> bool {
         let valid = |register: &AtomicU64| register.load(SeqCst) & BASER_VALID != 0;
         valid(&self.cbaser) && self.basers.iter().all(valid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Nothing;
+
+    impl GuestMemory for Nothing {
+        fn read(&self, _: u64, _: &mut [u64]) -> bool {
+            false
+        }
+        fn write(&self, _: u64, _: &[u64]) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn a_writer_outside_the_queue_asks_for_nothing() {
+        let its = Its::new(Arc::new(Nothing));
+        its.enabled.store(true, SeqCst);
+        // One page, as another vCPU has just made it, and an offset in what it was before.
+        its.cbaser.store(BASER_VALID, SeqCst);
+        its.cwriter.store(0x2000, SeqCst);
+        assert!(!its.has_commands());
+        its.cwriter.store(0xfe0, SeqCst);
+        assert!(its.has_commands());
     }
 }
