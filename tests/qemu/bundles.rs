@@ -8,6 +8,7 @@ use keel_qemu::vms::{MemorySize, VmSpec};
 use keel_qemu::{fit, tree};
 use libtest_mimic::{Failed, Trial};
 
+use crate::trial::test;
 use crate::{LIMIT, Outcome, failure, guests, images};
 
 /// What the good machine prints.
@@ -53,30 +54,28 @@ fn boots(name: &str, bundle: &[u8], texts: &[&str]) -> Outcome {
 
 pub fn trials() -> Vec<Trial> {
     vec![
-        Trial::test("bundles::unchanged_runs_both", || boots("none", &bundle(|_| {})?, &[GOOD, "0 failed"])),
-        Trial::test("bundles::truncated", || {
+        test("bundles::unchanged_runs_both", || boots("none", &bundle(|_| {})?, &[GOOD, "0 failed"])),
+        test("bundles::truncated", || {
             let bundle = bundle(|_| {})?;
             boots("truncated", &bundle[..bundle.len() / 2], &["bundle"])
         }),
-        Trial::test("bundles::no_bundle_at_all", || {
-            boots("text", b"this is no bundle, but a line of text\n", &["bundle"])
-        }),
-        Trial::test("bundles::wrong_hash", || {
+        test("bundles::no_bundle_at_all", || boots("text", b"this is no bundle, but a line of text\n", &["bundle"])),
+        test("bundles::wrong_hash", || {
             let mut bundle = bundle(|_| {})?;
             // A text that is only in the test kernel's image.
             replace(&mut bundle, b"keel test kernel", b"keel tesT kernel")?;
             boots("hash", &bundle, &[GOOD, "/images/kernel-2", "sha256"])
         }),
-        Trial::test("bundles::unknown_property", || {
+        test("bundles::unknown_property", || {
             let mut bundle = bundle(|vm| vm.cpu_affinity = vec![0])?;
             replace(&mut bundle, b"keel,cpu-affinity\0", b"keel,cpu-afinitty\0")?;
             boots("property", &bundle, &[GOOD, "/configurations/evil", "keel,cpu-afinitty", "keel,cpu-affinity"])
         }),
-        Trial::test("bundles::more_memory_than_there_is", || {
+        test("bundles::more_memory_than_there_is", || {
             let bundle = bundle(|vm| vm.memory = MemorySize(1 << 40))?;
             boots("memory", &bundle, &[GOOD, "/configurations/evil", "keel,memory"])
         }),
-        Trial::test("bundles::image_outside_ram", || {
+        test("bundles::image_outside_ram", || {
             let big = tree::product("test-big-initrd");
             tree::store(&big, &[0; 8 << 20])?;
             let bundle = bundle(|vm| {
@@ -85,16 +84,16 @@ pub fn trials() -> Vec<Trial> {
             })?;
             boots("outside", &bundle, &[GOOD, "evil", "memory"])
         }),
-        Trial::test("bundles::two_of_one_name", || {
+        test("bundles::two_of_one_name", || {
             let mut bundle = bundle(|_| {})?;
             replace(&mut bundle, b"\0\0\0\x01evil\0\0\0\0", b"\0\0\0\x01good\0\0\0\0")?;
             boots("name", &bundle, &[GOOD, "/configurations/good", "already"])
         }),
-        Trial::test("bundles::too_many_cpus", || {
+        test("bundles::too_many_cpus", || {
             let bundle = bundle(|vm| vm.cpus = 100_000)?;
             boots("cpus", &bundle, &[GOOD, "/configurations/evil", "keel,cpus"])
         }),
-        Trial::test("bundles::unknown_feature", || {
+        test("bundles::unknown_feature", || {
             let bundle = bundle(|vm| vm.features = vec!["warp-drive".into()])?;
             boots("feature", &bundle, &[GOOD, "/configurations/evil", "warp-drive"])
         }),

@@ -10,6 +10,7 @@ use keel_qemu::verdict::Verdict;
 use keel_qemu::vms::{Hash, MemorySize, VmSpec};
 use libtest_mimic::{Completion, Failed, Trial};
 
+use crate::trial::ignorable_test;
 use crate::{LIMIT, Outcome, board, failure, run_well};
 
 /// Warnings of Debian's kernels on QEMU alone that say nothing about the machine's correctness; under keel there are none.
@@ -37,8 +38,8 @@ pub fn vm(folder: &str, test: &str, cpus: u32) -> VmSpec {
 }
 
 /// A test that is ignored, with the reason, when the kernel is not there.
-pub fn trial(name: String, folder: &'static str, test: impl FnOnce() -> Outcome + Send + 'static) -> Trial {
-    Trial::ignorable_test(name, move || match fetch::missing(folder) {
+pub fn trial(name: String, folder: &'static str, test: impl Fn() -> Outcome + Send + 'static) -> Trial {
+    ignorable_test(name, move || match fetch::missing(folder) {
         Some(reason) => Ok(Completion::ignored_with(reason)),
         None => test().map(|()| Completion::Completed),
     })

@@ -9,6 +9,7 @@ use keel_qemu::tree;
 use keel_qemu::verdict::Verdict;
 use libtest_mimic::{Failed, Trial};
 
+use crate::trial::test;
 use crate::{LIMIT, Outcome, board, expect, failure, images, run_well};
 
 /// What the demonstration says, in order.
@@ -45,7 +46,7 @@ fn crash(how: &str) -> Result<String, Failed> {
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = vec![
-        Trial::test("demo::cargo_keel_run_exits_0", || {
+        test("demo::cargo_keel_run_exits_0", || {
             let log = tree::product("test-demo.log");
             let output = Command::new(env!("CARGO_BIN_EXE_keel-qemu"))
                 .args(["run", "--timeout", "120", "--log"])
@@ -59,7 +60,7 @@ pub fn trials() -> Vec<Trial> {
             says_its_lines(&console)?;
             expect(&String::from_utf8_lossy(&std::fs::read(&log)?), "Done: powering off.")
         }),
-        Trial::test("demo::a_run_under_icount_repeats", || {
+        test("demo::a_run_under_icount_repeats", || {
             let mut board = board("", &[])?;
             board.icount = true;
             let first = run_well(&board)?;
@@ -70,7 +71,7 @@ pub fn trials() -> Vec<Trial> {
             }
             Ok(())
         }),
-        Trial::test("demo::debug_level_tells_each_stage", || {
+        test("demo::debug_level_tells_each_stage", || {
             let mut board = board("", &[])?;
             board.append = "keel.loglevel=debug".into();
             let loud = run_well(&board)?;
@@ -81,21 +82,21 @@ pub fn trials() -> Vec<Trial> {
             }
             Ok(())
         }),
-        Trial::test("demo::a_panic_is_reported", || {
+        test("demo::a_panic_is_reported", || {
             let report = crash("panic")?;
             expect(&report, "keel.crash=panic asked for this")?;
             expect(&report, "HCR_EL2 0x")?;
             expect(&report, "keel::init::panic::crash at ")?;
             expect(&report, "src/init/start.rs:")
         }),
-        Trial::test("demo::a_full_stack_is_reported", || {
+        test("demo::a_full_stack_is_reported", || {
             let report = crash("stack")?;
             expect(&report, "synchronous exception at EL2: data abort")?;
             expect(&report, "the stack has overflowed")?;
             expect(&report, "x30 0x")?;
             expect(&report, "keel::init::panic::use_stack at ")
         }),
-        Trial::test("demo::entered_at_el1_says_so", || {
+        test("demo::entered_at_el1_says_so", || {
             let mut board = Board::virt(&images()?.keel);
             board.el2 = false;
             let ending = run_to_end(&board, std::time::Duration::from_secs(10))?;
@@ -109,14 +110,14 @@ pub fn trials() -> Vec<Trial> {
     ];
     for cpu in ["max", "cortex-a72", "cortex-a53", "neoverse-n1", "neoverse-v1"] {
         for smp in [1, 4] {
-            trials.push(Trial::test(format!("demo::{cpu}_{smp}_cpus"), move || {
+            trials.push(test(format!("demo::{cpu}_{smp}_cpus"), move || {
                 let mut board = board("", &[])?;
                 (board.cpu, board.smp) = (cpu.into(), smp);
                 says_its_lines(&run_well(&board)?)
             }));
         }
     }
-    trials.push(Trial::test("demo::gicv2_board_runs_or_says_what_is_missing", || {
+    trials.push(test("demo::gicv2_board_runs_or_says_what_is_missing", || {
         let mut board = board("", &[])?;
         (board.gic, board.cpu) = (Gic::V2, "cortex-a72".into());
         let ending = run_to_end(&board, LIMIT)?;

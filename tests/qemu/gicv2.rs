@@ -9,6 +9,7 @@ use keel_qemu::verdict::Verdict;
 use keel_qemu::vms::VmSpec;
 use libtest_mimic::{Failed, Trial};
 
+use crate::trial::test;
 use crate::{LIMIT, Outcome, board, debian, expect, failure, kernel, run_well};
 
 /// A board with a GICv2 that runs keel with a bundle of `vms`.
@@ -82,9 +83,9 @@ pub fn trials() -> Vec<Trial> {
     }
     trials.push(debian::trial("gicv2::two_machines_on_two_cpus".into(), "linux-6.12", two_machines));
     trials.push(debian::trial("gicv2::a_shell_reads_what_is_typed".into(), "linux-6.12", a_shell_reads));
-    trials.push(Trial::test("gicv2::refusals", refusals));
+    trials.push(test("gicv2::refusals", refusals));
     for (seed, cpu) in [(1, "max"), (2, "cortex-a72")] {
-        trials.push(Trial::test(format!("gicv2::hostile_guest_seed_{seed}_{cpu}"), move || {
+        trials.push(test(format!("gicv2::hostile_guest_seed_{seed}_{cpu}"), move || {
             let vm = kernel::vm(&format!("hyp=keel fuzz={seed},20000"), 2)?;
             expect(&run_well(&gicv2(&format!("fuzz-{seed}"), &[vm], cpu, 2)?)?, "fuzz: done")
         }));

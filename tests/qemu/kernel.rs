@@ -7,6 +7,7 @@ use keel_qemu::qemu::{Board, Event, Session, run_to_end};
 use keel_qemu::vms::{MemorySize, VmSpec};
 use libtest_mimic::Trial;
 
+use crate::trial::test;
 use crate::{LIMIT, Outcome, board, failure, guests, run_well};
 
 /// Judges a transcript of the test kernel: its summary must be there and name no failure.
@@ -81,7 +82,7 @@ pub fn trials() -> Vec<Trial> {
         ("neoverse-n1", 4, 4),
     ] {
         let title = format!("kernel::keel_{cpu}_{cpus}_vcpus_on_{smp}");
-        trials.push(Trial::test(title, move || under_keel(Gic::V3, cpu, smp, cpus)));
+        trials.push(test(title, move || under_keel(Gic::V3, cpu, smp, cpus)));
     }
     for (cpu, smp, cpus) in [
         ("cortex-a72", 1, 1),
@@ -93,7 +94,7 @@ pub fn trials() -> Vec<Trial> {
         ("max", 8, 8),
     ] {
         let title = format!("kernel::keel_gicv2_{cpu}_{cpus}_vcpus_on_{smp}");
-        trials.push(Trial::test(title, move || under_keel(Gic::V2, cpu, smp, cpus)));
+        trials.push(test(title, move || under_keel(Gic::V2, cpu, smp, cpus)));
     }
     for (gic, name, cpu, smp) in [
         (Gic::V3, "alone", "max", 4),
@@ -101,7 +102,7 @@ pub fn trials() -> Vec<Trial> {
         (Gic::V2, "alone_gicv2", "max", 4),
         (Gic::V2, "alone_gicv2", "cortex-a72", 2),
     ] {
-        trials.push(Trial::test(format!("kernel::{name}_{cpu}_{smp}_cpus"), move || alone(gic, cpu, smp)));
+        trials.push(test(format!("kernel::{name}_{cpu}_{smp}_cpus"), move || alone(gic, cpu, smp)));
     }
     for (cpu, smp, cpus) in [
         ("max", 1, 1),
@@ -113,9 +114,9 @@ pub fn trials() -> Vec<Trial> {
         ("neoverse-n1", 4, 4),
     ] {
         let title = format!("kernel::its_{cpu}_{cpus}_vcpus_on_{smp}");
-        trials.push(Trial::test(title, move || its_under_keel(cpu, smp, cpus)));
+        trials.push(test(title, move || its_under_keel(cpu, smp, cpus)));
     }
-    trials.push(Trial::test("kernel::its_two_at_once", || {
+    trials.push(test("kernel::its_two_at_once", || {
         let (mut first, mut second) = (its_vm("hyp=keel", 2)?, its_vm("hyp=keel", 2)?);
         (first.name, second.name) = ("first".into(), "second".into());
         let mut board = board("two-its", &[first, second])?;
@@ -127,7 +128,7 @@ pub fn trials() -> Vec<Trial> {
         }
         Ok(())
     }));
-    trials.push(Trial::test("kernel::two_at_once", || {
+    trials.push(test("kernel::two_at_once", || {
         let (mut first, mut second) = (vm("hyp=keel only=psci", 2)?, vm("hyp=keel only=smccc", 2)?);
         (first.name, second.name) = ("first".into(), "second".into());
         let console = run_well(&board("two-kernels", &[first, second])?)?;
@@ -137,7 +138,7 @@ pub fn trials() -> Vec<Trial> {
         }
         Ok(())
     }));
-    trials.push(Trial::test("kernel::system_reset_restarts_from_the_image", || {
+    trials.push(test("kernel::system_reset_restarts_from_the_image", || {
         let mut session = Session::start(&board("reset", &[vm("reset", 1)?])?, LIMIT)?;
         for boot in 1..=3 {
             if session.wait_for("reset: boot") != Event::Seen {
@@ -146,7 +147,7 @@ pub fn trials() -> Vec<Trial> {
         }
         Ok(())
     }));
-    trials.push(Trial::test("kernel::protected_guest", || {
+    trials.push(test("kernel::protected_guest", || {
         let mut vm = vm("hyp=keel protected only=/", 2)?;
         vm.features = vec!["protected-memory".into()];
         judge(&run_well(&board("protected", &[vm])?)?)
@@ -154,7 +155,7 @@ pub fn trials() -> Vec<Trial> {
     for (cpu, smp, cpus) in
         [("max", 2, 2), ("max", 1, 3), ("neoverse-n1", 2, 2), ("cortex-a72", 2, 2), ("cortex-a57", 1, 2)]
     {
-        trials.push(Trial::test(format!("kernel::errors_{cpu}_{cpus}_vcpus_on_{smp}"), move || {
+        trials.push(test(format!("kernel::errors_{cpu}_{cpus}_vcpus_on_{smp}"), move || {
             let mut vm = vm("hyp=keel injection only=serror/", cpus)?;
             vm.features = vec!["test-injection".into()];
             let mut board = board(&format!("errors-{cpu}-{cpus}"), &[vm])?;
@@ -162,7 +163,7 @@ pub fn trials() -> Vec<Trial> {
             judge(&run_well(&board)?)
         }));
     }
-    trials.push(Trial::test("kernel::no_entropy", || {
+    trials.push(test("kernel::no_entropy", || {
         let vm = vm("hyp=keel no-entropy only=trng/no_entropy", 1)?;
         let mut board = board("no-entropy", &[vm])?;
         // No FEAT_RNG, no TRNG in QEMU's firmware calls, and no rng-seed in the tree.
@@ -172,7 +173,7 @@ pub fn trials() -> Vec<Trial> {
         crate::expect(&console, "1 passed, 0 failed, 0 skipped")
     }));
     for (seed, smp) in [(1, 4), (2, 2)] {
-        trials.push(Trial::test(format!("kernel::calls_answer_as_the_model_seed_{seed}_on_{smp}"), move || {
+        trials.push(test(format!("kernel::calls_answer_as_the_model_seed_{seed}_on_{smp}"), move || {
             let mut board = board(&format!("calls-{seed}"), &[vm(&format!("hyp=keel calls={seed},25000"), 4)?])?;
             board.smp = smp;
             let console = run_well(&board)?;
@@ -182,7 +183,7 @@ pub fn trials() -> Vec<Trial> {
         }));
     }
     for seed in [1, 2, 3] {
-        trials.push(Trial::test(format!("kernel::hostile_guest_seed_{seed}"), move || {
+        trials.push(test(format!("kernel::hostile_guest_seed_{seed}"), move || {
             let console =
                 run_well(&board(&format!("fuzz-{seed}"), &[vm(&format!("hyp=keel fuzz={seed},20000"), 2)?])?)?;
             crate::expect(&console, "fuzz: done")

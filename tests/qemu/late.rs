@@ -5,6 +5,7 @@ use keel_qemu::tree;
 use keel_qemu::vms::MemorySize;
 use libtest_mimic::Trial;
 
+use crate::trial::test;
 use crate::{Outcome, OwnConsole, expect, failure, fit, images, kernel, stub, text_of};
 
 /// The test kernel over the stub, with keel's image, and perhaps a bundle, in its RAM disk.
@@ -47,7 +48,7 @@ pub fn trials() -> Vec<Trial> {
         ("neoverse-n1", 1, true),
     ] {
         let how = if beside { "_beside_a_vm" } else { "" };
-        trials.push(Trial::test(format!("late::{cpu}_{smp}_cpus{how}"), move || cases(cpu, smp, beside)));
+        trials.push(test(format!("late::{cpu}_{smp}_cpus{how}"), move || cases(cpu, smp, beside)));
     }
     trials
 }

@@ -16,6 +16,7 @@ mod root;
 mod spin_table;
 mod stub;
 mod tool;
+mod trial;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -130,5 +131,7 @@ fn main() -> ExitCode {
     trials.extend(late::trials());
     trials.extend(spin_table::trials());
     trials.extend(oracle::trials());
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    trial::report();
+    conclusion.exit_code()
 }

@@ -5,11 +5,12 @@ use keel_qemu::oracle::{self, HOSTS, Hypervisor, Options};
 use keel_qemu::vms::{MemorySize, VmSpec};
 use libtest_mimic::{Completion, Trial};
 
+use crate::trial::ignorable_test;
 use crate::{Outcome, kernel};
 
 /// A test that is ignored, with the reason, where KVM cannot be asked.
-fn trial(name: &str, test: impl FnOnce() -> Outcome + Send + 'static) -> Trial {
-    Trial::ignorable_test(format!("oracle::{name}"), move || match oracle::missing() {
+fn trial(name: &str, test: impl Fn() -> Outcome + Send + 'static) -> Trial {
+    ignorable_test(format!("oracle::{name}"), move || match oracle::missing() {
         Some(reason) => Ok(Completion::ignored_with(reason)),
         None => test().map(|()| Completion::Completed),
     })

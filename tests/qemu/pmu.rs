@@ -7,6 +7,7 @@ use keel_qemu::tree;
 use keel_qemu::vms::VmSpec;
 use libtest_mimic::Trial;
 
+use crate::trial::test;
 use crate::{LIMIT, Outcome, board, debian, failure, guests, kernel, run_well};
 
 const PREFIXES: [&str; 2] = ["[first] ", "[second] "];
@@ -145,13 +146,12 @@ pub fn trials() -> Vec<Trial> {
         ("cortex-a57", 2, 2, false),
     ] {
         let title = format!("pmu::{cpu}_{cpus}_vcpus_on_{smp}{}", if icount { "_by_instructions" } else { "" });
-        trials.push(Trial::test(title, move || cases(cpu, smp, cpus, icount)));
+        trials.push(test(title, move || cases(cpu, smp, cpus, icount)));
     }
-    trials.push(Trial::test("pmu::alone", || cases_alone("max")));
+    trials.push(test("pmu::alone", || cases_alone("max")));
     for cpu in ["max", "neoverse-n1", "cortex-a72"] {
-        trials
-            .push(Trial::test(format!("pmu::two_guests_of_one_cpu_count_exactly_{cpu}"), move || two_on_one_cpu(cpu)));
-        trials.push(Trial::test(format!("pmu::nothing_mixes_{cpu}"), move || nothing_mixes(cpu)));
+        trials.push(test(format!("pmu::two_guests_of_one_cpu_count_exactly_{cpu}"), move || two_on_one_cpu(cpu)));
+        trials.push(test(format!("pmu::nothing_mixes_{cpu}"), move || nothing_mixes(cpu)));
     }
     let folder = "linux-6.12";
     for (cpu, smp, cpus, icount) in [("max", 2, 2, false), ("max", 1, 1, true), ("cortex-a72", 2, 2, false)] {

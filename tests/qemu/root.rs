@@ -7,6 +7,7 @@ use keel_qemu::verdict::Verdict;
 use keel_qemu::vms::{MemorySize, VmSpec};
 use libtest_mimic::{Failed, Trial};
 
+use crate::trial::test;
 use crate::{LIMIT, Outcome, OwnConsole, debian, expect, failure, guests, images, kernel, run_well, stub, text_of};
 
 /// What Debian's kernel warns of on keel's root, besides what it does on QEMU alone: its tree has no ITS.
@@ -98,7 +99,7 @@ fn two_debians() -> Outcome {
 pub fn trials() -> Vec<Trial> {
     let mut trials = Vec::new();
     for (cpu, smp) in [("max", 4), ("max", 1), ("cortex-a57", 2), ("cortex-a72", 4), ("neoverse-n1", 4)] {
-        trials.push(Trial::test(format!("root::cases_{cpu}_{smp}_cpus"), move || cases(cpu, smp)));
+        trials.push(test(format!("root::cases_{cpu}_{smp}_cpus"), move || cases(cpu, smp)));
     }
     for (cpu, smp) in [("max", 4), ("cortex-a72", 2)] {
         let title = format!("root::debian_{cpu}_{smp}_cpus");
@@ -108,9 +109,9 @@ pub fn trials() -> Vec<Trial> {
         let title = format!("root::restart_{cpu}_{smp}_cpus");
         trials.push(debian::trial(title, stub::RESTARTED, move || restart(cpu, smp, words)));
     }
-    trials.push(Trial::test("root::stays_beside_another_vm", || beside(2)));
+    trials.push(test("root::stays_beside_another_vm", || beside(2)));
     trials.push(debian::trial("root::debian_beside_debian".into(), "linux-6.12", two_debians));
-    trials.push(Trial::test("root::there_is_one", || {
+    trials.push(test("root::there_is_one", || {
         let mut second = root(test_kernel("second", "hyp=root only=root/numbers")?);
         second.name = "second".into();
         let first = root(test_kernel("root", "hyp=root only=root/numbers")?);

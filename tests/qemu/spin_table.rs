@@ -13,6 +13,7 @@ use keel_qemu::qemu::{Board, Event, Session};
 use keel_qemu::{fetch, initramfs, tree};
 use libtest_mimic::{Completion, Failed, Trial};
 
+use crate::trial::{ignorable_test, test};
 use crate::{LIMIT, Outcome, board, debian, expect, failure, guests, kernel, run_well, stub};
 
 /// The tree of the Raspberry Pi 4 that `cargo keel fetch debian` brings.
@@ -246,11 +247,9 @@ pub fn trials() -> Vec<Trial> {
     let pens = |held, reserved| Pens { held, reserved, is_shared: false, wrong: None };
     let shared = Pens { held: 3, reserved: Reserved::Block, is_shared: true, wrong: None };
     vec![
-        Trial::test("spin_table::cases_max_4_cpus", move || cases("max", Gic::V3, 4, pens(3, Reserved::NoMap))),
-        Trial::test("spin_table::cases_cortex-a72_4_cpus", move || {
-            cases("cortex-a72", Gic::V2, 4, pens(3, Reserved::Block))
-        }),
-        Trial::test("spin_table::cases_3_cpus_and_1_by_psci", move || {
+        test("spin_table::cases_max_4_cpus", move || cases("max", Gic::V3, 4, pens(3, Reserved::NoMap))),
+        test("spin_table::cases_cortex-a72_4_cpus", move || cases("cortex-a72", Gic::V2, 4, pens(3, Reserved::Block))),
+        test("spin_table::cases_3_cpus_and_1_by_psci", move || {
             cases("cortex-a72", Gic::V3, 4, pens(2, Reserved::Node))
         }),
         debian::trial("spin_table::debian_max_4_cpus".into(), "linux-6.12", move || {
@@ -259,17 +258,17 @@ pub fn trials() -> Vec<Trial> {
         debian::trial("spin_table::debian_cortex-a72_4_cpus".into(), "linux-6.12", move || {
             debian_over_stub("cortex-a72", Gic::V2, pens(3, Reserved::Block))
         }),
-        Trial::ignorable_test("spin_table::debian_raspberry_pi_4", || match fetch::missing_board(BOARD_TREE) {
+        ignorable_test("spin_table::debian_raspberry_pi_4", || match fetch::missing_board(BOARD_TREE) {
             Some(reason) => Ok(Completion::ignored_with(reason)),
             None => raspberry_pi_4().map(|()| Completion::Completed),
         }),
-        Trial::test("spin_table::keel_max_4_cpus", move || under_keel("max", pens(3, Reserved::Block))),
-        Trial::test("spin_table::keel_cortex-a72_3_cpus_and_1_by_psci", move || {
+        test("spin_table::keel_max_4_cpus", move || under_keel("max", pens(3, Reserved::Block))),
+        test("spin_table::keel_cortex-a72_3_cpus_and_1_by_psci", move || {
             under_keel("cortex-a72", pens(2, Reserved::NoMap))
         }),
-        Trial::test("spin_table::cases_3_cpus_share_a_word", move || cases("cortex-a57", Gic::V2, 4, shared)),
-        Trial::test("spin_table::keel_3_cpus_share_a_word", move || under_keel("neoverse-n1", shared)),
-        Trial::test("spin_table::a_wrong_address_is_named", || {
+        test("spin_table::cases_3_cpus_share_a_word", move || cases("cortex-a57", Gic::V2, 4, shared)),
+        test("spin_table::keel_3_cpus_share_a_word", move || under_keel("neoverse-n1", shared)),
+        test("spin_table::a_wrong_address_is_named", || {
             let missing = "property cpu-release-addr is missing, expected an address";
             let image = "its cpu-release-addr, 0x44100000, is in the image";
             let bundle = "its cpu-release-addr, 0x48000000, is in the device tree or the bundle";

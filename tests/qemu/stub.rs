@@ -8,6 +8,7 @@ use keel_qemu::vms::{Hash, MemorySize, VmSpec};
 use keel_qemu::{cpio, fetch, fit, tree};
 use libtest_mimic::{Failed, Trial};
 
+use crate::trial::test;
 use crate::{LIMIT, Outcome, debian, expect, failure, guests, images, kernel};
 
 /// A board that runs the stub with `vms`, of which one is the payload.
@@ -126,7 +127,7 @@ pub fn trials() -> Vec<Trial> {
         (Gic::V3, "neoverse-n1", 4, 2 * GIB),
     ] {
         let title = format!("stub::cases_{cpu}_gicv{}_{smp}_cpus", gic.number());
-        trials.push(Trial::test(title, move || cases(gic, cpu, smp, ram)));
+        trials.push(test(title, move || cases(gic, cpu, smp, ram)));
     }
     for (cpu, gic) in [("max", Gic::V3), ("cortex-a72", Gic::V2)] {
         let title = format!("stub::debian_{cpu}_4_cpus");
@@ -144,13 +145,13 @@ pub fn trials() -> Vec<Trial> {
         trials.push(debian::trial(title, RESTARTED, move || restart(cpu, gic, smp, words)));
     }
     trials.extend([
-        Trial::test("stub::the_linked_bundle_is_the_payload", || {
+        test("stub::the_linked_bundle_is_the_payload", || {
             let ending = run_off(&board("", &[])?)?;
             expect(&ending.output, "exception level   EL1")?;
             expect(&ending.output, "CPU 1             says hello")?;
             expect(&ending.output, "Done: powering off.")
         }),
-        Trial::test("stub::a_flat_image_and_a_ramdisk", || {
+        test("stub::a_flat_image_and_a_ramdisk", || {
             // The Image of the test kernel, without the ELF file around it.
             let raw = keel_qemu::elf::flatten(&std::fs::read(tree::product("test-kernel.elf"))?)?;
             guests()?;
@@ -164,7 +165,7 @@ pub fn trials() -> Vec<Trial> {
             expect(&ending.output, "RAM disk at ")?;
             kernel::judge(&ending.output)
         }),
-        Trial::test("stub::an_exception_of_el2_is_reported", || {
+        test("stub::an_exception_of_el2_is_reported", || {
             for smp in [1, 2] {
                 let mut board = board("crash", &[test_kernel("hyp=stub crash")?])?;
                 board.smp = smp;
@@ -183,14 +184,14 @@ pub fn trials() -> Vec<Trial> {
             }
             Ok(())
         }),
-        Trial::test("stub::the_first_of_several_is_the_payload", || {
+        test("stub::the_first_of_several_is_the_payload", || {
             let mut second = test_kernel("hyp=stub only=nothing")?;
             second.name = "second".into();
             let ending = run_off(&board("two", &[test_kernel("hyp=stub only=tree")?, second])?)?;
             expect(&ending.output, "2 configurations in the bundle, one payload: taking tests")?;
             kernel::judge(&ending.output)
         }),
-        Trial::test("stub::bad_bundles_are_refused", || {
+        test("stub::bad_bundles_are_refused", || {
             let good = fit::write(&[test_kernel("hyp=stub")?])?;
             refuses("truncated", &good[..good.len() / 2], &["the file was cut short"])?;
             let mut damaged = good.clone();
@@ -199,7 +200,7 @@ pub fn trials() -> Vec<Trial> {
             refuses("damaged", &damaged, &["sha256"])?;
             refuses("none", b"no bundle at all", &["bundle: begins with"])
         }),
-        Trial::test("stub::entered_at_el1_says_so", || {
+        test("stub::entered_at_el1_says_so", || {
             let mut board = board("", &[])?;
             board.el2 = false;
             let mut session = keel_qemu::qemu::Session::start(&board, LIMIT)?;

@@ -6,6 +6,7 @@ use keel_qemu::tree;
 use libtest_mimic::Trial;
 
 use crate::Outcome;
+use crate::trial::test;
 
 /// The tool, as cargo built it beside these tests.
 fn keel(arguments: &[&str]) -> std::io::Result<Output> {
@@ -26,7 +27,7 @@ fn expect(arguments: &[&str], status: i32, text: &str) -> Outcome {
 
 pub fn trials() -> Vec<Trial> {
     vec![
-        Trial::test("tool::bad_arguments_end_with_2", || {
+        test("tool::bad_arguments_end_with_2", || {
             expect(&["run", "--kernle", "x"], 2, "--kernel")?;
             expect(&["run", "--cpus", "2"], 2, "--cpus needs --kernel")?;
             expect(&["run", "--machine", "sbsa-ref"], 2, "known machines: virt")?;
@@ -34,7 +35,7 @@ pub fn trials() -> Vec<Trial> {
             expect(&["run", "/nonexistent/vms.toml"], 2, "/nonexistent/vms.toml")?;
             expect(&["run", "--timeout=-1"], 2, "seconds")
         }),
-        Trial::test("tool::bad_lists_name_the_file_and_the_key", || {
+        test("tool::bad_lists_name_the_file_and_the_key", || {
             let folder = tempfile::tempdir()?;
             let list = folder.path().join("vms.toml");
             let output = folder.path().join("vms.itb");
@@ -50,12 +51,12 @@ pub fn trials() -> Vec<Trial> {
             }
             Ok(())
         }),
-        Trial::test("tool::help_shows_examples", || {
+        test("tool::help_shows_examples", || {
             expect(&["--help"], 0, "bundle")?;
             expect(&["run", "--help"], 0, "cargo keel run --kernel Image")?;
             expect(&["bundle", "--help"], 0, "[[vm]]")
         }),
-        Trial::test("tool::time_out_ends_with_124", || {
+        test("tool::time_out_ends_with_124", || {
             crate::images()?;
             // An endless guest: two instructions, `wfi` and a branch back to it.
             let kernel = tree::product("test-endless.bin");

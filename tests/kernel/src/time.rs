@@ -22,13 +22,18 @@ pub fn micros(count: u64) -> u64 {
 /// How long a test waits for what must happen. Generous: a loaded machine may stop a CPU for a long time.
 pub const PATIENCE_US: u64 = 20_000_000;
 
-/// Spins until `done`, for at most [`PATIENCE_US`]; says whether it happened.
+/// The longest time that passes between two looks of a CPU that runs. What is more was taken by the machine below, and from
+/// the other CPUs too: it is no time in which they could have done something.
+const LOOK_US: u64 = 10_000;
+
+/// Spins until `done`, for at most [`PATIENCE_US`] of time in which this CPU ran; says whether it happened.
 pub fn wait_until(mut done: impl FnMut() -> bool) -> bool {
-    let deadline = now() + micros(PATIENCE_US);
+    let (mut left, longest) = (micros(PATIENCE_US), micros(LOOK_US));
+    let mut before = now();
     while !done() {
-        if now() > deadline {
-            return done();
-        }
+        let after = now();
+        let Some(rest) = left.checked_sub((after - before).min(longest)) else { return done() };
+        (left, before) = (rest, after);
         arch::relax();
     }
     true
