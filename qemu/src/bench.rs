@@ -130,7 +130,7 @@ impl Peer {
     fn measure(self) -> Result<Vec<Figure>> {
         let host = self.host()?;
         // Linux boots, and then has nothing to do but the machine.
-        let options = oracle::Options { icount: true, settle: 10 };
+        let options = oracle::Options { icount: true, settle: 10, ..Default::default() };
         let hypervisor = Hypervisor::Kvm(host.mode);
         let mut vm = machine(&image::build_guests()?, "hyp=kvm");
         // KVM's other figures are the same with an ITS.

@@ -100,6 +100,8 @@ pub struct Options {
     pub icount: bool,
     /// Seconds that Linux is left alone before the machine starts.
     pub settle: u32,
+    /// KVM's runner first compares keel's ONE_REG with KVM's.
+    pub registers: bool,
 }
 
 /// The board that runs `vm` on a hypervisor.
@@ -126,7 +128,9 @@ pub fn board(host: &Host, hypervisor: Hypervisor, vm: &VmSpec, options: Options)
                 // Linux reads the clock while it boots, so a run repeats only if it always starts at the same moment.
                 board.extra = ["-rtc", "base=2026-01-01T00:00:00,clock=vm"].map(Into::into).into();
             }
-            board.append = format!("console=ttyAMA0 quiet loglevel=1 {}settle={}", mode.argument(), options.settle);
+            let registers = if options.registers { "registers=1 " } else { "" };
+            let mode = mode.argument();
+            board.append = format!("console=ttyAMA0 quiet loglevel=1 {mode}{registers}settle={}", options.settle);
             board
         }
     };

@@ -64,6 +64,36 @@ pub fn l1_caches() -> Option<[[u32; 3]; 2]> {
     Some([cache(0)?, cache(1)?])
 }
 
+/// What a CPU says about its caches.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheRegisters {
+    /// CLIDR_EL1.
+    pub clidr: u64,
+    /// CTR_EL0.
+    pub ctr: u64,
+    /// The low half of CCSIDR_EL1 for each cache that CSSELR_EL1 can name: level in 3:1, instructions in bit 0. 0 for one
+    /// that there is not.
+    pub ccsidr: [u32; 14],
+}
+
+/// Reads them; CSSELR_EL1 stays as it is.
+pub fn cache_registers() -> CacheRegisters {
+    let (clidr, selected) = (read_sysreg!("clidr_el1"), read_sysreg!("csselr_el1"));
+    let ccsidr = core::array::from_fn(|selector| {
+        // CLIDR_EL1.Ctype<n>: 1 instructions, 2 data, 3 both, 4 unified.
+        let kind = clidr >> (selector / 2 * 3) & 7;
+        let is_there = if selector % 2 == 1 { kind & 1 != 0 } else { kind >= 2 };
+        if !is_there {
+            return 0;
+        }
+        write_sysreg!("csselr_el1", selector as u64);
+        isb();
+        read_sysreg!("ccsidr_el1") as u32
+    });
+    write_sysreg!("csselr_el1", selected);
+    CacheRegisters { clidr, ctr: read_sysreg!("ctr_el0"), ccsidr }
+}
+
 /// Waits until an interrupt is pending; interrupts stay masked, so it is not taken.
 pub fn wait_for_interrupt() {
     // SAFETY: DSB and WFI change no state.

@@ -7,6 +7,7 @@ pub mod addr;
 pub mod esr;
 pub mod hcr;
 pub mod pmuv3;
+pub mod registers;
 pub mod serror;
 
 #[cfg(target_os = "none")]

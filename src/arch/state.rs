@@ -1,43 +1,26 @@
 //! A guest's registers that stay in the machine while it runs: saved and loaded only when a CPU changes vCPU.
 //!
-//! One list names the registers that every CPU has; optional ones (pointer-authentication keys, debug registers) follow
-//! their ID fields. FP and SIMD move in assembly (`boot/fpsimd.S`), since keel is built without them.
+//! One list names the registers that every CPU has (`registers`); optional ones (pointer-authentication keys, debug
+//! registers) follow their ID fields. FP and SIMD move in assembly (`boot/fpsimd.S`), since keel is built without them.
 
 use super::{
     features,
     guest_pmu::{self, GuestPmu},
     hcr,
     pmuv3::EventSet,
+    registers::{Debug, El1Registers, FpState, Keys, Parked, Timers, with_el1_registers},
     sysreg::{isb, read_sysreg, write_sysreg},
 };
 
 core::arch::global_asm!(include_str!("../../boot/fpsimd.S"));
-
-/// V0-V31, FPSR and FPCR.
-#[repr(C, align(16))]
-#[derive(Clone, Debug)]
-pub struct FpState {
-    /// V0-V31, two words each.
-    pub v: [[u64; 2]; 32],
-    /// FPSR.
-    pub fpsr: u64,
-    /// FPCR.
-    pub fpcr: u64,
-}
 
 unsafe extern "C" {
     fn fpsimd_save(state: *mut FpState);
     fn fpsimd_restore(state: *const FpState);
 }
 
-macro_rules! el1_registers {
-    ($($(#[$meta:meta])* $field:ident $name:literal)*) => {
-        /// EL1 and EL0 system registers that every AArch64 CPU has.
-        #[derive(Clone, Debug, Default)]
-        pub struct El1Registers {
-            $($(#[$meta])* #[doc = concat!("`", $name, "`.")] pub $field: u64,)*
-        }
-
+macro_rules! moves {
+    ($($field:ident $name:literal $encoding:tt)*) => {
         impl El1Registers {
             fn save(&mut self) {
                 $(self.$field = read_sysreg!($name);)*
@@ -50,36 +33,7 @@ macro_rules! el1_registers {
     };
 }
 
-el1_registers! {
-    sctlr "sctlr_el1"
-    cpacr "cpacr_el1"
-    ttbr0 "ttbr0_el1"
-    ttbr1 "ttbr1_el1"
-    tcr "tcr_el1"
-    esr "esr_el1"
-    afsr0 "afsr0_el1"
-    afsr1 "afsr1_el1"
-    far "far_el1"
-    mair "mair_el1"
-    amair "amair_el1"
-    vbar "vbar_el1"
-    contextidr "contextidr_el1"
-    tpidr_el1 "tpidr_el1"
-    tpidr_el0 "tpidr_el0"
-    tpidrro_el0 "tpidrro_el0"
-    par "par_el1"
-    csselr "csselr_el1"
-    cntkctl "cntkctl_el1"
-    elr "elr_el1"
-    spsr "spsr_el1"
-    sp_el0 "sp_el0"
-    sp_el1 "sp_el1"
-    mdscr "mdscr_el1"
-}
-
-/// The keys of pointer authentication, low and high half of IA, IB, DA, DB, GA.
-#[derive(Clone, Debug, Default)]
-struct Keys([u64; 10]);
+with_el1_registers!(moves);
 
 macro_rules! keys {
     ($($n:literal $name:literal)*) => {
@@ -98,13 +52,6 @@ macro_rules! keys {
 keys! {
     0 "S3_0_C2_C1_0" 1 "S3_0_C2_C1_1" 2 "S3_0_C2_C1_2" 3 "S3_0_C2_C1_3" 4 "S3_0_C2_C2_0"
     5 "S3_0_C2_C2_1" 6 "S3_0_C2_C2_2" 7 "S3_0_C2_C2_3" 8 "S3_0_C2_C3_0" 9 "S3_0_C2_C3_1"
-}
-
-/// Breakpoints and watchpoints: (value, control) of each.
-#[derive(Clone, Debug, Default)]
-struct Debug {
-    breakpoints: [[u64; 2]; 16],
-    watchpoints: [[u64; 2]; 16],
 }
 
 macro_rules! debug_registers {
@@ -154,19 +101,6 @@ debug_registers! {
     15 "S2_0_C0_C15_4" "S2_0_C0_C15_5" "S2_0_C0_C15_6" "S2_0_C0_C15_7"
 }
 
-/// The EL1 timers, as the guest set them.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Timers {
-    /// CNTV_CTL_EL0.
-    pub virtual_control: u64,
-    /// CNTV_CVAL_EL0.
-    pub virtual_compare: u64,
-    /// CNTP_CTL_EL0.
-    pub physical_control: u64,
-    /// CNTP_CVAL_EL0.
-    pub physical_compare: u64,
-}
-
 /// CNTHCTL_EL2.EL1PCTEN and EL1PCEN: EL1 and EL0 reach the physical counter and timer (Arm ARM D24.10.2).
 const CNTHCTL_EL1PCTEN_EL1PCEN: u64 = 0b11;
 
@@ -184,8 +118,6 @@ pub struct GuestState {
     keys: Keys,
     debug: Debug,
     os_lock: bool,
-    /// MDCCINT_EL1: interrupts of the debug communications channel.
-    communication_interrupts: u64,
     /// The debug claim tags that are set, DBGCLAIMCLR_EL1.
     claims: u64,
     /// The physical counter and timer trap.
@@ -230,11 +162,23 @@ impl GuestState {
             keys: Keys::default(),
             debug: Debug::default(),
             os_lock: false,
-            communication_interrupts: 0,
             claims: 0,
             traps_counter: false,
             deferred_serror: 0,
             in_machine: false,
+        }
+    }
+
+    /// The registers, which no CPU holds.
+    pub fn parked(&mut self) -> Parked<'_> {
+        Parked {
+            el1: &mut self.el1,
+            fp: &mut self.fp,
+            timers: &mut self.timers,
+            keys: &mut self.keys,
+            debug: &mut self.debug,
+            os_lock: &mut self.os_lock,
+            deferred_serror: &mut self.deferred_serror,
         }
     }
 
@@ -330,7 +274,6 @@ impl GuestState {
     /// closed, MDSCR_EL1 of the next guest would write what belongs to an external debugger.
     fn save_debug(&mut self) {
         self.debug.save();
-        self.communication_interrupts = read_sysreg!("mdccint_el1");
         self.claims = read_sysreg!("dbgclaimclr_el1");
         write_sysreg!("dbgclaimclr_el1", self.claims);
         self.os_lock = read_sysreg!("oslsr_el1") & OSLK != 0;
@@ -342,7 +285,6 @@ impl GuestState {
 
     fn load_debug(&self) {
         self.debug.load();
-        write_sysreg!("mdccint_el1", self.communication_interrupts);
         write_sysreg!("dbgclaimset_el1", self.claims);
         write_sysreg!("oslar_el1", u64::from(self.os_lock));
     }

@@ -123,6 +123,7 @@ impl Interrupts {
         CpuInterface::clear_active_priorities();
         arch::gic::start_cpu_interface()?;
         timer::set_deadline(None);
+        physical::add_implementation(cpu::index());
         Ok(interface)
     }
 

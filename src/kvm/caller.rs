@@ -41,7 +41,7 @@ impl HypercallHost for Caller<'_> {
         let now = timer::now();
         Some(Clock {
             nanoseconds: clock::wall(epoch, now, timer::frequency()),
-            virtual_counter: now.wrapping_sub(self.machine.counter_offset),
+            virtual_counter: now.wrapping_sub(self.machine.counter_offset()),
             physical_counter: now,
         })
     }

@@ -34,7 +34,7 @@ use crate::{
 use alloc::{collections::VecDeque, string::String, sync::Arc, vec::Vec};
 use core::{
     fmt,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 use spin::Mutex;
 
@@ -121,6 +121,7 @@ pub(super) struct MachineSetup {
     pub slots: Arc<Slots>,
     pub pages: Option<PageStates>,
     pub id_registers: GuestIdRegisters,
+    pub pointer_authentication: bool,
     pub serial: Serial,
     pub vttbr: u64,
     pub vtcr: u64,
@@ -217,7 +218,7 @@ pub struct Machine {
     pub(super) vttbr: u64,
     pub(super) vtcr: u64,
     pub(super) hcr: u64,
-    pub(super) counter_offset: u64,
+    counter_offset: AtomicU64,
     pub(super) is_offset: bool,
     event: AtomicU32,
     /// Index + 1 of the vCPU that last ran on each CPU: another one of the same VM must not find its translations.
@@ -301,7 +302,7 @@ impl Machine {
         }
         let ids = crate::arch::cpu::id_registers();
         // CRm 7 op2 1 and CRm 4 op2 0.
-        let mut hcr = hcr::guest_hcr(ids[49], ids[24], features::has_pauth());
+        let mut hcr = hcr::guest_hcr(ids[49], ids[24], setup.pointer_authentication);
         if features::has_fwb() {
             hcr |= hcr::HCR_FWB;
         }
@@ -334,7 +335,7 @@ impl Machine {
             vttbr: setup.vttbr,
             vtcr: setup.vtcr,
             hcr,
-            counter_offset: setup.counter_offset,
+            counter_offset: AtomicU64::new(setup.counter_offset),
             is_offset: setup.is_offset,
             event: AtomicU32::new(0),
             last: [const { AtomicU32::new(0) }; MAX_CPUS],
@@ -360,6 +361,17 @@ impl Machine {
     /// Changes it: vCPUs see it when a CPU next loads them.
     pub(super) fn set_psci_version(&self, version: psci::Version) {
         self.psci.store(version.encoding(), Ordering::Relaxed);
+    }
+
+    /// CNTVOFF_EL2: what the virtual counter is behind the physical one.
+    #[inline]
+    pub(super) fn counter_offset(&self) -> u64 {
+        self.counter_offset.load(Ordering::Relaxed)
+    }
+
+    /// Changes it: a vCPU has it from when a CPU next loads it.
+    pub(super) fn set_counter_offset(&self, offset: u64) {
+        self.counter_offset.store(offset, Ordering::Relaxed);
     }
 
     /// Stops the VM: every CPU that has one of its vCPUs looks. The first reason stays.

@@ -9,8 +9,10 @@ pub mod errno;
 pub mod events;
 pub mod filter;
 pub mod firmware;
+pub mod init;
 pub mod pages;
 pub mod pmu;
+pub mod registers;
 pub mod uapi;
 
 #[cfg(target_os = "none")]
@@ -29,6 +31,8 @@ mod its;
 pub mod machine;
 #[cfg(target_os = "none")]
 mod memory;
+#[cfg(target_os = "none")]
+mod one_reg;
 #[cfg(target_os = "none")]
 pub mod owner;
 #[cfg(target_os = "none")]

@@ -3,7 +3,7 @@
 use super::interface::{HostGic, on_host_gic};
 use crate::{
     arch::{
-        cpu,
+        cpu::{self, CacheRegisters},
         gic::{self, Distributor, Redistributor},
         gicv2, pmu,
     },
@@ -138,11 +138,27 @@ pub fn take_attention() -> bool {
 /// MIDR_EL1, REVIDR_EL1 and AIDR_EL1 of each CPU.
 static IDENTITIES: [Once<[u64; 3]>; MAX_CPUS] = [const { Once::new() }; MAX_CPUS];
 
-/// Notes which kind of CPU this one, with index `index`, is.
+/// Notes which kind of CPU this one, with index `index`, is, and what it says about its caches.
 pub fn add_implementation(index: usize) {
     if let Some(identity) = IDENTITIES.get(index) {
         identity.call_once(|| [cpu::midr(), cpu::revidr(), cpu::aidr()]);
     }
+    if let Some(caches) = CACHES.get(index) {
+        caches.call_once(cpu::cache_registers);
+    }
+}
+
+/// MIDR_EL1, REVIDR_EL1 and AIDR_EL1 of CPU `index`.
+pub fn implementation(index: usize) -> Option<[u64; 3]> {
+    IDENTITIES.get(index)?.get().copied()
+}
+
+/// What each CPU says about its caches.
+static CACHES: [Once<CacheRegisters>; MAX_CPUS] = [const { Once::new() }; MAX_CPUS];
+
+/// What CPU `index` says about its caches.
+pub fn caches(index: usize) -> Option<&'static CacheRegisters> {
+    CACHES.get(index)?.get()
 }
 
 /// The kinds of CPU that the machine has, each once.

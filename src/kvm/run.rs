@@ -143,7 +143,7 @@ impl<'a> Resident<'a> {
             vttbr: machine.vttbr,
             vtcr: machine.vtcr,
             vmpidr: vcpu.mpidr(),
-            cntvoff: machine.counter_offset,
+            cntvoff: machine.counter_offset(),
             mdcr,
             cptr,
             traps_counter: machine.is_offset,
@@ -632,7 +632,7 @@ impl<'a> Resident<'a> {
         let result = if let Some(register) = PmuRegister::decode(id.fields()) {
             self.pmu(register, value)
         } else if self.machine.is_offset {
-            timer::offset_access(id.fields(), value, self.machine.counter_offset)
+            timer::offset_access(id.fields(), value, self.machine.counter_offset())
         } else {
             None
         };
@@ -686,7 +686,7 @@ impl<'a> Resident<'a> {
             self.update_traps();
             return None;
         }
-        let deadline = |register| self.inner.context.register(register).wrapping_add(self.machine.counter_offset);
+        let deadline = |register| self.inner.context.register(register).wrapping_add(self.machine.counter_offset());
         Some(match wait {
             Wait::Interrupt => Leave::Wait(None),
             Wait::InterruptTimeout(register) => Leave::Wait(Some(deadline(register))),
@@ -864,7 +864,10 @@ pub fn deadlines(inner: &Inner, machine: &Machine) -> [(u32, Option<u64>); 2] {
     // ENABLE and not IMASK: the timer will interrupt.
     let due = |control: u64, at: u64| (control & 3 == 1).then_some(at);
     [
-        (machine.timers[0], due(timers.virtual_control, timers.virtual_compare.saturating_add(machine.counter_offset))),
+        (
+            machine.timers[0],
+            due(timers.virtual_control, timers.virtual_compare.saturating_add(machine.counter_offset())),
+        ),
         (machine.timers[1], due(timers.physical_control, timers.physical_compare)),
     ]
 }

@@ -3,6 +3,11 @@
 /// KVM_ARM_TARGET_GENERIC_V8.
 pub const TARGET_GENERIC_V8: u32 = 5;
 
+/// Targets that name a kind of CPU, with the implementer and part number of its MIDR_EL1: KVM_ARM_TARGET_AEM_V8,
+/// FOUNDATION_V8, CORTEX_A57, XGENE_POTENZA, CORTEX_A53.
+pub const TARGETS: [(u32, u8, u16); 5] =
+    [(0, 0x41, 0xd0f), (1, 0x41, 0xd00), (2, 0x41, 0xd07), (3, 0x50, 0), (4, 0x41, 0xd03)];
+
 /// Bits of `VcpuInit::features[0]`.
 pub mod feature {
     /// Start the vCPU stopped.
@@ -19,8 +24,8 @@ pub mod feature {
     pub const PTRAUTH_ADDRESS: u32 = 5;
     /// Pointer authentication, generic.
     pub const PTRAUTH_GENERIC: u32 = 6;
-    /// The highest known bit.
-    pub const LAST: u32 = 7;
+    /// The highest known bit: those of nested virtualisation came with Linux 6.16.
+    pub const LAST: u32 = PTRAUTH_GENERIC;
 }
 
 /// `struct kvm_vcpu_init`, 32 bytes.
@@ -131,7 +136,71 @@ pub enum MpState {
     Runnable = 0,
     /// KVM_MP_STATE_STOPPED: switched off through PSCI.
     Stopped = 5,
+    /// KVM_MP_STATE_SUSPENDED: it waits to be woken up, and whoever runs it is told when it is.
+    Suspended = 10,
 }
+
+impl MpState {
+    /// The state with this number, if a vCPU can have it.
+    pub const fn new(number: u32) -> Option<Self> {
+        match number {
+            0 => Some(Self::Runnable),
+            5 => Some(Self::Stopped),
+            10 => Some(Self::Suspended),
+            _ => None,
+        }
+    }
+}
+
+/// KVM_ARM_VCPU_FINALIZE: KVM_ARM_VCPU_SVE, the one feature that can need it.
+pub const FINALIZE_SVE: i32 = 4;
+
+/// `struct kvm_regs`, 864 bytes: indices of core registers are offsets in it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Regs {
+    /// `regs.regs`: x0-x30.
+    pub x: [u64; 31],
+    /// `regs.sp`: SP_EL0.
+    pub sp: u64,
+    /// `regs.pc`.
+    pub pc: u64,
+    /// `regs.pstate`.
+    pub pstate: u64,
+    /// `sp_el1`.
+    pub sp_el1: u64,
+    /// `elr_el1`.
+    pub elr_el1: u64,
+    /// `spsr`: SPSR_EL1 (AArch32's SPSR_svc), SPSR_abt, SPSR_und, SPSR_irq, SPSR_fiq.
+    pub spsr: [u64; 5],
+    /// `fp_regs.vregs`: V0-V31.
+    pub v: [u128; 32],
+    /// `fp_regs.fpsr`.
+    pub fpsr: u32,
+    /// `fp_regs.fpcr`.
+    pub fpcr: u32,
+    /// Zero.
+    pub reserved: [u32; 2],
+}
+
+const _: () = assert!(size_of::<Regs>() == 864);
+
+/// `struct reg_mask_range`, 64 bytes: KVM_ARM_GET_REG_WRITABLE_MASKS.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegMaskRange {
+    /// Where [`FEATURE_ID_RANGE_SIZE`] words go.
+    pub addr: u64,
+    /// KVM_ARM_FEATURE_ID_RANGE, which is 0.
+    pub range: u32,
+    /// Zero.
+    pub reserved: [u32; 13],
+}
+
+const _: () = assert!(size_of::<RegMaskRange>() == 64);
+
+/// KVM_ARM_FEATURE_ID_RANGE_SIZE: op0 = 3, op1 0, 1 or 3, CRn = 0, each CRm and op2.
+pub const FEATURE_ID_RANGE_SIZE: usize = 192;
 
 /// `kvm_create_device.type`: ARM_VGIC_V2.
 pub const DEVICE_ARM_VGIC_V2: u32 = 5;
@@ -215,10 +284,46 @@ pub mod vgic {
     pub const ITS_SIZE: u64 = 0x2_0000;
 }
 
-/// ONE_REG: ids of registers (`KVM_REG_ARM64 | size | group | index`).
+/// ONE_REG: ids of registers (`KVM_REG_ARM64 | size | group | number`).
 pub mod reg {
-    /// Any of the core group: 64 bits, index = byte offset in `struct kvm_regs` / 4.
-    const CORE_U64: u64 = 0x6030_0000_0010_0000;
+    use super::Regs;
+    use core::mem::offset_of;
+
+    /// KVM_REG_ARM64.
+    pub const ARM64: u64 = 0x6000_0000_0000_0000;
+    /// KVM_REG_SIZE_SHIFT: where log2 of the size in bytes is.
+    pub const SIZE_SHIFT: u32 = 52;
+    /// KVM_REG_SIZE_MASK.
+    pub const SIZE_MASK: u64 = 0xf << SIZE_SHIFT;
+    /// KVM_REG_SIZE_U32.
+    pub const U32: u64 = 2 << SIZE_SHIFT;
+    /// KVM_REG_SIZE_U64.
+    pub const U64: u64 = 3 << SIZE_SHIFT;
+    /// KVM_REG_SIZE_U128.
+    pub const U128: u64 = 4 << SIZE_SHIFT;
+    /// KVM_REG_SIZE_U256.
+    pub const U256: u64 = 5 << SIZE_SHIFT;
+    /// KVM_REG_SIZE_U512.
+    pub const U512: u64 = 6 << SIZE_SHIFT;
+    /// KVM_REG_SIZE_U2048.
+    pub const U2048: u64 = 8 << SIZE_SHIFT;
+    /// KVM_REG_ARM_COPROC_MASK: the group.
+    pub const GROUP_MASK: u64 = 0xfff << 16;
+    /// KVM_REG_ARM_CORE.
+    pub const CORE: u64 = 0x10 << 16;
+    /// KVM_REG_ARM_DEMUX.
+    pub const DEMUX: u64 = 0x11 << 16;
+    /// KVM_REG_ARM64_SYSREG.
+    pub const SYSREG: u64 = 0x13 << 16;
+    /// KVM_REG_ARM_FW.
+    pub const FW: u64 = 0x14 << 16;
+    /// KVM_REG_ARM64_SVE.
+    pub const SVE: u64 = 0x15 << 16;
+    /// KVM_REG_ARM_FW_FEAT_BMAP.
+    pub const FW_FEAT_BMAP: u64 = 0x16 << 16;
+
+    /// Any of the core group: 64 bits, number = byte offset in [`Regs`] / 4.
+    const CORE_U64: u64 = ARM64 | U64 | CORE;
 
     /// Xn.
     pub const fn x(n: u64) -> u64 {
@@ -226,9 +331,20 @@ pub mod reg {
     }
 
     /// PC.
-    pub const PC: u64 = CORE_U64 + 0x40;
+    pub const PC: u64 = CORE_U64 + offset_of!(Regs, pc) as u64 / 4;
     /// PSTATE.
-    pub const PSTATE: u64 = CORE_U64 + 0x42;
-    /// The part of an id that must be this for arm64 registers, with the size taken out.
-    pub const ARM64: u64 = 0x6000_0000;
+    pub const PSTATE: u64 = CORE_U64 + offset_of!(Regs, pstate) as u64 / 4;
+
+    /// KVM_REG_ARM_TIMER_CTL.
+    pub const TIMER_CTL: u64 = ARM64 | U64 | SYSREG | 0xdf19;
+    /// KVM_REG_ARM_TIMER_CVAL: by mistake CNTVCT_EL0's encoding.
+    pub const TIMER_CVAL: u64 = ARM64 | U64 | SYSREG | 0xdf02;
+    /// KVM_REG_ARM_TIMER_CNT: by mistake CNTV_CVAL_EL0's encoding.
+    pub const TIMER_CNT: u64 = ARM64 | U64 | SYSREG | 0xdf1a;
+    /// KVM_REG_ARM_PTIMER_CTL.
+    pub const PTIMER_CTL: u64 = ARM64 | U64 | SYSREG | 0xdf11;
+    /// KVM_REG_ARM_PTIMER_CVAL.
+    pub const PTIMER_CVAL: u64 = ARM64 | U64 | SYSREG | 0xdf12;
+    /// KVM_REG_ARM_PTIMER_CNT.
+    pub const PTIMER_CNT: u64 = ARM64 | U64 | SYSREG | 0xdf01;
 }

@@ -1,20 +1,22 @@
-//! KVM's calls on a vCPU: initialisation, registers, power state. Running it is [`super::run`].
+//! KVM's calls on a vCPU: initialisation, power state. Its registers are `one_reg`, running it is [`super::run`].
 
 use super::{
     Errno, Machine,
     events::{Change, Pending},
-    firmware, interface,
+    init::{self, Request},
+    interface, physical,
     pmu::PmuSetup,
+    registers::KeptRegisters,
     stolen::StolenTime,
-    uapi::{MpState, TARGET_GENERIC_V8, VcpuEvents, VcpuInit, feature, reg},
+    uapi::{MpState, VcpuEvents, VcpuInit, feature},
     vm::Vm,
 };
 use crate::{
-    arch::{features, gic::CpuInterface, state::GuestState},
+    arch::{cache, features, gic::CpuInterface, state::GuestState},
     vcpu::{VcpuContext, context::PSTATE_RESET},
     vdev::{owner_gic::OwnerCpu, vgic::VgicCpu},
 };
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use spin::{Mutex, MutexGuard};
 
 /// Requests to a vCPU, served by the CPU it is on.
@@ -66,6 +68,8 @@ const POWER_STARTING: u8 = 1;
 const POWER_ON: u8 = 2;
 /// keel has given its CPU up: it is off, and firmware's, or goes on without keel.
 const POWER_RETIRED: u8 = 3;
+/// It is on for its VM, and does not run until whoever runs it says so.
+const POWER_SUSPENDED: u8 = 4;
 
 /// How a vCPU starts.
 #[derive(Clone, Copy, Debug)]
@@ -85,6 +89,8 @@ pub struct Inner {
     pub context: VcpuContext,
     /// Everything else, while no CPU holds it.
     pub state: GuestState,
+    /// What no CPU ever holds.
+    pub kept: KeptRegisters,
     /// List registers and the virtual CPU interface.
     pub vgic: VgicCpu,
     /// Interrupts on their way to it, if its VM owns the machine.
@@ -95,15 +101,15 @@ pub struct Inner {
     pub fault_address: u64,
     /// Exits so far.
     pub exits: ExitCounts,
-    initialised: bool,
-    has_pmu: bool,
+    /// What it was initialised with, if it was.
+    features: Option<u32>,
 }
 
 /// A virtual CPU.
 #[derive(Debug)]
 pub struct Vcpu {
     index: usize,
-    affinity: u64,
+    mpidr: AtomicU64,
     cpu: AtomicUsize,
     power: AtomicU8,
     start: Mutex<Option<Start>>,
@@ -122,7 +128,7 @@ impl Vcpu {
     pub(super) fn new(index: usize, affinity: u64) -> Self {
         Self {
             index,
-            affinity,
+            mpidr: AtomicU64::new(1 << 31 | affinity),
             cpu: AtomicUsize::new(0),
             power: AtomicU8::new(POWER_OFF),
             start: Mutex::new(None),
@@ -134,13 +140,13 @@ impl Vcpu {
             inner: Mutex::new(Inner {
                 context: VcpuContext::reset(),
                 state: GuestState::reset(false),
+                kept: KeptRegisters::RESET,
                 vgic: interface::reset_state(),
                 owner: OwnerCpu::new(),
                 events: Pending::default(),
                 fault_address: 0,
                 exits: [0; ExitKind::NAMES.len()],
-                initialised: false,
-                has_pmu: false,
+                features: None,
             }),
         }
     }
@@ -150,9 +156,14 @@ impl Vcpu {
         self.index
     }
 
-    /// MPIDR_EL1 as the guest reads it: RES1 bit 31 and the affinity.
+    /// MPIDR_EL1 as the guest reads it: RES1 bit 31 and the affinity, unless it was set.
     pub fn mpidr(&self) -> u64 {
-        1 << 31 | self.affinity
+        self.mpidr.load(Ordering::Relaxed)
+    }
+
+    /// Sets it, before the VM has run.
+    pub(super) fn set_mpidr(&self, value: u64) {
+        self.mpidr.store(value, Ordering::Relaxed);
     }
 
     /// The CPU of the machine it runs on.
@@ -165,78 +176,60 @@ impl Vcpu {
         self.cpu.store(cpu, Ordering::Relaxed);
     }
 
-    /// KVM_ARM_VCPU_INIT: registers as after reset, off if the features say POWER_OFF.
+    /// KVM_ARM_VCPU_INIT: registers as after reset, off if the features say POWER_OFF. May be repeated; what was made pending
+    /// for the vCPU is gone then. Its memory is not looked at: whoever changed that publishes it ([`Vm::publish_memory`]).
     ///
     /// # Errors
     ///
-    /// `EINVAL` for a bad target, a feature keel does not have, or features unlike the VM's other vCPUs'; `ENOENT` for
-    /// unknown feature bits; `ENODEV` for a PMU on a machine without.
+    /// Those of [`init::check`]; `EINVAL` for features unlike those of the VM's other vCPUs; `ENODEV` for a PMU on a machine
+    /// without; `EAGAIN` while a CPU runs it.
     pub fn init(&self, vm: &Vm, init: &VcpuInit) -> Result<(), Errno> {
-        if init.target != TARGET_GENERIC_V8 {
-            return Err(Errno::EINVAL);
-        }
-        let known = (1 << (feature::LAST + 1)) - 1;
-        if init.features[0] & !known != 0 || init.features[1..].iter().any(|&word| word != 0) {
-            return Err(Errno::ENOENT);
-        }
-        let off = init.features[0] & (1 << feature::POWER_OFF) != 0;
-        let features = init.features[0] & !(1 << feature::POWER_OFF);
-        if features & !(1 << feature::PSCI_0_2 | 1 << feature::PMU_V3) != 0 {
-            return Err(Errno::EINVAL);
-        }
-        let has_pmu = features & (1 << feature::PMU_V3) != 0;
-        if has_pmu && vm.pmu_version() == 0 {
-            return Err(Errno::ENODEV);
-        }
+        let [midr, ..] = physical::implementation(self.cpu()).unwrap_or_default();
+        let Request { features, off } = init::check(init, vm.offer(), midr)?;
+        let mut inner = self.at_rest()?;
         vm.agree_on_features(features)?;
-        let mut inner = self.inner.lock();
-        inner.has_pmu = has_pmu;
+        let again = inner.features.replace(features).is_some();
         inner.reset(None);
-        inner.initialised = true;
+        if again {
+            // What was code may be data by now, and the other way round.
+            cache::invalidate_instructions();
+        }
         *self.start.lock() = None;
         self.requests.store(0, Ordering::Relaxed);
         self.power.store(if off { POWER_OFF } else { POWER_ON }, Ordering::SeqCst);
         Ok(())
     }
 
-    /// The state of an initialised vCPU; a start that is pending is carried out first, so that registers are those with
-    /// which it will run.
-    fn initialised(&self) -> Result<MutexGuard<'_, Inner>, Errno> {
-        let inner = self.take();
-        if inner.initialised { Ok(inner) } else { Err(Errno::ENOEXEC) }
-    }
-
-    /// KVM_SET_ONE_REG.
+    /// KVM_ARM_VCPU_FINALIZE.
     ///
     /// # Errors
     ///
-    /// `ENOEXEC` before [`init`](Self::init); `EINVAL` for an id that is not arm64's; `ENOENT` for an unknown register;
-    /// those of [`firmware`] registers.
-    pub fn set_one_reg(&self, vm: &Vm, id: u64, value: u64) -> Result<(), Errno> {
-        let mut inner = self.initialised()?;
-        match core_register(id)? {
-            Register::X(n) => inner.context.gpr[n] = value,
-            Register::Pc => inner.context.pc = value,
-            Register::Pstate if matches!(value & 0x1f, 0 | 4 | 5) => inner.context.pstate = value,
-            Register::Pstate => return Err(Errno::EINVAL),
-            Register::Firmware(register) => vm.set_firmware_register(register, value)?,
-        }
-        Ok(())
-    }
-
-    /// KVM_GET_ONE_REG.
-    ///
-    /// # Errors
-    ///
-    /// As [`set_one_reg`](Self::set_one_reg).
-    pub fn get_one_reg(&self, vm: &Vm, id: u64) -> Result<u64, Errno> {
+    /// `ENOEXEC` before [`init`](Self::init); `EAGAIN` while a CPU runs it; those of [`init::finalize`].
+    pub fn finalize(&self, what: i32) -> Result<(), Errno> {
         let inner = self.initialised()?;
-        Ok(match core_register(id)? {
-            Register::X(n) => inner.context.gpr[n],
-            Register::Pc => inner.context.pc,
-            Register::Pstate => inner.context.pstate,
-            Register::Firmware(register) => vm.firmware_register(register),
-        })
+        init::finalize(inner.features.unwrap_or_default(), what)
+    }
+
+    /// The state, unless a CPU runs the vCPU; a start that is pending is carried out first, so that registers are those
+    /// with which it will run.
+    fn at_rest(&self) -> Result<MutexGuard<'_, Inner>, Errno> {
+        loop {
+            if let Some(mut inner) = self.inner.try_lock() {
+                self.start_if_asked(&mut inner);
+                return Ok(inner);
+            }
+            // Others hold it for a moment; who runs it says so at once.
+            if self.resident.load(Ordering::SeqCst) {
+                return Err(Errno::EAGAIN);
+            }
+            core::hint::spin_loop();
+        }
+    }
+
+    /// The state of an initialised vCPU that no CPU runs.
+    pub(super) fn initialised(&self) -> Result<MutexGuard<'_, Inner>, Errno> {
+        let inner = self.at_rest()?;
+        if inner.features.is_some() { Ok(inner) } else { Err(Errno::ENOEXEC) }
     }
 
     /// KVM_SET_VCPU_EVENTS.
@@ -261,14 +254,20 @@ impl Vcpu {
 
     /// KVM_GET_MP_STATE.
     pub fn mp_state(&self) -> MpState {
-        if self.is_on() { MpState::Runnable } else { MpState::Stopped }
+        match self.power.load(Ordering::SeqCst) {
+            POWER_OFF | POWER_RETIRED => MpState::Stopped,
+            POWER_SUSPENDED => MpState::Suspended,
+            _ => MpState::Runnable,
+        }
     }
 
-    /// KVM_SET_MP_STATE.
+    /// KVM_SET_MP_STATE. A vCPU that is suspended is on for its VM, but not [`is_started`](Self::is_started): whoever runs it
+    /// waits until something wakes it, and reports that.
     pub fn set_mp_state(&self, state: MpState) {
         let power = match state {
             MpState::Runnable => POWER_ON,
             MpState::Stopped => POWER_OFF,
+            MpState::Suspended => POWER_SUSPENDED,
         };
         self.power.store(power, Ordering::SeqCst);
     }
@@ -354,10 +353,14 @@ impl Vcpu {
     /// The state, for the CPU that runs it; a start that is pending is carried out first.
     pub(super) fn take(&self) -> MutexGuard<'_, Inner> {
         let mut inner = self.inner.lock();
+        self.start_if_asked(&mut inner);
+        inner
+    }
+
+    fn start_if_asked(&self, inner: &mut Inner) {
         if let Some(start) = self.start.lock().take() {
             inner.reset(Some(start));
         }
-        inner
     }
 
     /// The state, unless a CPU has it.
@@ -375,7 +378,8 @@ impl Inner {
     fn reset(&mut self, start: Option<Start>) {
         let psci_version = self.context.psci_version;
         self.context = VcpuContext { psci_version, pstate: PSTATE_RESET, ..VcpuContext::reset() };
-        self.state = GuestState::reset(self.has_pmu);
+        self.state = GuestState::reset(self.features.is_some_and(|features| features & 1 << feature::PMU_V3 != 0));
+        self.kept = KeptRegisters::RESET;
         self.vgic = interface::reset_state();
         self.owner = OwnerCpu::new();
         self.events = Pending::default();
@@ -386,24 +390,5 @@ impl Inner {
                 self.state.el1.sctlr |= 1 << 25;
             }
         }
-    }
-}
-
-enum Register {
-    X(usize),
-    Pc,
-    Pstate,
-    Firmware(firmware::Register),
-}
-
-fn core_register(id: u64) -> Result<Register, Errno> {
-    if (id & !(0xf << 52)) >> 32 != reg::ARM64 {
-        return Err(Errno::EINVAL);
-    }
-    match id {
-        reg::PC => Ok(Register::Pc),
-        reg::PSTATE => Ok(Register::Pstate),
-        _ if let Some(register) = firmware::find(id) => Ok(Register::Firmware(register)),
-        _ => (0..31).find(|&n| reg::x(n) == id).map(|n| Register::X(n as usize)).ok_or(Errno::ENOENT),
     }
 }

@@ -4,13 +4,18 @@ use super::{
     Errno,
     filter::Filter,
     firmware::{self, Firmware, Surroundings},
+    init::{self, Offer},
     machine::{Device, Machine, MachineSetup, Serial, VgicFrames},
     memory::{Slot, Slots},
     owner::Owner,
     pages::PageStates,
     physical,
     pmu::{self, TIMER_INTERRUPTS},
-    uapi::{DEVICE_ARM_VGIC_ITS, DEVICE_ARM_VGIC_V2, DEVICE_ARM_VGIC_V3, PmuEventFilter, feature, vgic},
+    registers::{self, Options},
+    uapi::{
+        DEVICE_ARM_VGIC_ITS, DEVICE_ARM_VGIC_V2, DEVICE_ARM_VGIC_V3, FEATURE_ID_RANGE_SIZE, PmuEventFilter,
+        RegMaskRange, feature, vgic,
+    },
     vcpu::Vcpu,
 };
 use crate::{
@@ -26,7 +31,7 @@ use crate::{
         stage2::{Memory, Stage2, Stage2Error, Tlb},
     },
     vdev::{
-        idregs::GuestIdRegisters,
+        idregs::{GuestIdRegisters, IdRegister},
         platform::VIRT,
         vgic::{DEFAULT_SPIS, MAX_SPIS, MAX_VCPUS, MAX_VCPUS_V2, Version},
     },
@@ -112,6 +117,7 @@ pub(super) struct ItsSetup {
 pub(super) struct Setup {
     pub(super) vgic: VgicSetup,
     features: Option<u32>,
+    id_registers: GuestIdRegisters,
     firmware: Firmware,
     filter: Filter,
     /// Events that the PMU may count, if not all.
@@ -123,12 +129,17 @@ pub(super) struct Setup {
     owner: Option<Owner>,
 }
 
+impl Setup {
+    fn has_pointer_authentication(&self) -> bool {
+        self.features.is_some_and(|features| features & init::POINTER_AUTHENTICATION != 0)
+    }
+}
+
 /// A virtual machine.
 #[derive(Debug)]
 pub struct Vm {
     name: String,
     vmid: Vmid,
-    id_registers: GuestIdRegisters,
     serial: Serial,
     stage2: Mutex<Stage2<TableMemory>>,
     slots: Arc<Slots>,
@@ -181,7 +192,6 @@ impl Vm {
         Ok(Self {
             name: name.into(),
             vmid: Vmid::new().ok_or(Errno::ENOMEM)?,
-            id_registers,
             serial,
             stage2: Mutex::new(stage2),
             slots: Arc::default(),
@@ -189,6 +199,7 @@ impl Vm {
             setup: Mutex::new(Setup {
                 vgic: VgicSetup::default(),
                 features: None,
+                id_registers,
                 firmware: Firmware::NEW,
                 filter: Filter::default(),
                 events: None,
@@ -316,35 +327,96 @@ impl Vm {
         self.vcpus.lock().get(id).cloned()
     }
 
-    /// Features that all vCPUs of a VM share: the first initialised vCPU sets them.
+    /// Features that all vCPUs of a VM share: the first initialised vCPU sets them, and the ID registers say so.
     ///
     /// # Errors
     ///
-    /// `EINVAL` if this one differs.
+    /// `EINVAL` if this one differs; `ENODEV` for a PMU on a machine without.
     pub(super) fn agree_on_features(&self, features: u32) -> Result<(), Errno> {
         let mut setup = self.setup.lock();
         match setup.features {
             Some(agreed) if agreed != features => Err(Errno::EINVAL),
-            _ => {
+            Some(_) => Ok(()),
+            None => {
+                if features & 1 << feature::PMU_V3 == 0 {
+                    setup.id_registers.hide_pmu();
+                } else if setup.id_registers.pmu_version() == 0 {
+                    return Err(Errno::ENODEV);
+                }
                 setup.features = Some(features);
+                if features & init::POINTER_AUTHENTICATION == 0 {
+                    setup.id_registers.hide_pointer_authentication();
+                }
                 Ok(())
             }
+        }
+    }
+
+    /// What its vCPUs can have.
+    pub fn offer(&self) -> Offer {
+        Offer { pointer_authentication: self.with_id_registers(GuestIdRegisters::has_pointer_authentication) }
+    }
+
+    /// What its vCPUs have of the optional registers.
+    pub(super) fn options(&self) -> Options {
+        Options { pointer_authentication: self.setup.lock().has_pointer_authentication() }
+    }
+
+    /// Whether a vCPU has run: what the machine is made of is settled.
+    pub fn has_run(&self) -> bool {
+        self.machine.is_completed()
+    }
+
+    /// Its ID registers.
+    pub(super) fn with_id_registers<T>(&self, see: impl FnOnce(&GuestIdRegisters) -> T) -> T {
+        see(&self.setup.lock().id_registers)
+    }
+
+    /// Changes one, for all its vCPUs.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for more than the VM can have, `EBUSY` for a change once a vCPU has run.
+    pub(super) fn set_id_register(&self, register: IdRegister, value: u64) -> Result<(), Errno> {
+        Ok(self.setup.lock().id_registers.set(register, value, self.has_run())?)
+    }
+
+    /// KVM_ARM_GET_REG_WRITABLE_MASKS: what goes to `range.addr`.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for another range than KVM_ARM_FEATURE_ID_RANGE, or reserved fields that are not zero.
+    pub fn reg_writable_masks(&self, range: &RegMaskRange) -> Result<[u64; FEATURE_ID_RANGE_SIZE], Errno> {
+        if range.range != 0 || range.reserved != [0; 13] {
+            return Err(Errno::EINVAL);
+        }
+        Ok(self.with_id_registers(registers::writable_masks))
+    }
+
+    /// CNTVOFF_EL2 of its vCPUs.
+    pub fn counter_offset(&self) -> u64 {
+        self.counter_offset.load(Ordering::Relaxed)
+    }
+
+    /// What the physical counter of its vCPUs is behind the machine's.
+    pub(super) fn physical_offset(&self) -> u64 {
+        if self.is_offset.load(Ordering::Relaxed) { self.counter_offset() } else { 0 }
+    }
+
+    /// Sets CNTVOFF_EL2, unless both counters were given one for good; a vCPU has it from when a CPU next loads it.
+    pub(super) fn offset_virtual_counter(&self, offset: u64) {
+        if self.is_offset.load(Ordering::Relaxed) {
+            return;
+        }
+        self.counter_offset.store(offset, Ordering::Relaxed);
+        if let Some(machine) = self.machine.get() {
+            machine.set_counter_offset(offset);
         }
     }
 
     /// Whether the vCPUs were initialised with this feature.
     pub(super) fn has_feature(&self, feature: u32) -> bool {
         self.setup.lock().features.is_some_and(|features| features & 1 << feature != 0)
-    }
-
-    /// The version of the PMU that vCPUs may have (ID_AA64DFR0_EL1.PMUVer); 0 for none.
-    pub(super) fn pmu_version(&self) -> u8 {
-        self.id_registers.pmu_version()
-    }
-
-    /// Whether a vCPU has run.
-    pub(super) fn has_run(&self) -> bool {
-        self.machine.is_completed()
     }
 
     /// Whether there is an interrupt controller, and whether it is initialised with interrupt `intid`.
@@ -372,7 +444,9 @@ impl Vm {
     /// Those of [`pmu::filter_events`].
     pub(super) fn filter_events(&self, range: &PmuEventFilter) -> Result<(), Errno> {
         let ran = self.has_run();
-        pmu::filter_events(&mut self.setup.lock().events, range, self.pmu_version(), ran)
+        let mut setup = self.setup.lock();
+        let version = setup.id_registers.pmu_version();
+        pmu::filter_events(&mut setup.events, range, version, ran)
     }
 
     /// KVM_ARM_VCPU_TIMER_IRQ_*: the interrupt of a timer, of all vCPUs alike.
@@ -680,7 +754,8 @@ impl Vm {
             filter: setup.filter.clone(),
             slots: self.slots.clone(),
             pages,
-            id_registers: if has_pmu { self.id_registers.clone() } else { self.id_registers.clone().without_pmu() },
+            id_registers: setup.id_registers.clone(),
+            pointer_authentication: setup.has_pointer_authentication(),
             serial: self.serial,
             vttbr: u64::from(self.vmid.0) << 48 | stage2.root().0,
             vtcr: stage2.vtcr(mmu::ps_field(), features::has_vmid16()),

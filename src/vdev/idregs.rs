@@ -13,8 +13,9 @@
 //! Source of names, positions and values: Arm ARM (DDI 0487) D24.2 for the AArch64, G8.2 for the AArch32 registers.
 
 mod rows;
+mod writable;
 
-use rows::{DFR0, Order, PFR0, PFR1, Policy, ROWS, Row};
+use rows::{DFR0, ID_DFR0, ISAR1, ISAR2, Order, PFR0, PFR1, Policy, ROWS, Row};
 
 /// How many registers the space has: CRm 1 to 7, op2 0 to 7.
 pub const COUNT: usize = 56;
@@ -163,20 +164,41 @@ pub struct GuestFeatures {
     pub gic_system_registers: bool,
 }
 
-/// ID_AA64DFR0_EL1.PMUVer and ID_DFR0_EL1.PerfMon: FEAT_PMUv3p5.
+/// Bits 3:0 of ID_AA64PFR0_EL1 when EL0 can be AArch32.
+const EL0_AARCH32: u64 = 2;
+
+/// ID_AA64DFR0_EL1.PMUVer and ID_DFR0_EL1.PerfMon of FEAT_PMUv3p5.
 const PMU_V3P5: u8 = 6;
-/// The same: a PMU that is not the architecture's.
+
+/// The same of a PMU that is not the architecture's.
 const OTHER_PMU: u8 = 0xf;
+
+/// ID_AA64DFR0_EL1.DebugVer and ID_DFR0_EL1.CopDbg of Armv8.0.
+const DEBUG_ARMV8: u64 = 6;
+
+/// ID_DFR0_EL1.PerfMon of PMUv3: what less says is not for AArch64.
+const PERFMON_PMUV3: u8 = 3;
+
+/// Why an ID register did not change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// It cannot have this value in this VM.
+    Unsupported,
+    /// It would change, and a vCPU has run.
+    Frozen,
+}
 
 /// The ID registers of a VM, the same on each of its vCPUs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GuestIdRegisters(Values);
+pub struct GuestIdRegisters {
+    values: Values,
+    /// What they could be at most.
+    limits: Values,
+}
 
 impl GuestIdRegisters {
     /// What a VM with these features sees on this machine.
     pub fn new(host: &HostIdRegisters, features: &GuestFeatures) -> Self {
-        /// Bits 3:0 of ID_AA64PFR0_EL1 when EL0 can be AArch32.
-        const EL0_AARCH32: u64 = 2;
         let aarch32 = host.get(PFR0) & 0xf == EL0_AARCH32;
         let mut guest = Values([0; COUNT]);
         for rule in RULES.iter().filter(|rule| aarch32 || !rule.register.is_aarch32()) {
@@ -192,13 +214,13 @@ impl GuestIdRegisters {
             };
             guest.insert(rule, field);
         }
-        Self(guest)
+        Self { values: guest, limits: guest }
     }
 
     /// What a guest reads from a register of the space.
     #[inline]
     pub fn get(&self, register: IdRegister) -> u64 {
-        self.0.get(register)
+        self.values.get(register)
     }
 
     /// ID_AA64DFR0_EL1.PMUVer: the version of the PMU that is offered, 0 without.
@@ -206,21 +228,102 @@ impl GuestIdRegisters {
         (self.get(DFR0) >> 8 & 0xf) as u8
     }
 
-    /// The same for vCPUs without a PMU.
-    pub fn without_pmu(mut self) -> Self {
+    /// The VM has no PMU.
+    pub fn hide_pmu(&mut self) {
         for rule in RULES.iter().filter(|rule| rule.policy == Policy::Pmu) {
-            if let Some(value) = self.0.0.get_mut(usize::from(rule.register.0)) {
-                *value &= !(0xf << rule.lsb);
+            for values in [&mut self.values, &mut self.limits] {
+                values.0[usize::from(rule.register.0)] &= !(0xf << rule.lsb);
             }
         }
-        self
     }
 
     /// Whether PSTATE.SSBS is offered (FEAT_SSBS).
     pub fn has_ssbs(&self) -> bool {
         self.get(PFR1) >> 4 & 0xf != 0
     }
+
+    /// Whether EL0 can be AArch32.
+    pub fn has_aarch32(&self) -> bool {
+        self.limits.get(PFR0) & 0xf == EL0_AARCH32
+    }
+
+    /// Whether addresses and data can be authenticated (FEAT_PAuth, with any algorithm).
+    pub fn has_pointer_authentication(&self) -> bool {
+        let [isar1, isar2] = [ISAR1, ISAR2].map(|register| self.limits.get(register));
+        let [addresses, data] = POINTER_AUTHENTICATION;
+        isar1 & addresses[0] | isar2 & addresses[1] != 0 && isar1 & data[0] | isar2 & data[1] != 0
+    }
+
+    /// The VM has no pointer authentication.
+    pub fn hide_pointer_authentication(&mut self) {
+        let [addresses, data] = POINTER_AUTHENTICATION;
+        for (register, fields) in [(ISAR1, addresses[0] | data[0]), (ISAR2, addresses[1] | data[1] | PAC_FRAC)] {
+            for values in [&mut self.values, &mut self.limits] {
+                values.0[usize::from(register.0)] &= !fields;
+            }
+        }
+    }
+
+    /// The bits of a register that may change (KVM_ARM_GET_REG_WRITABLE_MASKS).
+    pub fn writable(&self, register: IdRegister) -> u64 {
+        if register.is_aarch32() && !self.has_aarch32() { 0 } else { writable::MASKS[usize::from(register.0)] }
+    }
+
+    /// Sets what guests read from a register: fields may say less than they could, those that may change at all; nothing may
+    /// change when a vCPU has `ran`. Writes of AArch32's registers are ignored where there is no AArch32.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`], and nothing has changed.
+    pub fn set(&mut self, register: IdRegister, value: u64, ran: bool) -> Result<(), Refused> {
+        if register.is_aarch32() && !self.has_aarch32() {
+            return Ok(());
+        }
+        let value = plausible(register, value).ok_or(Refused::Unsupported)?;
+        if ran {
+            return if value == self.get(register) { Ok(()) } else { Err(Refused::Frozen) };
+        }
+        if !self.is_possible(register, value) {
+            return Err(Refused::Unsupported);
+        }
+        self.values.0[usize::from(register.0)] = value;
+        Ok(())
+    }
+
+    /// Whether the fields that differ from what the register could be at most are ones that may, and say less.
+    fn is_possible(&self, register: IdRegister, value: u64) -> bool {
+        let (limit, mask) = (self.limits.get(register), self.writable(register));
+        let is_less = |rule: &&Rule| {
+            let [field, most] = [value, limit].map(|value| (value >> rule.lsb & 0xf) as u8);
+            mask >> rule.lsb & 1 != 0 && rule.lesser(field, most) == field
+        };
+        let lesser = RULES.iter().filter(|rule| rule.register == register).filter(is_less);
+        // The limit of those is 0.
+        let raised = writable::RAISED_MASKS[usize::from(register.0)];
+        (value ^ limit) & !lesser.fold(raised, |fields, rule| fields | 0xf << rule.lsb) == 0
+    }
 }
+
+/// A value as it is meant, or `None` if the register cannot have it in any VM.
+fn plausible(register: IdRegister, value: u64) -> Option<u64> {
+    let version = match register {
+        DFR0 => 8,
+        ID_DFR0 => 24,
+        _ => return Some(value),
+    };
+    let value = match (value >> version & 0xf) as u8 {
+        // KVM once showed guests such a PMU, and has taken the value for none since.
+        OTHER_PMU => value & !(0xf << version),
+        1..PERFMON_PMUV3 if register == ID_DFR0 => return None,
+        _ => value,
+    };
+    (value & 0xf >= DEBUG_ARMV8).then_some(value)
+}
+
+/// Fields of ID_AA64ISAR1_EL1 and ID_AA64ISAR2_EL1 about authenticating addresses (APA, API; APA3) and data (GPA, GPI; GPA3).
+const POINTER_AUTHENTICATION: [[u64; 2]; 2] = [[0xff << 4, 0xf << 12], [0xff << 24, 0xf << 8]];
+/// ID_AA64ISAR2_EL1.PAC_frac.
+const PAC_FRAC: u64 = 0xf << 24;
 
 /// The greatest PARange whose addresses all have at most `bits` bits; never more than 48 bits, which is what stage 2
 /// with 4 KiB granules translates without 52-bit descriptors.

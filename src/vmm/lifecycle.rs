@@ -13,15 +13,12 @@ use super::{
 use crate::{
     arch::{cpu, esr, features, gic::CpuInterface, pmu, serror::Syndrome, smc, timer},
     kvm::{
-        Errno, Machine, Vcpu, Vm,
+        Errno, Machine, Vcpu, Vm, init,
         machine::{Device, Serial, Stop},
         owner::OwnerError,
         physical,
         run::Crash,
-        uapi::{
-            DEVICE_ARM_VGIC_ITS, DEVICE_ARM_VGIC_V2, DEVICE_ARM_VGIC_V3, TARGET_GENERIC_V8, VcpuInit, feature, reg,
-            vcpu, vgic,
-        },
+        uapi::{DEVICE_ARM_VGIC_ITS, DEVICE_ARM_VGIC_V2, DEVICE_ARM_VGIC_V3, VcpuInit, feature, reg, vcpu, vgic},
         vcpu::ExitKind,
     },
     mm::{
@@ -340,13 +337,14 @@ fn guest_machine() -> GuestMachine {
     }
 }
 
-/// KVM_ARM_VCPU_INIT for all: the first runs, the others wait for CPU_ON.
+/// KVM_ARM_VCPU_INIT for all: the first runs, the others wait for CPU_ON. They have pointer authentication if the machine has.
 fn initialise_vcpus(vm: &Vm, count: usize, has_pmu: bool) -> Result<(), StartError> {
+    let offered = init::offered(vm.offer()) & init::POINTER_AUTHENTICATION;
     for index in 0..count {
         let vcpu = vm.vcpu(index).ok_or(StartError::Api("KVM_ARM_VCPU_INIT", Errno::EINVAL))?;
         let off = if index == 0 { 0 } else { 1 << feature::POWER_OFF };
-        let features = 1 << feature::PSCI_0_2 | u32::from(has_pmu) << feature::PMU_V3 | off;
-        let init = VcpuInit { target: TARGET_GENERIC_V8, features: [features, 0, 0, 0, 0, 0, 0] };
+        let features = 1 << feature::PSCI_0_2 | u32::from(has_pmu) << feature::PMU_V3 | offered | off;
+        let init = VcpuInit { features: [features, 0, 0, 0, 0, 0, 0], ..init::PREFERRED_TARGET };
         vcpu.init(vm, &init).map_err(|errno| match errno {
             Errno::ENODEV => StartError::NoPmu,
             errno => StartError::Api("KVM_ARM_VCPU_INIT", errno),

@@ -28,6 +28,22 @@ fn cases(area: &str, features: &[&str]) -> Outcome {
     kernel::judge(&oracle::console(host, Hypervisor::Kvm(host.mode), &vm, Options::default())?)
 }
 
+/// keel's registers by ONE_REG beside KVM's.
+fn registers(host: &str) -> Outcome {
+    let mut vm = VmSpec::new("registers", &image::build_guests()?.test_kernel);
+    vm.bootargs = "hyp=kvm only=psci/version".into();
+    vm.memory = MemorySize(64 << 20);
+    let host = oracle::find(host)?;
+    let options = Options { registers: true, ..Options::default() };
+    let console = oracle::console(host, Hypervisor::Kvm(host.mode), &vm, options)?;
+    let sum = console.lines().find(|line| line.contains("oracle: registers: ")).ok_or("nothing was compared")?;
+    if sum.trim_end().ends_with(", 0 different") {
+        return Ok(());
+    }
+    let said: Vec<_> = console.lines().filter(|line| line.contains("oracle: register")).collect();
+    Err(said.join("\n").into())
+}
+
 pub fn trials() -> Vec<Trial> {
     let mut trials = Vec::new();
     for host in HOSTS {
@@ -35,6 +51,9 @@ pub fn trials() -> Vec<Trial> {
             let result = oracle::ask(host, &oracle::differences()?)?;
             if result.faults.is_empty() { Ok(()) } else { Err(result.faults.join("\n").into()) }
         }));
+    }
+    for host in ["max", "cortex-a72"] {
+        trials.push(trial(&format!("registers_{host}"), move || registers(host)));
     }
     trials.push(trial("psci_cases_on_kvm", || cases("psci", &[])));
     trials.push(trial("timer_cases_on_kvm", || cases("timer", &[])));

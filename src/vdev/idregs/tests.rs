@@ -215,7 +215,8 @@ fn a_pmu_is_the_architecture_s_or_none() {
     for (machine, guest) in [(0, 0), (1, 1), (4, 4), (6, 6), (7, 6), (9, 6), (0xf, 0)] {
         assert_eq!(version(machine), guest);
     }
-    let without = GuestIdRegisters::new(&host(CPU_MAX), &FULL).without_pmu();
+    let mut without = GuestIdRegisters::new(&host(CPU_MAX), &FULL);
+    without.hide_pmu();
     assert_eq!((without.pmu_version(), without.get(DFR0), without.get(ID_DFR0)), (0, 0xf0_1030_5008, 8));
 }
 
@@ -249,6 +250,111 @@ fn encodings() {
     assert_eq!(IdRegister::new(7, 4), Some(MMFR4));
 }
 
+#[test]
+fn fields_may_be_lowered() {
+    let mut guest = GuestIdRegisters::new(&host(CPU_MAX), &FULL);
+    let pfr0 = guest.get(PFR0);
+    // EL0 without AArch32, no DIT: possible. More than there is, or another FP: not.
+    let less = pfr0 & !0xf & !(0xf << 48) | 1;
+    assert_eq!(guest.set(PFR0, less, false), Ok(()));
+    assert_eq!(guest.get(PFR0), less);
+    for wrong in [less | 2 << 32, less | 1 << 12, less & !(0xf << 16) | 0xf << 16, less + (1 << 60)] {
+        assert_eq!(guest.set(PFR0, wrong, false), Err(Refused::Unsupported), "{wrong:#x}");
+    }
+    assert_eq!(guest.set(PFR0, pfr0, false), Ok(()), "what it could be at most");
+    assert_eq!(guest.set(PFR0, less, true), Err(Refused::Frozen));
+    assert_eq!(guest.set(PFR0, pfr0, true), Ok(()));
+    assert_eq!(guest.get(PFR0), pfr0);
+}
+
+#[test]
+fn debug_and_pmu_versions() {
+    let mut guest = GuestIdRegisters::new(&host(CPU_MAX), &FULL);
+    let with_pmu = guest.get(DFR0);
+    assert_eq!(guest.set(DFR0, with_pmu - (1 << 8), false), Ok(()));
+    assert_eq!(guest.pmu_version(), (with_pmu >> 8 & 0xf) as u8 - 1);
+    guest.hide_pmu();
+    let dfr0 = guest.get(DFR0);
+    assert_eq!(guest.set(DFR0, with_pmu, false), Err(Refused::Unsupported), "a PMU that was not asked for");
+    let with_debug = |version: u64| dfr0 & !0xf | version;
+    for (version, result) in [(5, Err(Refused::Unsupported)), (6, Ok(())), (8, Ok(())), (9, Err(Refused::Unsupported))]
+    {
+        assert_eq!(guest.set(DFR0, with_debug(version), false), result, "{version}");
+    }
+    assert_eq!(guest.set(DFR0, dfr0 | 0xf << 8, false), Ok(()), "an implementation-defined PMU is none");
+    assert_eq!(guest.get(DFR0), dfr0);
+    assert_eq!(guest.set(DFR0, dfr0 | 0xf << 8, true), Ok(()));
+    assert_eq!(guest.set(DFR0, dfr0 - (1 << 12), false), Err(Refused::Unsupported), "BRPs");
+    assert_eq!(guest.set(DFR0, dfr0 - (1 << 20), false), Ok(()), "WRPs");
+    assert_eq!(guest.set(DFR0, with_debug(5), true), Err(Refused::Unsupported), "comes first");
+    let id_dfr0 = guest.get(ID_DFR0);
+    for (value, result) in
+        [(id_dfr0 & !0xf | 6, Ok(())), (id_dfr0 & !0xf | 5, Err(Refused::Unsupported)), (id_dfr0 | 0xf << 24, Ok(()))]
+    {
+        assert_eq!(guest.set(ID_DFR0, value, false), result, "{value:#x}");
+    }
+    assert_eq!(guest.set(ID_DFR0, id_dfr0 | 1 << 24, true), Err(Refused::Unsupported));
+}
+
+#[test]
+fn writes_without_aarch32_are_ignored() {
+    let mut guest = GuestIdRegisters::new(&host(CPU_MAX), &FULL);
+    assert_eq!(guest.set(ID_ISAR0, 0, false), Ok(()));
+    assert_eq!(guest.get(ID_ISAR0), 0);
+    assert_ne!(guest.writable(ID_DFR0), 0);
+    let only_64 = HostIdRegisters::new(|register| match host(CPU_MAX).get(register) {
+        value if register == PFR0 => value & !0xf | 1,
+        value => value,
+    });
+    let mut guest = GuestIdRegisters::new(&only_64, &FULL);
+    assert_eq!(guest.set(ID_ISAR0, u64::MAX, true), Ok(()));
+    assert_eq!((guest.get(ID_ISAR0), guest.writable(ID_DFR0)), (0, 0));
+}
+
+#[test]
+fn pointer_authentication_can_be_hidden() {
+    let mut guest = GuestIdRegisters::new(&host(CPU_MAX), &FULL);
+    let before = guest.clone();
+    assert!(guest.has_pointer_authentication());
+    guest.hide_pointer_authentication();
+    assert!(!guest.has_pointer_authentication());
+    for register in IdRegister::all() {
+        let hidden = match register {
+            ISAR1 => 0xff00_0ff0,
+            ISAR2 => 0xf00_ff00,
+            _ => 0,
+        };
+        assert_eq!(guest.get(register), before.get(register) & !hidden);
+    }
+    assert_eq!(guest.set(ISAR1, before.get(ISAR1), false), Err(Refused::Unsupported));
+    assert!(!GuestIdRegisters::new(&host(CORTEX_A72), &FULL).has_pointer_authentication());
+}
+
+/// KVM_ARM_GET_REG_WRITABLE_MASKS of Linux 6.12 on a machine with everything, where keel's rows name the same fields.
+#[test]
+fn writable_masks_are_kvm_s() {
+    let guest = GuestIdRegisters::new(&host(CPU_MAX), &FULL);
+    for (register, mask) in [
+        (PFR0, 0xffff_00f0_0f00_ffff),
+        (PFR1, 0x0000_000f_0000_00ff),
+        (DFR0, 0x0000_00f0_00f0_0f0f),
+        (ISAR0, 0xffff_ffff_ffff_fff0),
+        (ISAR1, 0xffff_ffff_00ff_f00f),
+        (MMFR0, 0xff00_f000_ffff_ff0f),
+        (MMFR1, 0xffff_f0f0_0fff_f00f),
+        (MMFR2, 0xf0ff_000f_f00f_ffff),
+        (MMFR3, 0x0000_0000_000f_0f0f),
+        (ISAR2, 0xffff_0fff_ffff_00ff),
+        (ISAR3, 0),
+        (MMFR4, 0),
+        (ID_DFR0, 0xffff_ffff),
+        (ID_PFR0, 0xffff_ffff),
+        (ID_DFR1, 0),
+    ] {
+        assert_eq!(guest.writable(register), mask, "{register:?}: {:#x}", guest.writable(register));
+    }
+}
+
 fn any_machine() -> impl Strategy<Value = HostIdRegisters> {
     proptest::collection::vec(any::<u64>(), COUNT)
         .prop_map(|values| HostIdRegisters::new(|register| values[usize::from(register.0)]))
@@ -279,6 +385,43 @@ proptest! {
                         Policy::Gic | Policy::PhysicalAddressSize => prop_assert!(field <= host && field <= 5),
                     },
                 }
+            }
+        }
+    }
+
+    /// Whatever is written, no field says more than it could, what may not change does not, and what is refused changes
+    /// nothing; what was read can be written back, before and after a vCPU ran.
+    #[test]
+    fn writes(machine in any_machine(), values in proptest::collection::vec(any::<u64>(), COUNT), by_field: bool) {
+        let mut guest = GuestIdRegisters::new(&machine, &FULL);
+        let limits = guest.clone();
+        for (register, noise) in IdRegister::all().zip(values) {
+            let limit = limits.get(register);
+            let mask = if by_field { 0xf << (noise % 16 * 4) } else { noise };
+            let value = limit & !mask | noise & mask;
+            let before = guest.get(register);
+            let result = guest.set(register, value, false);
+            let after = guest.get(register);
+            if result.is_err() {
+                prop_assert_eq!(after, before);
+            }
+            prop_assert_eq!(after & !guest.writable(register), limit & !guest.writable(register));
+            for row in ROWS.iter().filter(|row| row.register == register) {
+                let field = |value: u64| (value >> row.lsb & 0xf) as u8;
+                let (now, most) = (field(after), field(limit));
+                let fits = match row.order {
+                    Order::Unsigned => now <= most,
+                    Order::Signed => now ^ 8 <= most ^ 8,
+                    // What names different things may not be there at all.
+                    Order::Exact => now == most || now == row.absent,
+                };
+                // SpecSEI: more says less.
+                prop_assert!(fits || row.name == "SpecSEI", "{}: {now} {most}", row.name);
+            }
+            let plausible = plausible(register, after).is_some() || register.is_aarch32() && !guest.has_aarch32();
+            if plausible {
+                prop_assert_eq!(guest.set(register, after, false), Ok(()));
+                prop_assert_eq!(guest.set(register, after, true), Ok(()));
             }
         }
     }

@@ -11,6 +11,7 @@
 //! | word | |
 //! |---|---|
 //! | `settle=N` | seconds to wait before the machine starts, for Linux to come to rest |
+//! | `registers=1` | before, keel's ONE_REG is compared with KVM's |
 //!
 //! The machine's UART is standard output. Lines of this program's own start with `oracle: `; the last one says how it
 //! ended, and then the board is powered off.
@@ -24,6 +25,8 @@ mod devices;
 mod machine;
 #[cfg(all(target_os = "linux", target_arch = "aarch64"))]
 mod memory;
+#[cfg(all(target_os = "linux", target_arch = "aarch64"))]
+mod registers;
 #[cfg(all(target_os = "linux", target_arch = "aarch64"))]
 mod vcpu;
 
@@ -57,6 +60,9 @@ mod oracle {
         let bundle = Bundle::parse(&file).map_err(|error| anyhow::anyhow!("{BUNDLE}: {error}"))?;
         let vm = bundle.vms.first().context("the bundle has no machine")?;
         let vm = vm.as_ref().map_err(|error| anyhow::anyhow!("{BUNDLE}: {error}"))?;
+        if std::env::var_os("registers").is_some() {
+            crate::registers::compare()?;
+        }
         let machine = Machine::new(vm)?;
         if let Some(seconds) = std::env::var("settle").ok().and_then(|text| text.parse().ok()) {
             std::thread::sleep(std::time::Duration::from_secs(seconds));
