@@ -1,4 +1,7 @@
-// Macros that every assembly file of the images may use.
+// Macros that every assembly file of the images may use. Each includes this one, because the compiler promises no order of
+// modules; the first time counts.
+.ifndef keel_macros
+.set keel_macros, 1
 
 // adr_l: the run-time address of a symbol anywhere in the image (within 4 GiB).
 .macro adr_l, register, symbol
@@ -26,3 +29,4 @@
     mrs     \out, \id_register
     ubfx    \out, \out, #\lsb, #4
 .endm
+.endif

@@ -9,8 +9,8 @@ use core::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-core::arch::global_asm!(include_str!("../../boot/macros.S"));
 core::arch::global_asm!(
+    include_str!("../../boot/macros.S"),
     include_str!("../../boot/entry.S"),
     sctlr_el2_mmu_off = const hcr::SCTLR_EL2_MMU_OFF,
     sb_mair = const offset_of!(SecondaryBlock, mair),
@@ -21,6 +21,7 @@ core::arch::global_asm!(
     spin_blocks = sym SPIN_BLOCKS,
 );
 core::arch::global_asm!(
+    include_str!("../../boot/macros.S"),
     include_str!("../../boot/el2_setup.S"),
     hcr_el2_host = const hcr::HCR_EL2_HOST,
 );

@@ -7,6 +7,7 @@ use super::{addr::Pa, boot::image, cache, cpu, hcr, stub};
 use core::{mem::offset_of, ops::Range};
 
 core::arch::global_asm!(
+    include_str!("../../boot/macros.S"),
     include_str!("../../boot/depart.S"),
     sctlr_el2_mmu_off = const hcr::SCTLR_EL2_MMU_OFF,
     stack = const offset_of!(Departure, stack),

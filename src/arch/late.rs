@@ -13,6 +13,7 @@ pub const KEEL_INSTALL: u64 = 0xc600_0300;
 const HVC_STUB_ERR: u64 = 0x0bad_ca11;
 
 core::arch::global_asm!(
+    include_str!("../../boot/macros.S"),
     include_str!("../../boot/late.S"),
     install = const KEEL_INSTALL,
     stub_error = const HVC_STUB_ERR,

@@ -60,6 +60,19 @@ pub fn allows(address: Pa, write: bool) -> bool {
     result & 1 == 0
 }
 
+/// Where the guest whose registers are on this CPU has the virtual address `address`, by its own stage 1; `None` if nothing
+/// that EL1 may read is there (any more). What HPFAR_EL2 does not say for permission faults (Arm ARM D24.2.58).
+pub fn guest_address(address: u64) -> Option<super::addr::Ipa> {
+    let par = super::sysreg::read_sysreg!("par_el1");
+    // SAFETY: AT accesses nothing but the guest's translation tables, through stage 2, and leaves its answer in PAR_EL1.
+    unsafe { core::arch::asm!("at s1e1r, {}", in(reg) address, options(nostack, preserves_flags)) };
+    isb();
+    let result = super::sysreg::read_sysreg!("par_el1");
+    super::sysreg::write_sysreg!("par_el1", par);
+    // F, bit 0: the translation failed. PA, bits 51:12.
+    (result & 1 == 0).then_some(super::addr::Ipa(result & 0x000f_ffff_ffff_f000 | address & 0xfff))
+}
+
 /// Turns EL2's MMU and caches on.
 ///
 /// # Safety

@@ -15,15 +15,18 @@ use core::{
 };
 
 core::arch::global_asm!(
+    include_str!("../../boot/macros.S"),
     include_str!("../../boot/stub_vectors.S"),
     hcr_el2_host = const hcr::HCR_EL2_HOST,
 );
 core::arch::global_asm!(
+    include_str!("../../boot/macros.S"),
     include_str!("../../boot/stub_finalise.S"),
     hcr_el2_vhe = const hcr::HCR_EL2_VHE,
     sctlr_el1_reset = const hcr::SCTLR_EL1_RESET,
 );
 core::arch::global_asm!(
+    include_str!("../../boot/macros.S"),
     include_str!("../../boot/stub_resident.S"),
     resident = sym RESIDENT,
     sctlr_el2_mmu_off = const hcr::SCTLR_EL2_MMU_OFF,

@@ -36,6 +36,8 @@ pub enum Errno {
     ENODEV = 19,
     /// Invalid argument.
     EINVAL = 22,
+    /// Too many handles.
+    EMFILE = 24,
     /// Not an ioctl of this device.
     ENOTTY = 25,
     /// Not implemented.

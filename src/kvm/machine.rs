@@ -5,12 +5,14 @@ use super::{
     filter::Filter,
     interface::Hardware,
     interrupts::{Exiting, Outside},
+    ioctl::{self, Api, Claim},
     memory::Slots,
     owner::{Owner, Owning},
     pages::PageStates,
     physical::{self, MAX_CPUS},
     uapi::vgic,
     vcpu::{Inner, Vcpu},
+    vm::AllGuests,
 };
 use crate::{
     arch::{cpu, features, hcr, pmuv3::EventSet, timer},
@@ -20,7 +22,11 @@ use crate::{
         services::Services,
         smccc::FunctionId,
     },
-    mm::Ipa,
+    mm::{
+        Ipa,
+        frame::TableMemory,
+        stage2::{Memory, Stage2},
+    },
     vdev::{
         idregs::GuestIdRegisters,
         its::{self, Its},
@@ -113,6 +119,8 @@ pub(super) struct MachineSetup {
     /// The VM has an ITS, at this address if it was given one.
     pub its: Option<Option<Ipa>>,
     pub owner: Option<Owner>,
+    pub api: Option<Api>,
+    pub user: Option<User>,
     pub initialised: bool,
     pub devices: Vec<Device>,
     pub psci: psci::Version,
@@ -142,6 +150,14 @@ pub(super) struct Pmu {
     pub interrupts: Vec<Option<u32>>,
     /// The events that they may count, if not all.
     pub events: Option<EventSet>,
+}
+
+/// What there is besides for a VM that its maker runs, by KVM_RUN.
+#[derive(Debug)]
+pub(super) struct User {
+    pub stage2: Arc<Mutex<Stage2<TableMemory>>>,
+    /// Accesses that hardware does not describe are its maker's too.
+    pub nisv: bool,
 }
 
 /// How a VM came to stop.
@@ -196,6 +212,10 @@ pub struct Machine {
     pub(super) pmu: Option<Pmu>,
     /// The private interrupt of PMUs that is mapped to the machine's.
     pub(super) pmu_private: Option<u32>,
+    /// KVM's API, if it may make VMs.
+    pub(super) api: Option<Api>,
+    /// What no device claims is for whoever runs it.
+    pub(super) user: Option<User>,
     /// The EL1 timers' interrupts, virtual and physical, as the guest knows them.
     pub(super) timers: [u32; 2],
     pub(super) bus: Bus<Target>,
@@ -319,6 +339,8 @@ impl Machine {
             owner: setup.owner,
             pmu,
             pmu_private,
+            api: setup.api,
+            user: setup.user,
             timers,
             bus: Bus::new(&regions).map_err(|_| Errno::EINVAL)?,
             uart,
@@ -398,6 +420,46 @@ impl Machine {
         }
     }
 
+    /// The guest may not write at `ipa`, and tries. `None`: it may now, if it could at all. Otherwise the access is its maker's.
+    pub(super) fn take_write(&self, user: &User, ipa: Ipa) -> Option<Result<(), Errno>> {
+        match self.slots.kind(ipa) {
+            Some(Memory::Normal) => {}
+            Some(_) => return Some(Ok(())),
+            // The slot has just gone: the next try finds nothing.
+            None => return None,
+        }
+        // Noted before it can happen.
+        self.slots.dirty.mark(ipa.0..ipa.0 + 1);
+        user.stage2.lock().allow_write(ipa, &AllGuests).err().map(|error| Err(error.into()))
+    }
+
+    /// Whoever runs it has been told why it stops.
+    pub(super) fn clear_stop(&self) {
+        self.event.store(0, Ordering::SeqCst);
+    }
+
+    /// Whether VMs are there that it made.
+    pub fn has_made_vms(&self) -> bool {
+        self.api.as_ref().is_some_and(|api| !api.is_idle())
+    }
+
+    /// KVM_RUN in the stead of `vcpu`, which made the call and is off this CPU.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`ioctl::run::run`].
+    pub fn run_for(&self, vcpu: &Vcpu, claim: &Claim, host: &impl ioctl::run::Host) -> Result<u64, Errno> {
+        let now = timer::now();
+        let own = super::run::deadlines(&vcpu.parked(), self).into_iter().filter_map(|(_, at)| at).min();
+        let host = Sooner { host, at: own.map(|at| at.max(now)) };
+        ioctl::run::run(claim, self.memory(), &host)
+    }
+
+    /// Its memory, for calls of KVM's API.
+    pub(super) fn memory(&self) -> &Slots {
+        &self.slots
+    }
+
     /// Devices as after reset; no vCPU may be resident.
     pub fn reset(&self) {
         self.vgic.reset();
@@ -406,6 +468,9 @@ impl Machine {
         }
         if let Some(owner) = &self.owner {
             owner.reset();
+        }
+        if let Some(api) = &self.api {
+            api.close_all();
         }
         if let Some((_, uart)) = &self.uart {
             *uart.lock() = SerialPort::new();
@@ -618,6 +683,22 @@ impl Machine {
         let value = access(&mut rtc, self.seconds());
         self.vgic.set_spi(*intid, rtc.line(), host);
         value
+    }
+}
+
+/// A host that wants its CPU back at another time too.
+struct Sooner<'a, H> {
+    host: &'a H,
+    at: Option<u64>,
+}
+
+impl<H: ioctl::run::Host> ioctl::run::Host for Sooner<'_, H> {
+    fn interrupt(&self, intid: u32) -> bool {
+        self.host.interrupt(intid)
+    }
+
+    fn deadline(&self) -> Option<u64> {
+        [self.host.deadline(), self.at].into_iter().flatten().min()
     }
 }
 

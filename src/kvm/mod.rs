@@ -5,14 +5,17 @@
 //! configuration may change into a `Machine`, which exits work on without locks.
 
 pub mod clock;
+pub mod dirty;
 pub mod errno;
 pub mod events;
 pub mod filter;
 pub mod firmware;
 pub mod init;
+pub mod ioctl;
 pub mod pages;
 pub mod pmu;
 pub mod registers;
+pub mod slots;
 pub mod uapi;
 
 #[cfg(target_os = "none")]

@@ -10,17 +10,18 @@ use super::{
     events::{self, Change, NO_SYNDROME, Verdict},
     interface::{Hardware, HardwareV2, HostGic, on_host_gic},
     interrupts::{self, Exiting, Outside},
-    machine::{Apart, Machine, Pmu, Stop, Target, stop_of},
+    ioctl::{Answer, Claim, KVM_IOCTL},
+    machine::{Apart, Machine, Pmu, Stop, Target, User, stop_of},
     owner::{Onward, Owner},
     physical,
     uapi::VcpuEvents,
-    vcpu::{ExitKind, Inner, Vcpu, request},
+    vcpu::{ExitKind, Inner, PendingAccess, Vcpu, request},
 };
 use crate::{
     arch::{
         cpu, features, gic,
         guest_pmu::{self, GuestPmu},
-        hcr,
+        hcr, mmu,
         pmuv3::PmuRegister,
         serror::{self, Syndrome},
         state::{self, GuestConfig},
@@ -32,6 +33,7 @@ use crate::{
         smccc::{FunctionId, NOT_SUPPORTED},
         stub::{self, HVC_STUB_ERR, StubCall},
     },
+    mm::Ipa,
     vcpu::{
         Exit, GuestFault,
         context::ASK_FOR_PSCI_VERSION,
@@ -73,10 +75,29 @@ pub enum Leave {
     Off,
     /// The VM is to stop.
     Stop(Stop),
+    /// An access that no device claims, for whoever runs the VM (KVM_EXIT_MMIO).
+    Mmio(Access),
+    /// One that hardware does not describe (KVM_EXIT_ARM_NISV).
+    Undescribed(DataAbort, Ipa),
+    /// KVM_RUN ends with an error.
+    Failed(Errno),
+    /// KVM_RUN by the VM that owns the machine: [`Resident::take_run`] says of which vCPU.
+    Run,
     /// The VM that owns the machine wants keel to leave this CPU: [`Resident::depart`] or [`Resident::refuse`].
     Depart,
     /// The guest did something that keel cannot answer.
     Crash(Crash),
+}
+
+/// An access to the caller's part of a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// Where.
+    pub address: Ipa,
+    /// log2 of the bytes.
+    pub log2_size: u8,
+    /// What a store stores.
+    pub value: Option<u64>,
 }
 
 /// What a guest did that ended it.
@@ -108,6 +129,8 @@ pub struct Resident<'a> {
     pauses: bool,
     /// Those that do.
     paused: u64,
+    /// The vCPU that is to be run in this one's stead.
+    run: Option<Claim>,
     /// WFI leaves to the caller, as [`Self::trap_wait`] said.
     trap: bool,
     /// Set when this CPU is to look at its vCPUs.
@@ -178,6 +201,7 @@ impl<'a> Resident<'a> {
             machine,
             base,
             hcr,
+            run: None,
             trap: false,
             mdcr,
             overflowed: false,
@@ -273,10 +297,9 @@ impl<'a> Resident<'a> {
                     self.count(ExitKind::Mmio);
                     if abort.is_described() && self.mmio(&abort).is_some() {
                         self.inner.context.skip_instruction(abort.instruction_bytes());
-                    } else {
-                        self.refuse_access(&abort);
+                        continue;
                     }
-                    continue;
+                    self.unclaimed(&abort)
                 } else if let Some(access) = SystemAccess::decode(esr) {
                     self.count(ExitKind::System);
                     let outcome = self.system::<G>(&access);
@@ -359,6 +382,9 @@ impl<'a> Resident<'a> {
         {
             return leave;
         }
+        if let Some(leave) = self.ioctl(conduit, immediate) {
+            return leave;
+        }
         let registers = self.inner.context.gpr.first_chunk::<18>()?;
         let call = Call { conduit, immediate, aarch32: false, registers };
         let outcome = hypercall::dispatch(&Caller { machine: self.machine, vcpu: self.vcpu }, &call);
@@ -390,6 +416,42 @@ impl<'a> Resident<'a> {
                 None
             }
         })
+    }
+
+    /// KVM_IOCTL of a VM that may make VMs. `None`: another call.
+    #[inline(never)]
+    fn ioctl(&mut self, conduit: Conduit, immediate: u16) -> Option<Option<Leave>> {
+        let api = self.machine.api.as_ref()?;
+        let [function, handle, number, argument, ..] = self.inner.context.gpr;
+        if function as u32 != KVM_IOCTL || conduit != Conduit::Hvc || immediate != 0 {
+            return None;
+        }
+        let answer = api.call(handle, number, argument, self.machine.memory());
+        let result = match answer {
+            Ok(Answer::Run(claim)) => {
+                self.run = Some(claim);
+                return Some(Some(Leave::Run));
+            }
+            Ok(Answer::Value(value)) => Ok(value),
+            Err(errno) => Err(errno),
+        };
+        self.answer_ioctl(result);
+        Some(None)
+    }
+
+    /// Of which vCPU KVM_RUN was asked for.
+    pub fn take_run(&mut self) -> Option<Claim> {
+        self.run.take()
+    }
+
+    /// The result of KVM_IOCTL, in x0.
+    pub fn answer_ioctl(&mut self, result: Result<u64, Errno>) {
+        self.inner.context.set_register(0, result.unwrap_or_else(|errno| errno.negated() as u64));
+    }
+
+    /// A register of the guest's, by number.
+    pub(super) fn argument(&self, n: u8) -> u64 {
+        self.inner.context.register(n)
     }
 
     /// Answers a call of the stub's with HVC_STUB_ERR.
@@ -462,8 +524,6 @@ impl<'a> Resident<'a> {
     }
 
     /// The answer to an access that no device claims, or that cannot be carried out.
-    #[cold]
-    #[inline(never)]
     fn refuse_access(&mut self, abort: &DataAbort) {
         let (far, write) = (abort.far(), abort.is_write());
         let outcome = if let Some(external) = abort.external() {
@@ -498,6 +558,46 @@ impl<'a> Resident<'a> {
         let (name, index, pc) = (&self.machine.name, self.vcpu.index(), self.inner.context.pc);
         error!("VM {name} vCPU {index}: {what} at PC {pc:#x}");
         self.machine.stop(Stop::Crash);
+    }
+
+    /// A data access that stage 2 refused, and that is no device's of this machine.
+    #[cold]
+    #[inline(never)]
+    fn unclaimed(&mut self, abort: &DataAbort) -> Option<Leave> {
+        if let Some(user) = &self.machine.user
+            && abort.external().is_none()
+        {
+            return self.for_user(user, abort);
+        }
+        self.refuse_access(abort);
+        None
+    }
+
+    /// Such an access, in a VM that its maker runs.
+    fn for_user(&mut self, user: &User, abort: &DataAbort) -> Option<Leave> {
+        let mut address = abort.ipa();
+        if abort.is_permission_fault() {
+            if !abort.is_on_walk() {
+                // If nothing is there any more, the next try tells.
+                address = mmu::guest_address(abort.far())?;
+            }
+            if let Err(errno) = self.machine.take_write(user, address)? {
+                return Some(Leave::Failed(errno));
+            }
+        }
+        if abort.is_on_walk() || abort.is_cache_maintenance() {
+            self.refuse_access(abort);
+            return None;
+        }
+        if !abort.has_syndrome() {
+            return Some(if user.nisv { Leave::Undescribed(*abort, address) } else { Leave::Failed(Errno::ENOSYS) });
+        }
+        let log2_size = abort.size();
+        let mask = u64::MAX >> (64 - (8 << log2_size));
+        let value = abort.is_write().then(|| self.inner.context.register(abort.register()) & mask);
+        let load = (!abort.is_write()).then(|| abort.load());
+        self.inner.access = Some(PendingAccess { load, bytes: abort.instruction_bytes() });
+        Some(Leave::Mmio(Access { address, log2_size, value }))
     }
 
     /// A load or store that a device answers; `None` if none claims it.

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     arch::{cache, features, gic::CpuInterface, state::GuestState},
-    vcpu::{VcpuContext, context::PSTATE_RESET},
+    vcpu::{VcpuContext, context::PSTATE_RESET, exit::Load},
     vdev::{owner_gic::OwnerCpu, vgic::VgicCpu},
 };
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -99,10 +99,21 @@ pub struct Inner {
     pub events: Pending,
     /// FAR_EL2 when it left its CPU: the address of the access that it left for, if it was one.
     pub fault_address: u64,
+    /// An access that whoever runs it carries out (KVM_EXIT_MMIO), until the next run.
+    pub access: Option<PendingAccess>,
     /// Exits so far.
     pub exits: ExitCounts,
     /// What it was initialised with, if it was.
     features: Option<u32>,
+}
+
+/// An access that was left to whoever runs the vCPU: what is to be done when it has been carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PendingAccess {
+    /// How a load fills its register; `None` for a store.
+    pub load: Option<Load>,
+    /// Bytes of the instruction.
+    pub bytes: u64,
 }
 
 /// A virtual CPU.
@@ -145,6 +156,7 @@ impl Vcpu {
                 owner: OwnerCpu::new(),
                 events: Pending::default(),
                 fault_address: 0,
+                access: None,
                 exits: [0; ExitKind::NAMES.len()],
                 features: None,
             }),
@@ -197,6 +209,28 @@ impl Vcpu {
         *self.start.lock() = None;
         self.requests.store(0, Ordering::Relaxed);
         self.power.store(if off { POWER_OFF } else { POWER_ON }, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Whether KVM_ARM_VCPU_INIT was called.
+    pub(super) fn is_initialised(&self) -> bool {
+        self.inner.lock().features.is_some()
+    }
+
+    /// Completes the access that the last run ended with, if it did: a load gets what `data` gives.
+    ///
+    /// # Errors
+    ///
+    /// Those of `data`.
+    pub(super) fn complete_access(&self, data: impl FnOnce() -> Result<u64, Errno>) -> Result<(), Errno> {
+        let mut inner = self.take();
+        if let Some(access) = inner.access {
+            if let Some(load) = access.load {
+                inner.context.finish_load(load, data()?);
+            }
+            inner.context.skip_instruction(access.bytes);
+            inner.access = None;
+        }
         Ok(())
     }
 
@@ -383,6 +417,7 @@ impl Inner {
         self.vgic = interface::reset_state();
         self.owner = OwnerCpu::new();
         self.events = Pending::default();
+        self.access = None;
         if let Some(start) = start {
             self.context.pc = start.entry;
             self.context.gpr[0] = start.context;

@@ -5,13 +5,15 @@ use super::{
     filter::Filter,
     firmware::{self, Firmware, Surroundings},
     init::{self, Offer},
-    machine::{Device, Machine, MachineSetup, Serial, VgicFrames},
-    memory::{Slot, Slots},
+    ioctl::{self, Api},
+    machine::{Device, Machine, MachineSetup, Serial, User, VgicFrames},
+    memory::{Piece, Slot, Slots},
     owner::Owner,
     pages::PageStates,
     physical,
     pmu::{self, TIMER_INTERRUPTS},
     registers::{self, Options},
+    slots::MemoryRegion,
     uapi::{
         DEVICE_ARM_VGIC_ITS, DEVICE_ARM_VGIC_V2, DEVICE_ARM_VGIC_V3, FEATURE_ID_RANGE_SIZE, PmuEventFilter,
         RegMaskRange, feature, vgic,
@@ -67,7 +69,7 @@ impl Drop for Vmid {
 }
 
 /// TLB maintenance for a VM that is not loaded on this CPU: all guests' translations go.
-struct AllGuests;
+pub(super) struct AllGuests;
 
 impl Tlb for AllGuests {
     fn flush_ipa(&self, _: Ipa) {
@@ -127,6 +129,12 @@ pub(super) struct Setup {
     devices: Vec<Device>,
     /// The VM owns the machine.
     owner: Option<Owner>,
+    /// It may make VMs.
+    api: Option<Api>,
+    /// What no device claims is for whoever runs it.
+    user: bool,
+    /// So are accesses that hardware does not describe (KVM_CAP_ARM_NISV_TO_USER).
+    nisv_to_user: bool,
 }
 
 impl Setup {
@@ -141,7 +149,7 @@ pub struct Vm {
     name: String,
     vmid: Vmid,
     serial: Serial,
-    stage2: Mutex<Stage2<TableMemory>>,
+    stage2: Arc<Mutex<Stage2<TableMemory>>>,
     slots: Arc<Slots>,
     vcpus: Mutex<Vec<Arc<Vcpu>>>,
     pub(super) setup: Mutex<Setup>,
@@ -193,7 +201,7 @@ impl Vm {
             name: name.into(),
             vmid: Vmid::new().ok_or(Errno::ENOMEM)?,
             serial,
-            stage2: Mutex::new(stage2),
+            stage2: Arc::new(Mutex::new(stage2)),
             slots: Arc::default(),
             vcpus: Mutex::default(),
             setup: Mutex::new(Setup {
@@ -206,6 +214,9 @@ impl Vm {
                 timers: TIMER_INTERRUPTS,
                 devices: Vec::new(),
                 owner: None,
+                api: None,
+                user: false,
+                nisv_to_user: false,
             }),
             machine: Once::new(),
             counter_offset: AtomicU64::new(0),
@@ -248,13 +259,105 @@ impl Vm {
             return Err(Errno::EFAULT);
         }
         stage2.map(ipa, range.start, size, kind, &AllGuests)?;
-        self.slots.0.lock().push(Slot { ipa, memory: Arc::new(memory), kind });
+        self.slots.list.lock().push(Slot { ipa, piece: Piece::whole(memory), kind });
+        Ok(())
+    }
+
+    /// Maps a slot whose memory is the caller's of KVM's API, at its address there.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` if some of that is not memory; `ENOMEM`; and nothing is mapped then.
+    pub(super) fn add_user_memory(&self, region: &MemoryRegion, caller: &Slots) -> Result<(), Errno> {
+        let user = region.userspace_addr..region.userspace_addr.saturating_add(region.memory_size);
+        let pieces = caller.pieces(user).ok_or(Errno::EFAULT)?;
+        let kind = ioctl::api::kind_of(region);
+        let mut stage2 = self.stage2.lock();
+        let mut slots = self.slots.list.lock();
+        slots.try_reserve(pieces.len()).map_err(|_| Errno::ENOMEM)?;
+        let mut at = region.guest_phys_addr;
+        for piece in pieces {
+            let pa = Pa(piece.memory.range().start.0 + piece.offset);
+            if let Err(error) = stage2.map(Ipa(at), pa, piece.size, kind, &AllGuests) {
+                // Whole pieces, which need no memory to be taken out.
+                let _ = stage2.unmap(Ipa(region.guest_phys_addr), at - region.guest_phys_addr, &AllGuests);
+                slots.retain(|slot| !region.guest().contains(&slot.ipa.0));
+                return Err(error.into());
+            }
+            let size = piece.size;
+            slots.push(Slot { ipa: Ipa(at), piece, kind });
+            at += size;
+        }
+        Ok(())
+    }
+
+    /// Starts or ends the log of writes to a slot.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(super) fn log_user_memory(&self, region: &MemoryRegion, log: bool) -> Result<(), Errno> {
+        let slot = region.slot;
+        if !log {
+            // Pages that are read-only still become writable as they are written to.
+            self.slots.dirty.stop(slot);
+            return Ok(());
+        }
+        self.slots.dirty.start(slot, region.guest())?;
+        self.protect(region.guest()).inspect_err(|_| self.slots.dirty.stop(slot))
+    }
+
+    fn protect(&self, guest: Range<u64>) -> Result<(), Errno> {
+        let length = guest.end - guest.start;
+        Ok(self.stage2.lock().write_protect(Ipa(guest.start), length, &AllGuests)?)
+    }
+
+    /// KVM_GET_DIRTY_LOG: hands the bitmap to `take`, word by word, and begins a new one.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` if the slot is not logged; those of `take`.
+    pub(super) fn dirty_log(
+        &self,
+        region: &MemoryRegion,
+        take: impl FnMut(usize, u64) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        if !self.slots.dirty.has(region.slot) {
+            return Err(Errno::ENOENT);
+        }
+        // Read-only first: a write after that is noted after what is taken here.
+        self.protect(region.guest())?;
+        self.slots.dirty.take(region.slot, take)
+    }
+
+    /// KVM_ENABLE_CAP for KVM_CAP_ARM_NISV_TO_USER.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` once a vCPU has run: what exits work on is fixed then.
+    pub(super) fn enable_nisv_to_user(&self) -> Result<(), Errno> {
+        if self.machine.is_completed() {
+            return Err(Errno::EBUSY);
+        }
+        self.setup.lock().nisv_to_user = true;
+        Ok(())
+    }
+
+    /// Takes such a slot out again.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(super) fn remove_user_memory(&self, region: &MemoryRegion) -> Result<(), Errno> {
+        self.stage2.lock().unmap(Ipa(region.guest_phys_addr), region.memory_size, &AllGuests)?;
+        self.slots.dirty.stop(region.slot);
+        self.slots.list.lock().retain(|slot| !region.guest().contains(&slot.ipa.0));
         Ok(())
     }
 
     /// Its memory, as guest addresses, in no order.
     pub fn memory_ranges(&self) -> Vec<Range<u64>> {
-        self.slots.0.lock().iter().map(|slot| slot.ipa.0..slot.ipa.0 + slot.size()).collect()
+        self.slots.list.lock().iter().map(|slot| slot.ipa.0..slot.ipa.0 + slot.size()).collect()
     }
 
     /// Copies into the VM's memory; `false` if some of it is not memory (what comes before may have been written).
@@ -269,15 +372,15 @@ impl Vm {
 
     /// Clears all memory of the VM.
     pub fn clear_memory(&self) {
-        for slot in self.slots.0.lock().iter() {
-            slot.memory.clear();
+        for slot in self.slots.list.lock().iter() {
+            slot.piece.memory.clear();
         }
     }
 
     /// Makes what was written to the VM's memory visible to a guest that starts with its caches off.
     pub fn publish_memory(&self) {
-        for slot in self.slots.0.lock().iter() {
-            slot.memory.publish(slot.kind == Memory::Owned);
+        for slot in self.slots.list.lock().iter() {
+            slot.piece.memory.publish(slot.kind == Memory::Owned);
         }
     }
 
@@ -549,6 +652,15 @@ impl Vm {
         Ok(())
     }
 
+    /// KVM_CREATE_DEVICE with KVM_CREATE_DEVICE_TEST.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` for a type that keel does not have.
+    pub fn has_device(&self, kind: u32) -> Result<(), Errno> {
+        if kind == DEVICE_ARM_VGIC_V3 && features::has_gic_system_registers() { Ok(()) } else { Err(Errno::ENODEV) }
+    }
+
     /// KVM_CREATE_DEVICE.
     ///
     /// # Errors
@@ -674,6 +786,24 @@ impl Vm {
         Ok(())
     }
 
+    /// Lets it make VMs, by KVM_IOCTL; before it has run.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` once a vCPU has run.
+    pub fn set_api(&self, api: Api) -> Result<(), Errno> {
+        if self.machine.is_completed() {
+            return Err(Errno::EBUSY);
+        }
+        self.setup.lock().api = Some(api);
+        Ok(())
+    }
+
+    /// Accesses that no device claims are for whoever runs it (KVM_EXIT_MMIO); before it has run.
+    pub(super) fn run_by_user(&self) {
+        self.setup.lock().user = true;
+    }
+
     /// Maps addresses of the machine for the VM that owns it, page aligned, where they are.
     ///
     /// # Errors
@@ -705,7 +835,7 @@ impl Vm {
     fn freeze(&self) -> Result<Machine, Errno> {
         let psci = self.psci_version();
         let mut setup = self.setup.lock();
-        let owner = setup.owner.take();
+        let (owner, api) = (setup.owner.take(), setup.api.take());
         let vgic = &setup.vgic;
         let needed = |address: Option<Ipa>| if owner.is_some() { Ok(Ipa(0)) } else { address.ok_or(Errno::ENXIO) };
         let mut stage2 = self.stage2.lock();
@@ -748,6 +878,8 @@ impl Vm {
             its: vgic.its.as_ref().map(|its| its.address),
             initialised,
             owner,
+            api,
+            user: setup.user.then(|| User { stage2: self.stage2.clone(), nisv: setup.nisv_to_user }),
             devices: setup.devices.clone(),
             psci,
             services,
@@ -770,7 +902,7 @@ impl Vm {
         let vcpus = self.vcpus.lock();
         let is_ours =
             |slot: &Slot| vcpus.iter().any(|vcpu| vcpu.stolen.address().is_some_and(|ipa| slot.contains(Ipa(ipa))));
-        let slots = self.slots.0.lock();
+        let slots = self.slots.list.lock();
         slots.iter().filter(|slot| !is_ours(slot)).map(|slot| slot.ipa.0..slot.ipa.0 + slot.size()).collect()
     }
 

@@ -63,6 +63,7 @@ const TABLE_OR_PAGE: u64 = 1 << 1;
 const ACCESSED: u64 = 1 << 10;
 const INNER_SHAREABLE: u64 = 0b11 << 8;
 const S2AP_READ: u64 = 0b01 << 6;
+const S2AP_WRITE: u64 = 0b10 << 6;
 const S2AP_READ_WRITE: u64 = 0b11 << 6;
 const CONTIGUOUS: u64 = 1 << 52;
 const XN: u64 = 0b10 << 53;
@@ -250,6 +251,66 @@ impl<T: Tables> Stage2<T> {
             }
         }
         Ok(())
+    }
+
+    /// Makes `[ipa, ipa + length)` read-only, where something is mapped. `OutOfMemory` only when a block had to be split;
+    /// what comes before that block is read-only then.
+    ///
+    /// Rights may change without break-before-make (Arm ARM D8.16.1), but not of one entry of a contiguous run.
+    pub fn write_protect(&mut self, ipa: Ipa, length: u64, tlb: &impl Tlb) -> Result<(), Stage2Error> {
+        let end = self.check(ipa, length)?;
+        let mut at = ipa.0;
+        let mut result = Ok(());
+        while at < end {
+            let (table, index, level, entry) = self.walk(at);
+            let size = level_size(level);
+            let start = at & !(size - 1);
+            if entry & VALID == 0 {
+                at = start + size;
+            } else if entry & CONTIGUOUS != 0 {
+                self.clear_hint(table, index, start, level, tlb);
+            } else if start < at || end - start < size {
+                result = self.split(table, index, start, level, entry, tlb);
+                if result.is_err() {
+                    break;
+                }
+            } else {
+                self.tables.write(table, index, entry & !S2AP_WRITE);
+                at = start + size;
+            }
+        }
+        tlb.flush_all();
+        result
+    }
+
+    /// Makes the page at `ipa` writable, and no other: a block is split. `false` if nothing is mapped there.
+    pub fn allow_write(&mut self, ipa: Ipa, tlb: &impl Tlb) -> Result<bool, Stage2Error> {
+        self.check(ipa.align_down(PAGE_SIZE), PAGE_SIZE)?;
+        loop {
+            let (table, index, level, entry) = self.walk(ipa.0);
+            let start = ipa.0 & !(level_size(level) - 1);
+            if entry & VALID == 0 {
+                return Ok(false);
+            } else if entry & CONTIGUOUS != 0 {
+                self.clear_hint(table, index, start, level, tlb);
+            } else if level < 3 {
+                self.split(table, index, start, level, entry, tlb)?;
+            } else {
+                self.tables.write(table, index, entry | S2AP_WRITE);
+                tlb.publish();
+                tlb.flush_ipa(ipa);
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Whether the guest may write at `ipa`; `None` if nothing is mapped there.
+    pub fn is_writable(&self, ipa: Ipa) -> Option<bool> {
+        if ipa.0 >> self.ipa_bits != 0 {
+            return None;
+        }
+        let (_, _, _, entry) = self.walk(ipa.0);
+        (entry & VALID != 0).then_some(entry & S2AP_WRITE != 0)
     }
 
     /// The entry that translates `ipa`, or the invalid one where the walk ends.

@@ -240,6 +240,21 @@ impl DataAbort {
         ExternalAbort::decode(self.esr, true)
     }
 
+    /// It is not allowed what it does to what is there.
+    pub const fn is_permission_fault(&self) -> bool {
+        self.esr & 0x3c == fsc::PERMISSION
+    }
+
+    /// What of the syndrome is about the fault: CM, WnR and FSC.
+    pub const fn fault_syndrome(&self) -> u64 {
+        self.esr & (CM | WNR | 0x3f)
+    }
+
+    /// Hardware describes the instruction, and the access is its own.
+    pub const fn has_syndrome(&self) -> bool {
+        self.esr & (ISV | CM | S1PTW) == ISV
+    }
+
     /// The instruction is cache maintenance.
     pub const fn is_cache_maintenance(&self) -> bool {
         self.esr & CM != 0

@@ -21,6 +21,7 @@ const EXIT_FIQ: u64 = 2;
 const EXIT_SERROR: u64 = 3;
 
 core::arch::global_asm!(
+    include_str!("../../boot/macros.S"),
     include_str!("../../boot/vectors.S"),
     exit_sync = const EXIT_SYNC,
     exit_irq = const EXIT_IRQ,

@@ -14,6 +14,7 @@ use crate::{
     arch::{cpu, esr, features, gic::CpuInterface, pmu, serror::Syndrome, smc, timer},
     kvm::{
         Errno, Machine, Vcpu, Vm, init,
+        ioctl::Api,
         machine::{Device, Serial, Stop},
         owner::OwnerError,
         physical,
@@ -215,6 +216,8 @@ fn make(host: &Host, number: usize, config: &VmConfig<'static>) -> Result<Guest,
             return Err(StartError::SecondRoot);
         }
         root::make(&vm, machine, config.memory, &host.cpus)?;
+        let guest_ids = GuestIdRegisters::new(&host.id_registers, &features);
+        vm.set_api(Api::new(guest_ids, host.cpus.len())).map_err(api("KVM_IOCTL"))?;
         return finish(number, config.name, Some(config), vm, host.cpus.len());
     }
     give_memory(&vm, config.memory)?;
@@ -643,7 +646,7 @@ pub fn report_crash(guest: &Guest, vcpu: &Vcpu, crash: &Crash) {
 
 /// Whether keel may leave the CPU of this VM, which owns the machine and asks for it: no other VM may be there.
 pub fn may_depart(guest: &Guest) -> bool {
-    let alone = ALIVE.load(Ordering::SeqCst) == 1;
+    let alone = ALIVE.load(Ordering::SeqCst) == 1 && !guest.machine.has_made_vms();
     if alone && !guest.departing.swap(true, Ordering::SeqCst) {
         info!("VM {}: owns the machine and takes EL2 back; the hyp stub stays", guest.name);
         console::flush();

@@ -10,6 +10,7 @@ use crate::{
     kvm::{
         Leave, Vcpu,
         events::{self, Verdict},
+        ioctl,
         machine::Stop,
         physical::{self, MAX_CPUS},
         run::{Resident, is_runnable},
@@ -180,6 +181,7 @@ fn run_vcpu(entry: &Entry, position: usize, contended: bool, deadline: Option<u6
     if let Some(since) = entry.ready {
         entry.vcpu.add_stolen_time(timer::now().saturating_sub(since), timer::frequency());
     }
+    let mut limit = deadline;
     let mut resident = Resident::load(machine, &entry.vcpu);
     entry.guest.note_entry();
     resident.trap_wait(contended);
@@ -198,8 +200,20 @@ fn run_vcpu(entry: &Entry, position: usize, contended: bool, deadline: Option<u6
                 set_waiting(&entry.vcpu, until);
                 return;
             }
-            // The launcher gives no VM SYSTEM_SUSPEND, and none a filter.
-            Leave::Suspend | Leave::Hypercall => continue,
+            // The launcher gives no VM SYSTEM_SUSPEND, none a filter, and none is a user's.
+            Leave::Suspend | Leave::Hypercall | Leave::Mmio(_) | Leave::Undescribed(..) | Leave::Failed(_) => continue,
+            Leave::Run => {
+                let Some(claim) = resident.take_run() else { continue };
+                // Off this CPU, with its timers: what is due for it ends the run.
+                drop(resident);
+                let result = machine.run_for(&entry.vcpu, &claim, &OnBehalf { until: earlier(end, limit) });
+                drop(claim);
+                timer::set_deadline(earlier(end, limit));
+                resident = Resident::load(machine, &entry.vcpu);
+                resident.trap_wait(end.is_some());
+                resident.answer_ioctl(result);
+                continue;
+            }
             Leave::Yield => {
                 if end.is_some() {
                     return;
@@ -245,7 +259,23 @@ fn run_vcpu(entry: &Entry, position: usize, contended: bool, deadline: Option<u6
             (false, _) => end = None,
         }
         resident.trap_wait(end.is_some());
-        timer::set_deadline(earlier(end, found.deadline));
+        limit = found.deadline;
+        timer::set_deadline(earlier(end, limit));
+    }
+}
+
+/// This CPU while it runs a vCPU that the machine's owner made, in the owner's stead.
+struct OnBehalf {
+    until: Option<u64>,
+}
+
+impl ioctl::run::Host for OnBehalf {
+    fn interrupt(&self, intid: u32) -> bool {
+        lifecycle::host_interrupt(intid)
+    }
+
+    fn deadline(&self) -> Option<u64> {
+        self.until
     }
 }
 

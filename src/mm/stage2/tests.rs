@@ -41,7 +41,10 @@ impl Tables for Fake {
     fn write(&mut self, table: Pa, index: usize, value: u64) {
         let mut memory = self.0.borrow_mut();
         let old = std::mem::replace(&mut memory.pages.get_mut(&table.0).expect("a table")[index], value);
-        if old & VALID != 0 {
+        if old & VALID != 0 && value & VALID != 0 && (old ^ value) & !S2AP_READ_WRITE == 0 {
+            // Only the rights change, which may be done at once, but for a contiguous run.
+            assert_eq!(value & CONTIGUOUS, 0, "the rights of one entry of a contiguous run changed");
+        } else if old & VALID != 0 {
             assert_eq!(value & VALID, 0, "a valid entry got another valid value without break-before-make");
             memory.broken.insert((table.0, index));
         } else if value & VALID != 0 {
@@ -148,6 +151,39 @@ fn range() -> impl Strategy<Value = (u64, u64)> {
     let edge = prop_oneof![Just(0u64), Just(512), Just(512 * 16), Just(512 * 512), Just(512 * 513), Just(512 * 1024)];
     (edge.clone(), 0u64..40, prop_oneof![edge, Just(1), 1u64..70, Just(512)])
         .prop_map(|(base, offset, length)| (base + offset, length.max(1)))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn rights_are_those_of_each_page(steps in proptest::collection::vec((any::<bool>(), range()), 1..16)) {
+        let (mut stage2, fake) = new(40);
+        // 2 GiB and a bit, at an address that makes contiguous runs.
+        let pages = 512 * 1024 + 512 * 17 + 3;
+        stage2.map(Ipa(0), Pa(0), pages * PAGE_SIZE, Memory::Normal, &fake).expect("maps");
+        let mut protected: BTreeMap<u64, u64> = BTreeMap::new();
+        let mut writable: BTreeSet<u64> = BTreeSet::new();
+        for (protect, (start, length)) in steps {
+            if protect {
+                stage2.write_protect(Ipa(start * PAGE_SIZE), length * PAGE_SIZE, &fake).expect("protects");
+                let end = protected.get(&start).copied().unwrap_or(0).max(start + length);
+                protected.insert(start, end);
+                writable.retain(|page| !(start..start + length).contains(page));
+            } else {
+                let mapped = stage2.allow_write(Ipa(start * PAGE_SIZE + 8), &fake).expect("allows");
+                prop_assert_eq!(mapped, start < pages);
+                writable.insert(start);
+            }
+            for page in [0, start.saturating_sub(1), start, start + 1, start + length - 1, start + length, pages - 1] {
+                let expected = (page < pages)
+                    .then(|| writable.contains(&page) || !protected.iter().any(|(&s, &e)| (s..e).contains(&page)));
+                prop_assert_eq!(stage2.is_writable(Ipa(page * PAGE_SIZE)), expected, "page {:#x}", page);
+                let frame = stage2.translate(Ipa(page * PAGE_SIZE)).map(|(pa, _)| pa.0 / PAGE_SIZE);
+                prop_assert_eq!(frame, (page < pages).then_some(page));
+            }
+        }
+    }
+
 }
 
 proptest! {

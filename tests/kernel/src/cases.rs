@@ -9,6 +9,7 @@ mod device;
 mod gic;
 mod gicv2;
 mod its;
+mod kvm;
 mod late;
 mod memory;
 pub mod mmio;
@@ -49,6 +50,7 @@ pub const ALL: &[&[Case]] = &[
 /// leaves, and what is there then.
 pub const ROOT: &[&[Case]] = &[
     root::CASES,
+    kvm::CASES,
     memory::CASES,
     smccc::CASES,
     psci::CASES,
