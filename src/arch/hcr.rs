@@ -12,6 +12,10 @@ pub const HCR_FMO_IMO_AMO: u64 =
 pub const HCR_AMO: u64 = HCR_EL2::AMO::SET.value;
 /// HCR_EL2.VSE: a virtual SError is pending, until the guest takes or defers it.
 pub const HCR_VSE: u64 = HCR_EL2::VSE::SET.value;
+/// HCR_EL2.VI: a virtual IRQ is pending.
+pub const HCR_VI: u64 = HCR_EL2::VI::SET.value;
+/// HCR_EL2.VF: a virtual FIQ is pending.
+pub const HCR_VF: u64 = HCR_EL2::VF::SET.value;
 /// HCR_EL2.TWI: WFI traps.
 pub const HCR_TWI: u64 = HCR_EL2::TWI::SET.value;
 /// HCR_EL2.FWB: stage 2 decides the memory type (FEAT_S2FWB).

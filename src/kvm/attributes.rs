@@ -39,6 +39,22 @@ impl Vcpu {
         }
     }
 
+    /// What KVM checks of an attribute's group before it reads the data.
+    ///
+    /// # Errors
+    ///
+    /// `ENXIO` for another group. KVM_ARM_VCPU_PMU_V3_CTRL: `ENODEV` without the feature, `EBUSY` once it is initialised.
+    /// KVM_ARM_VCPU_TIMER_CTRL: `EINVAL` without an interrupt controller.
+    pub fn may_set_device_attr(&self, vm: &Vm, group: u32) -> Result<(), Errno> {
+        match group {
+            GROUP_PMU if !vm.has_feature(feature::PMU_V3) => Err(Errno::ENODEV),
+            GROUP_PMU if self.pmu.lock().initialised => Err(Errno::EBUSY),
+            GROUP_TIMER if !vm.vgic_has(0).0 => Err(Errno::EINVAL),
+            GROUP_PMU | GROUP_TIMER | GROUP_PVTIME => Ok(()),
+            _ => Err(Errno::ENXIO),
+        }
+    }
+
     fn set_stolen_time(&self, vm: &Vm, value: u64) -> Result<(), Errno> {
         if !value.is_multiple_of(STRUCTURE_BYTES) {
             return Err(Errno::EINVAL);

@@ -50,6 +50,39 @@ impl DirtyLogs {
         drop(gone);
     }
 
+    /// Adds all pages of a slot.
+    pub fn fill(&self, slot: u32) {
+        for log in self.0.lock().iter_mut().filter(|log| log.slot == slot) {
+            let mut pages = (log.guest.end - log.guest.start) / PAGE_SIZE;
+            for word in &mut log.words {
+                *word = if pages >= WORD { u64::MAX } else { (1 << pages) - 1 };
+                pages = pages.saturating_sub(WORD);
+            }
+        }
+    }
+
+    /// Hands the log of a slot to `see`, word by word with its number, and leaves it as it is.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` without a log; those of `see`.
+    pub fn read(&self, slot: u32, mut see: impl FnMut(usize, u64) -> Result<(), Errno>) -> Result<(), Errno> {
+        let logs = self.0.lock();
+        let log = logs.iter().find(|log| log.slot == slot).ok_or(Errno::ENOENT)?;
+        log.words.iter().enumerate().try_for_each(|(n, &word)| see(n, word))
+    }
+
+    /// Takes pages out of the log of a slot: those whose bits are set in word `n` of `bits`. What was there of them is handed
+    /// to `gone`, as a word with its first page's guest address.
+    pub fn remove(&self, slot: u32, n: usize, bits: u64) -> Option<(u64, u64)> {
+        let mut logs = self.0.lock();
+        let log = logs.iter_mut().find(|log| log.slot == slot)?;
+        let word = log.words.get_mut(n)?;
+        let gone = *word & bits;
+        *word &= !bits;
+        Some((gone, log.guest.start + n as u64 * WORD * PAGE_SIZE))
+    }
+
     /// Whether the slot has one.
     pub fn has(&self, slot: u32) -> bool {
         self.0.lock().iter().any(|log| log.slot == slot)

@@ -3,9 +3,9 @@
 //! A vCPU whose list registers hold what another one wants to read folds them back when asked: the asking CPU waits, and
 //! answers requests of the same kind meanwhile, so that two that ask each other both get their answer.
 
-use super::{Machine, Vcpu, interface::on_host_gic, physical, vcpu::request};
+use super::{Machine, Vcpu, interface::on_host_gic, ioctl::irq_line::Pin, physical, vcpu::request};
 use crate::{
-    arch::cpu,
+    arch::{cpu, hcr},
     vdev::vgic::{VgicCpu, VgicHost},
 };
 use core::{cell::RefCell, sync::atomic::Ordering};
@@ -19,6 +19,21 @@ fn kick(vcpu: &Vcpu) {
         // which may be another VM's, look more than once for each time it waits.
         physical::call_attention(vcpu.cpu());
     }
+}
+
+/// Sets a pin of a vCPU that no interrupt controller drives.
+pub(super) fn set_pin(vcpu: &Vcpu, pin: Pin, level: bool) {
+    let bit = match pin {
+        Pin::Irq => hcr::HCR_VI,
+        Pin::Fiq => hcr::HCR_VF,
+    };
+    if level {
+        vcpu.pins.fetch_or(bit, Ordering::SeqCst);
+    } else {
+        vcpu.pins.fetch_and(!bit, Ordering::SeqCst);
+    }
+    vcpu.requests.fetch_or(request::PINS, Ordering::SeqCst);
+    kick(vcpu);
 }
 
 /// Ends the wait for an interrupt of `vcpu`, or its next one.

@@ -5,18 +5,22 @@
 
 use super::{
     Errno,
-    interrupts::Outside,
     uapi::vgic::{
         ADDR_ITS, CTRL_INIT, CTRL_ITS_RESET, CTRL_ITS_RESTORE_TABLES, CTRL_ITS_SAVE_TABLES, GROUP_ADDR, GROUP_CTRL,
         GROUP_ITS_REGS, ITS_SIZE, V3_ALIGNMENT,
     },
-    vm::{ItsSetup, Vm, set_address},
+    vgic::{ItsSetup, set_address},
+    vm::Vm,
 };
 use crate::{
     arch::features,
     mm::Ipa,
-    vdev::its::{Its, RegisterError},
+    vdev::{
+        its::{Its, RegisterError},
+        vgic::{Vgic, VgicHost},
+    },
 };
+use alloc::sync::Arc;
 
 /// What GET answers for an address that was not set.
 const UNSET: u64 = u64::MAX;
@@ -47,7 +51,11 @@ impl Vm {
         if setup.vgic.its.is_some() {
             return Err(Errno::EEXIST);
         }
-        setup.vgic.its = Some(ItsSetup::default());
+        if let Some(vgic) = &setup.vgic.vgic {
+            vgic.give_lpis(self.shared_slots().clone()).map_err(|_| Errno::ENOMEM)?;
+        }
+        let its = Arc::new(Its::new(self.shared_slots().clone()));
+        setup.vgic.its = Some(ItsSetup { address: None, its });
         Ok(())
     }
 
@@ -88,14 +96,12 @@ impl Vm {
             }
             (GROUP_ADDR, _) => Err(Errno::ENODEV),
             (GROUP_CTRL, CTRL_INIT) => self.has_its_attr(group, attribute),
-            (GROUP_CTRL, CTRL_ITS_SAVE_TABLES | CTRL_ITS_RESTORE_TABLES) => self.with_its(|_| Ok(())),
-            (GROUP_CTRL, CTRL_ITS_RESET) => self.with_its(|(its, _)| {
+            (GROUP_CTRL, CTRL_ITS_SAVE_TABLES | CTRL_ITS_RESTORE_TABLES) => self.with_its(|_, _, _| Ok(())),
+            (GROUP_CTRL, CTRL_ITS_RESET) => self.with_its(|its, _, _| {
                 its.reset();
                 Ok(())
             }),
-            (GROUP_ITS_REGS, offset) => {
-                self.with_its(|(its, host)| Ok(its.user_write(offset, value, &host.0.vgic, host)?))
-            }
+            (GROUP_ITS_REGS, offset) => self.with_its(|its, vgic, host| Ok(its.user_write(offset, value, vgic, host)?)),
             _ => Err(Errno::ENXIO),
         }
     }
@@ -113,18 +119,18 @@ impl Vm {
                 Ok(its.address.map_or(UNSET, |Ipa(address)| address))
             }
             (GROUP_ADDR, _) => Err(Errno::ENODEV),
-            (GROUP_ITS_REGS, offset) => self.with_its(|(its, host)| Ok(its.user_read(offset, &host.0.vgic, host)?)),
+            (GROUP_ITS_REGS, offset) => self.with_its(|its, vgic, host| Ok(its.user_read(offset, vgic, host)?)),
             _ => Err(Errno::ENXIO),
         }
     }
 
     /// Does something with the ITS while no vCPU runs.
-    fn with_its<R>(&self, access: impl FnOnce((&Its, &Outside<'_>)) -> Result<R, Errno>) -> Result<R, Errno> {
-        let address = self.setup.lock().vgic.its.as_ref().map(|its| its.address);
-        address.flatten().ok_or(Errno::ENXIO)?;
-        self.stopped(|machine| {
-            let its = machine.its.as_ref().ok_or(Errno::ENXIO)?;
-            access((its, &Outside(machine)))
-        })
+    fn with_its<R>(&self, access: impl FnOnce(&Its, &Vgic, &dyn VgicHost) -> Result<R, Errno>) -> Result<R, Errno> {
+        let its = {
+            let setup = self.setup.lock();
+            let its = setup.vgic.its.as_ref().filter(|its| its.address.is_some()).ok_or(Errno::ENXIO)?;
+            its.its.clone()
+        };
+        self.stopped(|vgic, host, _| access(&its, vgic, host))
     }
 }

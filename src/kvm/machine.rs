@@ -10,7 +10,7 @@ use super::{
     owner::{Owner, Owning},
     pages::PageStates,
     physical::{self, MAX_CPUS},
-    uapi::vgic,
+    uapi::{MpState, vgic},
     vcpu::{Inner, Vcpu},
     vm::AllGuests,
 };
@@ -34,7 +34,7 @@ use crate::{
         owner_gic::{Accessor, Frame, OwnerCpu},
         pl011::{self, Pl011},
         pl031::{self, Pl031},
-        vgic::{Vgic, VgicConfig, VgicHost},
+        vgic::{Vgic, VgicHost},
     },
 };
 use alloc::{collections::VecDeque, string::String, sync::Arc, vec::Vec};
@@ -93,6 +93,8 @@ pub(super) enum Target {
 /// Where the parts of a VM's interrupt controller are that keel emulates.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum VgicFrames {
+    /// The VM has none, or the machine's.
+    None,
     /// A GICv3.
     V3 { distributor: Ipa, redistributors: Ipa },
     /// A GICv2; its CPU interface is mapped.
@@ -114,14 +116,14 @@ pub(super) enum Apart {
 pub(super) struct MachineSetup {
     pub name: String,
     pub vcpus: Vec<Arc<Vcpu>>,
-    pub spis: usize,
-    pub vgic: VgicFrames,
-    /// The VM has an ITS, at this address if it was given one.
-    pub its: Option<Option<Ipa>>,
+    pub vgic: Arc<Vgic>,
+    pub frames: VgicFrames,
+    pub has_vgic: bool,
+    /// Its ITS, if it has one, and where that is, if it was said.
+    pub its: Option<(Arc<Its>, Option<Ipa>)>,
     pub owner: Option<Owner>,
     pub api: Option<Api>,
     pub user: Option<User>,
-    pub initialised: bool,
     pub devices: Vec<Device>,
     pub psci: psci::Version,
     pub services: Services,
@@ -204,8 +206,8 @@ pub struct Machine {
     pub name: String,
     /// Its vCPUs, by index.
     pub vcpus: Vec<Arc<Vcpu>>,
-    pub(super) vgic: Vgic,
-    pub(super) its: Option<Its>,
+    pub(super) vgic: Arc<Vgic>,
+    pub(super) its: Option<Arc<Its>>,
     /// What takes the vGIC's place in the VM that owns the machine.
     pub(super) owner: Option<Owner>,
     /// The vCPUs' PMUs, if they have any.
@@ -216,6 +218,8 @@ pub struct Machine {
     pub(super) api: Option<Api>,
     /// What no device claims is for whoever runs it.
     pub(super) user: Option<User>,
+    /// Interrupts come by an interrupt controller. The timers' and PMU's levels are for whoever runs it if not.
+    pub(super) has_vgic: bool,
     /// The EL1 timers' interrupts, virtual and physical, as the guest knows them.
     pub(super) timers: [u32; 2],
     pub(super) bus: Bus<Target>,
@@ -248,9 +252,6 @@ pub struct Machine {
 
 impl Machine {
     pub(super) fn new(setup: MachineSetup) -> Result<Self, Errno> {
-        if !setup.initialised {
-            return Err(Errno::EBUSY);
-        }
         let mut regions = Vec::new();
         if let Some(owner) = &setup.owner {
             let region = |(frame, start, length)| Region {
@@ -262,7 +263,8 @@ impl Machine {
             regions.extend(owner.frames().map(region));
         } else {
             let mut add = |name, start, length, device| regions.push(Region { name, start, length, device });
-            match setup.vgic {
+            match setup.frames {
+                VgicFrames::None => {}
                 VgicFrames::V3 { distributor, redistributors } => {
                     add("intc", distributor, vgic::DIST_SIZE, Target::Distributor);
                     let length = vgic::REDIST_SIZE * setup.vcpus.len() as u64;
@@ -273,7 +275,8 @@ impl Machine {
                 }
             }
         }
-        if let Some(start) = setup.its.flatten() {
+        let (its, address) = setup.its.unzip();
+        if let Some(start) = address.flatten() {
             regions.push(Region { name: "its", start, length: its::LENGTH, device: Target::Apart(Apart::Its) });
         }
         let (mut uart, mut rtc) = (None, None);
@@ -293,16 +296,8 @@ impl Machine {
             }
         }
         let mpidrs: Vec<u64> = setup.vcpus.iter().map(|vcpu| vcpu.mpidr()).collect();
-        let config = VgicConfig { mpidrs: &mpidrs, spis: setup.spis };
-        let vgic = match setup.vgic {
-            VgicFrames::V3 { .. } => Vgic::new(&config),
-            VgicFrames::V2 { .. } => Vgic::new_v2(&config),
-        };
-        let mut vgic = vgic.map_err(|_| Errno::EINVAL)?;
-        let its = setup.its.map(|_| Its::new(setup.slots.clone()));
-        if its.is_some() {
-            vgic.give_lpis(setup.slots.clone()).map_err(|_| Errno::ENOMEM)?;
-        }
+        let vgic = setup.vgic;
+        vgic.set_affinities(&mpidrs).map_err(|_| Errno::EINVAL)?;
         let mut timers = setup.timers;
         let pmu = setup.pmu.map(|(interrupts, events)| Pmu { interrupts, events });
         let mut pmu_private = None;
@@ -335,6 +330,7 @@ impl Machine {
             name: setup.name,
             vcpus: setup.vcpus,
             vgic,
+            has_vgic: setup.has_vgic,
             its,
             owner: setup.owner,
             pmu,
@@ -433,9 +429,12 @@ impl Machine {
         user.stage2.lock().allow_write(ipa, &AllGuests).err().map(|error| Err(error.into()))
     }
 
-    /// Whoever runs it has been told why it stops.
-    pub(super) fn clear_stop(&self) {
-        self.event.store(0, Ordering::SeqCst);
+    /// Its maker is told that it is to stop: its vCPUs are off, wherever they are.
+    pub(super) fn switch_off(&self) {
+        for vcpu in &self.vcpus {
+            vcpu.set_mp_state(MpState::Stopped);
+            physical::call_attention(vcpu.cpu());
+        }
     }
 
     /// Whether VMs are there that it made.

@@ -67,10 +67,12 @@ pub enum Leave {
     Wait(Option<u64>),
     /// The guest gives way.
     Yield,
+    /// The levels of its timers or PMU are no longer those that its caller has seen.
+    Levels,
     /// SYSTEM_SUSPEND: its arguments are in x1 (where to go on) and x2 (its x0); nothing has changed.
     Suspend,
-    /// A call that the VM's filter leaves to the caller (KVM_EXIT_HYPERCALL); nothing has changed.
-    Hypercall,
+    /// A call that the VM's filter leaves to the caller (KVM_EXIT_HYPERCALL), and whether it was an SMC; nothing has changed.
+    Hypercall(bool),
     /// The vCPU switched itself off.
     Off,
     /// The VM is to stop.
@@ -129,6 +131,8 @@ pub struct Resident<'a> {
     pauses: bool,
     /// Those that do.
     paused: u64,
+    /// What whoever runs it knows of the levels of its timers and PMU, where no interrupt controller has them.
+    seen: Option<u32>,
     /// The vCPU that is to be run in this one's stead.
     run: Option<Claim>,
     /// WFI leaves to the caller, as [`Self::trap_wait`] said.
@@ -159,7 +163,8 @@ impl<'a> Resident<'a> {
             // The machine's owner has none of its own until it has to be given one.
             base |= hcr::HCR_AMO;
         }
-        let hcr = if serror.is_some() { base | hcr::HCR_VSE } else { base };
+        let pins = vcpu.pins.load(Ordering::SeqCst);
+        let hcr = if serror.is_some() { base | pins | hcr::HCR_VSE } else { base | pins };
         let config = GuestConfig {
             hcr,
             serror,
@@ -201,6 +206,7 @@ impl<'a> Resident<'a> {
             machine,
             base,
             hcr,
+            seen: None,
             run: None,
             trap: false,
             mdcr,
@@ -222,11 +228,18 @@ impl<'a> Resident<'a> {
         self.update_traps();
     }
 
+    /// The levels of its timers and PMU are for whoever runs it, who has last seen these (KVM_CAP_ARM_USER_IRQ).
+    pub fn watch_levels(&mut self, seen: u32) {
+        static ALWAYS: AtomicBool = AtomicBool::new(true);
+        self.seen = Some(seen);
+        self.dirty = &ALWAYS;
+    }
+
     /// A vCPU that was told to wake has its next WFI seen here too, so that it does not sleep over that.
     fn update_traps(&mut self) {
         self.fold_serror();
         let trap = self.trap || self.vcpu.requests.load(Ordering::SeqCst) & request::WAKE != 0;
-        let mut hcr = if trap { self.base | hcr::HCR_TWI } else { self.base };
+        let mut hcr = self.base | self.vcpu.pins.load(Ordering::SeqCst) | if trap { hcr::HCR_TWI } else { 0 };
         if self.inner.events.serror.is_some() {
             hcr |= hcr::HCR_VSE;
         }
@@ -280,6 +293,9 @@ impl<'a> Resident<'a> {
                 return Leave::Attention;
             }
             if self.dirty.load(Ordering::Relaxed) {
+                if self.seen.is_some_and(|seen| seen != live_levels()) {
+                    return Leave::Levels;
+                }
                 let index = self.vcpu.index();
                 self.machine.vgic.flush(index, &mut self.inner.vgic, &mut { G::HERE }, &Outside(self.machine));
             }
@@ -454,6 +470,11 @@ impl<'a> Resident<'a> {
         self.inner.context.register(n)
     }
 
+    /// Sets one.
+    pub(super) fn set_argument(&mut self, n: u8, value: u64) {
+        self.inner.context.set_register(n, value);
+    }
+
     /// Answers a call of the stub's with HVC_STUB_ERR.
     pub fn refuse(&mut self) {
         self.inner.context.set_register(0, HVC_STUB_ERR);
@@ -477,7 +498,7 @@ impl<'a> Resident<'a> {
     fn carry_out(&mut self, outcome: Outcome) -> Option<Leave> {
         match outcome {
             Outcome::SystemSuspend => return Some(Leave::Suspend),
-            Outcome::Forward => return Some(Leave::Hypercall),
+            Outcome::Forward => return Some(Leave::Hypercall(exit::is_smc(switch::esr()))),
             Outcome::StolenTime { .. } => self.vcpu.stolen.start(),
             Outcome::Wake(index) if index == self.vcpu.index() => {
                 self.vcpu.requests.fetch_or(request::WAKE, Ordering::SeqCst);
@@ -885,6 +906,7 @@ impl<'a> Resident<'a> {
             self.machine.vgic.sync(index, &mut self.inner.vgic, &mut { G::HERE }, &Outside(self.machine));
             self.vcpu.requests.fetch_and(!request::SYNC, Ordering::SeqCst);
         }
+        self.vcpu.requests.fetch_and(!request::PINS, Ordering::SeqCst);
         self.update_traps();
     }
 
@@ -951,6 +973,25 @@ impl Drop for Resident<'_> {
     }
 }
 
+/// `kvm_run.s.regs.device_irq_level` (Linux, uapi `asm/kvm.h`): KVM_ARM_DEV_EL1_VTIMER, EL1_PTIMER, PMU.
+fn levels(virtual_timer: bool, physical_timer: bool, pmu: bool) -> u32 {
+    u32::from(virtual_timer) | u32::from(physical_timer) << 1 | u32::from(pmu) << 2
+}
+
+/// Those of the guest that this CPU holds.
+#[cold]
+fn live_levels() -> u32 {
+    levels(timer::virtual_output(), timer::physical_output(), features::has_pmu() && guest_pmu::output())
+}
+
+/// Those of a vCPU that no CPU holds.
+pub(super) fn parked_levels(machine: &Machine, vcpu: &Vcpu) -> u32 {
+    let inner = vcpu.parked();
+    let now = timer::now();
+    let [virtual_timer, physical_timer] = deadlines(&inner, machine).map(|(_, at)| at.is_some_and(|at| at <= now));
+    levels(virtual_timer, physical_timer, inner.state.pmu.as_ref().is_some_and(GuestPmu::output))
+}
+
 /// MDCR_EL2 for a VM whose vCPUs have PMUs, but for HPMN: its accesses trap only where events are filtered and nothing finer
 /// than that can be said (FEAT_FGT).
 fn guest_mdcr(pmu: &Pmu) -> u64 {
@@ -993,7 +1034,8 @@ pub fn is_runnable(machine: &Machine, vcpu: &Vcpu, now: u64) -> (bool, Option<u6
         || machine.has_pending_interrupt(vcpu.index(), &inner)
         || is_due && machine.is_owner()
         // A pending SError ends WFI, masked or not (Arm ARM D1.7).
-        || inner.events.serror.is_some();
+        || inner.events.serror.is_some()
+        || vcpu.pins.load(Ordering::SeqCst) != 0;
     (is_runnable, next)
 }
 

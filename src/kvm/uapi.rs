@@ -256,6 +256,8 @@ pub mod vgic {
     pub const ADDR_V3_DIST: u64 = 2;
     /// KVM_VGIC_V3_ADDR_TYPE_REDIST.
     pub const ADDR_V3_REDIST: u64 = 3;
+    /// KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION.
+    pub const ADDR_V3_REDIST_REGION: u64 = 5;
     /// KVM_VGIC_ITS_ADDR_TYPE.
     pub const ADDR_ITS: u64 = 4;
     /// KVM_DEV_ARM_VGIC_CTRL_INIT.

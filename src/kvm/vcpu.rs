@@ -25,6 +25,8 @@ pub(super) mod request {
     pub const SYNC: u32 = 1 << 0;
     /// End its wait for an interrupt, or the next one: KVM_HC_KICK_CPU.
     pub const WAKE: u32 = 1 << 1;
+    /// Look at its pins.
+    pub const PINS: u32 = 1 << 2;
 }
 
 /// Why guests left, counted; the index is [`ExitKind`].
@@ -128,6 +130,8 @@ pub struct Vcpu {
     /// It waits for an interrupt, off its CPU: whoever makes one pending has to call that CPU's attention, once.
     waiting: AtomicBool,
     pub(super) requests: AtomicU32,
+    /// HCR_EL2.VI and VF: its pins, where no interrupt controller drives them.
+    pub(super) pins: AtomicU64,
     pub(super) stolen: StolenTime,
     /// Its PMU's attributes.
     pub(super) pmu: Mutex<PmuSetup>,
@@ -146,6 +150,7 @@ impl Vcpu {
             resident: AtomicBool::new(false),
             waiting: AtomicBool::new(false),
             requests: AtomicU32::new(0),
+            pins: AtomicU64::new(0),
             stolen: StolenTime::default(),
             pmu: Mutex::default(),
             inner: Mutex::new(Inner {
@@ -208,6 +213,7 @@ impl Vcpu {
         }
         *self.start.lock() = None;
         self.requests.store(0, Ordering::Relaxed);
+        self.pins.store(0, Ordering::Relaxed);
         self.power.store(if off { POWER_OFF } else { POWER_ON }, Ordering::SeqCst);
         Ok(())
     }
@@ -217,20 +223,23 @@ impl Vcpu {
         self.inner.lock().features.is_some()
     }
 
-    /// Completes the access that the last run ended with, if it did: a load gets what `data` gives.
+    /// Completes the access that the last run ended with, if it did and `still` is what the caller has of it: a load gets what
+    /// `data` gives.
     ///
     /// # Errors
     ///
     /// Those of `data`.
-    pub(super) fn complete_access(&self, data: impl FnOnce() -> Result<u64, Errno>) -> Result<(), Errno> {
+    pub(super) fn complete_access(&self, still: bool, data: impl FnOnce() -> Result<u64, Errno>) -> Result<(), Errno> {
         let mut inner = self.take();
-        if let Some(access) = inner.access {
+        let Some(access) = inner.access else { return Ok(()) };
+        // An abort that was made pending instead is the access's end.
+        if still && !inner.events.abort {
             if let Some(load) = access.load {
                 inner.context.finish_load(load, data()?);
             }
             inner.context.skip_instruction(access.bytes);
-            inner.access = None;
         }
+        inner.access = None;
         Ok(())
     }
 
@@ -264,6 +273,15 @@ impl Vcpu {
     pub(super) fn initialised(&self) -> Result<MutexGuard<'_, Inner>, Errno> {
         let inner = self.at_rest()?;
         if inner.features.is_some() { Ok(inner) } else { Err(Errno::ENOEXEC) }
+    }
+
+    /// Whether KVM_SET_ONE_REG would find it initialised, and at rest.
+    ///
+    /// # Errors
+    ///
+    /// `ENOEXEC` before [`init`](Self::init); `EAGAIN` while a CPU runs it.
+    pub fn one_reg_settable(&self) -> Result<(), Errno> {
+        self.initialised().map(|_| ())
     }
 
     /// KVM_SET_VCPU_EVENTS.

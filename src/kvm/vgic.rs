@@ -1,34 +1,47 @@
-//! Saving and restoring the vGICv3: KVM_SET_DEVICE_ATTR, KVM_GET_DEVICE_ATTR and KVM_HAS_DEVICE_ATTR of its registers (Linux,
-//! Documentation/virt/kvm/devices/arm-vgic-v3.rst).
+//! KVM's calls on the interrupt controller: KVM_CREATE_DEVICE, KVM_SET_DEVICE_ATTR, KVM_GET_DEVICE_ATTR and
+//! KVM_HAS_DEVICE_ATTR (Linux, Documentation/virt/kvm/devices/arm-vgic.rst, arm-vgic-v3.rst).
 //!
-//! Registers exist from the vGIC's initialisation on, and can be accessed while no vCPU runs. The first access makes the
-//! machine of the VM, as its first run does: what that fixes cannot be changed afterwards.
+//! Registers exist from the vGIC's initialisation on, and can be accessed while no vCPU runs.
 
 use super::{
-    Errno, Machine,
-    interrupts::Outside,
-    uapi::vgic::{
-        ADDR_V3_DIST, ADDR_V3_REDIST, CTRL_INIT, CTRL_SAVE_PENDING_TABLES, GROUP_ADDR, GROUP_CPU_SYSREGS, GROUP_CTRL,
-        GROUP_DIST_REGS, GROUP_LEVEL_INFO, GROUP_NR_IRQS, GROUP_REDIST_REGS,
+    Errno,
+    interrupts::{self, Outside},
+    ioctl::irq_line::{self, Line},
+    memory::Slots,
+    physical,
+    uapi::{
+        DEVICE_ARM_VGIC_ITS, DEVICE_ARM_VGIC_V2, DEVICE_ARM_VGIC_V3,
+        vgic::{
+            self, ADDR_V3_DIST, ADDR_V3_REDIST, CTRL_INIT, CTRL_SAVE_PENDING_TABLES, GROUP_ADDR, GROUP_CPU_SYSREGS,
+            GROUP_CTRL, GROUP_DIST_REGS, GROUP_LEVEL_INFO, GROUP_NR_IRQS, GROUP_REDIST_REGS,
+        },
     },
-    vcpu::Inner,
+    vcpu::{Inner, Vcpu},
     vm::Vm,
 };
 use crate::{
-    arch::gic::virtual_interface,
+    arch::{features, gic::virtual_interface},
     mm::Ipa,
-    vdev::vgic::{
-        Frame, UserAccessError, Version,
-        cpu_registers::{self, Abilities},
+    vdev::{
+        its::Its,
+        vgic::{
+            DEFAULT_SPIS, Frame, MAX_SPIS, MAX_VCPUS, MAX_VCPUS_V2, UserAccessError, Version, Vgic, VgicConfig,
+            VgicHost,
+            cpu_registers::{self, Abilities},
+        },
     },
 };
-use alloc::vec::Vec;
+use alloc::{sync::Arc, vec::Vec};
 use spin::MutexGuard;
 
 /// What GET answers for an address that was not set.
 const UNSET: u64 = u64::MAX;
 /// The number of interrupts that GET answers before it is set: private ones only.
 const PRIVATE_ONLY: u64 = 32;
+/// `base` of a region of redistributors, bits 51:16.
+const REGION_BASE: u64 = 0x000f_ffff_ffff_0000;
+/// GITS_TRANSLATER, from an ITS's base (IHI 0069 12.18).
+const GITS_TRANSLATER: u64 = 0x1_0040;
 
 /// A register of a group: the part of an attribute below the vCPU.
 #[derive(Clone, Copy)]
@@ -39,21 +52,30 @@ enum Register {
     Levels(usize, u32),
 }
 
-impl Machine {
+/// Whom interrupts reach before a vCPU has run: nobody looks.
+struct Nobody;
+
+impl VgicHost for Nobody {
+    fn kick(&self, _: usize) {}
+    fn sync(&self, _: usize) {}
+    fn come_back(&self, _: usize) {}
+}
+
+impl Register {
     /// The vCPU in bits 63:32 of an attribute: Aff3 to Aff0, a byte each.
-    fn attribute_vcpu(&self, attribute: u64) -> Result<usize, Errno> {
+    fn vcpu(vgic: &Vgic, attribute: u64) -> Result<usize, Errno> {
         let affinity = attribute >> 32 & 0xff_ffff | (attribute >> 56) << 32;
-        self.vgic.vcpu_with_affinity(affinity).ok_or(Errno::EINVAL)
+        vgic.vcpu_with_affinity(affinity).ok_or(Errno::EINVAL)
     }
 
-    fn vgic_register(&self, group: u32, attribute: u64) -> Result<Register, Errno> {
+    fn find(vgic: &Vgic, group: u32, attribute: u64) -> Result<Self, Errno> {
         let low = attribute & 0xffff_ffff;
         Ok(match group {
             GROUP_DIST_REGS => Register::Frame(Frame::Distributor, low),
-            GROUP_REDIST_REGS => Register::Frame(Frame::Redistributor(self.attribute_vcpu(attribute)?), low),
-            GROUP_CPU_SYSREGS => Register::Cpu(self.attribute_vcpu(attribute)?, attribute as u16),
+            GROUP_REDIST_REGS => Register::Frame(Frame::Redistributor(Self::vcpu(vgic, attribute)?), low),
+            GROUP_CPU_SYSREGS => Register::Cpu(Self::vcpu(vgic, attribute)?, attribute as u16),
             GROUP_LEVEL_INFO => {
-                let vcpu = self.attribute_vcpu(attribute)?;
+                let vcpu = Self::vcpu(vgic, attribute)?;
                 // VGIC_LEVEL_INFO_LINE_LEVEL is all there is, of 32 interrupts at a time.
                 if low >> 10 != 0 || !low.is_multiple_of(32) {
                     return Err(Errno::EINVAL);
@@ -76,26 +98,314 @@ fn cpu_error(error: UserAccessError) -> Errno {
     }
 }
 
-impl Vm {
-    /// Does something with the machine while no vCPU runs.
+/// A VM's interrupt controller while it is put together.
+#[derive(Debug, Default)]
+pub(super) struct VgicSetup {
+    /// `None` until it is created.
+    pub(super) version: Option<Version>,
+    /// What it does, from its initialisation on.
+    pub(super) vgic: Option<Arc<Vgic>>,
+    pub(super) interrupts: Option<u32>,
+    pub(super) distributor: Option<Ipa>,
+    /// A GICv3's.
+    pub(super) redistributors: Option<Ipa>,
+    /// How many there is room for, if that was said (KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION).
+    pub(super) redistributor_count: Option<u64>,
+    /// A GICv2's.
+    pub(super) cpu_interface: Option<Ipa>,
+    pub(super) its: Option<ItsSetup>,
+}
+
+impl VgicSetup {
+    /// Whether KVM_DEV_ARM_VGIC_CTRL_INIT was called.
+    pub(super) fn is_initialised(&self) -> bool {
+        self.vgic.is_some()
+    }
+
+    /// Makes it, for these vCPUs.
     ///
     /// # Errors
     ///
-    /// `EBUSY` before the vGIC is initialised, or while a vCPU runs; those of [`machine`](Self::machine).
-    pub(super) fn stopped<R>(&self, access: impl FnOnce(&Machine) -> Result<R, Errno>) -> Result<R, Errno> {
-        self.with_vcpus(|machine, _| access(machine))
+    /// `EINVAL` for what no such interrupt controller can be; `ENOMEM`.
+    pub(super) fn initialise(&mut self, vcpus: &[Arc<Vcpu>], slots: &Arc<Slots>) -> Result<Arc<Vgic>, Errno> {
+        if let Some(vgic) = &self.vgic {
+            return Ok(vgic.clone());
+        }
+        let mpidrs: Vec<u64> = vcpus.iter().map(|vcpu| vcpu.mpidr()).collect();
+        let config = VgicConfig { mpidrs: &mpidrs, spis: self.spis() };
+        let vgic = if self.version == Some(Version::V2) { Vgic::new_v2(&config) } else { Vgic::new(&config) };
+        let vgic = Arc::new(vgic.map_err(|_| Errno::EINVAL)?);
+        if self.its.is_some() {
+            vgic.give_lpis(slots.clone()).map_err(|_| Errno::ENOMEM)?;
+        }
+        Ok(self.vgic.insert(vgic).clone())
     }
 
-    fn with_vcpus<R>(
-        &self,
-        access: impl FnOnce(&Machine, &mut [MutexGuard<'_, Inner>]) -> Result<R, Errno>,
-    ) -> Result<R, Errno> {
-        if !self.setup.lock().vgic.initialised {
+    /// The most vCPUs that a VM with it can have.
+    pub(super) fn max_vcpus(&self) -> usize {
+        if self.version == Some(Version::V2) { MAX_VCPUS_V2 } else { MAX_VCPUS }
+    }
+
+    /// How many shared interrupts there are.
+    pub(super) fn spis(&self) -> usize {
+        self.interrupts.map_or(DEFAULT_SPIS, |interrupts| (interrupts as usize - 32).min(MAX_SPIS))
+    }
+}
+
+/// The ITS that was created.
+#[derive(Debug)]
+pub(super) struct ItsSetup {
+    pub(super) address: Option<Ipa>,
+    pub(super) its: Arc<Its>,
+}
+
+impl Vm {
+    /// Whether there is an interrupt controller, and whether it is initialised with interrupt `intid`.
+    pub(super) fn vgic_has(&self, intid: u32) -> (bool, Result<(), Errno>) {
+        let vgic = &self.setup.lock().vgic;
+        let has = if !vgic.is_initialised() {
+            Err(Errno::ENODEV)
+        } else if intid < 32 + vgic.spis() as u32 {
+            Ok(())
+        } else {
+            Err(Errno::EINVAL)
+        };
+        (vgic.version.is_some(), has)
+    }
+
+    /// KVM_CREATE_DEVICE with KVM_CREATE_DEVICE_TEST.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` for a type that keel does not have.
+    pub fn has_device(&self, kind: u32) -> Result<(), Errno> {
+        let has_v3 = !physical::has_gicv2() && features::has_gic_system_registers();
+        match kind {
+            DEVICE_ARM_VGIC_V2 if physical::has_gicv2() => Ok(()),
+            DEVICE_ARM_VGIC_V3 | DEVICE_ARM_VGIC_ITS if has_v3 => Ok(()),
+            _ => Err(Errno::ENODEV),
+        }
+    }
+
+    /// KVM_CREATE_DEVICE.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` for a type that keel does not have on this machine: a GICv3's VMs have a vGICv3 and can have an ITS, a GICv2's a
+    /// vGICv2; `EEXIST` if there is an interrupt controller, or an ITS, already; `EBUSY` once a vCPU has run; `E2BIG` if there
+    /// are more vCPUs than it can have.
+    pub fn create_device(&self, kind: u32) -> Result<(), Errno> {
+        self.has_device(kind)?;
+        let version = match kind {
+            DEVICE_ARM_VGIC_ITS => return self.create_its(),
+            DEVICE_ARM_VGIC_V2 => Version::V2,
+            _ => Version::V3,
+        };
+        let vcpus = self.vcpus().len();
+        let mut setup = self.setup.lock();
+        if setup.vgic.version.is_some() {
+            return Err(Errno::EEXIST);
+        }
+        if self.has_run() {
             return Err(Errno::EBUSY);
         }
-        let machine = self.machine()?;
-        let parked: Option<Vec<_>> = machine.vcpus.iter().map(|vcpu| vcpu.try_parked()).collect();
-        access(&machine, &mut parked.ok_or(Errno::EBUSY)?)
+        let vgic = VgicSetup { version: Some(version), ..VgicSetup::default() };
+        if vcpus > vgic.max_vcpus() {
+            return Err(Errno::E2BIG);
+        }
+        setup.vgic = vgic;
+        Ok(())
+    }
+
+    /// KVM_ARM_SET_DEVICE_ADDR: `id` bits 31:16 the device, 15:0 the kind of address; of a vGICv2 only.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` for another device or kind, and for a VM with another interrupt controller or none; else those of
+    /// [`set_device_attr`](Self::set_device_attr).
+    pub fn set_device_addr(&self, id: u32, address: u64) -> Result<(), Errno> {
+        let kind = u64::from(id & 0xffff);
+        let has_v2 = self.setup.lock().vgic.version == Some(Version::V2);
+        if id >> 16 != 0 || !matches!(kind, vgic::ADDR_V2_DIST | vgic::ADDR_V2_CPU) || !has_v2 {
+            return Err(Errno::ENODEV);
+        }
+        self.set_device_attr(GROUP_ADDR, kind, address)
+    }
+
+    /// KVM_IRQ_LINE.
+    ///
+    /// # Errors
+    ///
+    /// `ENXIO` for a CPU's pin where there is an interrupt controller, and for a line of one where there is none; `EINVAL`
+    /// for what is not there; `EBUSY` before a vGICv3 is initialised.
+    pub fn irq_line(&self, irq: u32, level: bool) -> Result<(), Errno> {
+        let vcpus = self.vcpus();
+        let vgic = {
+            let mut setup = self.setup.lock();
+            match setup.vgic.version {
+                None => None,
+                Some(Version::V2) => Some(setup.vgic.initialise(&vcpus, self.shared_slots())?),
+                Some(Version::V3) => {
+                    let interrupts = 32 + setup.vgic.spis() as u32;
+                    irq_line::decode(irq, vcpus.len(), Some(interrupts))?;
+                    Some(setup.vgic.vgic.clone().ok_or(Errno::EBUSY)?)
+                }
+            }
+        };
+        let interrupts = vgic.is_some().then(|| 32 + self.setup.lock().vgic.spis() as u32);
+        let line = irq_line::decode(irq, vcpus.len(), interrupts)?;
+        let nobody = Nobody;
+        let outside = self.machine.get().map(|machine| Outside(machine));
+        let host: &dyn VgicHost = outside.as_ref().map_or(&nobody, |outside| outside);
+        match (line, vgic) {
+            (Line::Shared(intid), Some(vgic)) => vgic.set_spi(intid, level, host),
+            (Line::Private { vcpu, intid }, Some(vgic)) => {
+                // A line that a timer or the PMU drives is theirs.
+                if !vgic.is_mapped(vcpu, intid) {
+                    vgic.set_ppi(vcpu, intid, level, host);
+                }
+            }
+            (Line::Cpu { vcpu, pin }, _) => {
+                if let Some(vcpu) = vcpus.get(vcpu) {
+                    interrupts::set_pin(vcpu, pin, level);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// KVM_SIGNAL_MSI: a device writes `data` to `address`. Whether it became an interrupt.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` without an initialised interrupt controller, or without a DeviceID; `ENODEV` if no ITS is there.
+    pub fn signal_msi(&self, address: u64, device: Option<u32>, data: u32) -> Result<bool, Errno> {
+        let (vgic, its) = {
+            let setup = self.setup.lock();
+            let vgic = setup.vgic.vgic.clone().filter(|_| setup.vgic.version.is_some()).ok_or(Errno::EINVAL)?;
+            let here = setup
+                .vgic
+                .its
+                .as_ref()
+                .filter(|its| its.address.and_then(|base| base.checked_add(GITS_TRANSLATER)) == Some(Ipa(address)));
+            let its = setup.vgic.its.as_ref().ok_or(Errno::ENODEV)?;
+            let device = device.ok_or(Errno::EINVAL)?;
+            here.ok_or(Errno::EINVAL)?;
+            (vgic, (its.its.clone(), device))
+        };
+        let (its, device) = its;
+        Ok(match self.machine.get() {
+            Some(machine) => its.send_msi(device, data, &vgic, &Outside(machine)),
+            None => its.send_msi(device, data, &vgic, &Nobody),
+        })
+    }
+
+    /// KVM_GET_DEVICE_ATTR of KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION: the region whose number is in `request`.
+    ///
+    /// # Errors
+    ///
+    /// `ENXIO` without a vGICv3, `ENOENT` if there is no such region.
+    pub fn redistributor_region(&self, request: u64) -> Result<u64, Errno> {
+        let setup = self.setup.lock();
+        if setup.vgic.version != Some(Version::V3) {
+            return Err(Errno::ENXIO);
+        }
+        let region = setup.vgic.redistributors.zip(setup.vgic.redistributor_count).filter(|_| request & 0xff == 0);
+        let (Ipa(base), count) = region.ok_or(Errno::ENOENT)?;
+        Ok(count << 52 | base)
+    }
+
+    /// KVM_CREATE_IRQCHIP: a vGICv2.
+    ///
+    /// # Errors
+    ///
+    /// As [`create_device`](Self::create_device).
+    pub fn create_irqchip(&self) -> Result<(), Errno> {
+        self.create_device(DEVICE_ARM_VGIC_V2)
+    }
+
+    /// KVM_SET_DEVICE_ATTR of the vGIC.
+    ///
+    /// # Errors
+    ///
+    /// As KVM: `ENXIO` for an unknown attribute or no vGIC; `EEXIST`, `EINVAL`, `E2BIG` for addresses set twice,
+    /// misaligned or beyond the IPA space; `EINVAL`, `EBUSY` for the number of interrupts; for registers, see
+    /// `set_vgic_attr`.
+    pub fn set_device_attr(&self, group: u32, attribute: u64, value: u64) -> Result<(), Errno> {
+        if !matches!(
+            (group, attribute),
+            (vgic::GROUP_ADDR | vgic::GROUP_NR_IRQS, _) | (vgic::GROUP_CTRL, vgic::CTRL_INIT)
+        ) {
+            return self.set_vgic_attr(group, attribute, value);
+        }
+        let ipa_bits = self.ipa_bits();
+        let vcpus = self.vcpus();
+        let mut setup = self.setup.lock();
+        let vgic = &mut setup.vgic;
+        let version = vgic.version.ok_or(Errno::ENXIO)?;
+        match (group, attribute) {
+            (vgic::GROUP_ADDR, kind) => {
+                use vgic::{
+                    ADDR_V2_CPU, ADDR_V2_DIST, ADDR_V3_DIST, ADDR_V3_REDIST, ADDR_V3_REDIST_REGION, DIST_SIZE,
+                    REDIST_SIZE, V2_ALIGNMENT, V2_CPU_SIZE, V2_DIST_SIZE, V3_ALIGNMENT,
+                };
+                let (address, size, alignment) = match (version, kind) {
+                    (Version::V2, ADDR_V2_DIST) => (&mut vgic.distributor, V2_DIST_SIZE, V2_ALIGNMENT),
+                    (Version::V2, ADDR_V2_CPU) => (&mut vgic.cpu_interface, V2_CPU_SIZE, V2_ALIGNMENT),
+                    (Version::V3, ADDR_V3_DIST) => (&mut vgic.distributor, DIST_SIZE, V3_ALIGNMENT),
+                    (Version::V3, ADDR_V3_REDIST_REGION) => {
+                        let (count, base, flags, index) =
+                            (value >> 52, value & REGION_BASE, value >> 12 & 0xf, value & 0xfff);
+                        // One region is all there is.
+                        if count == 0 || flags != 0 || index != 0 || vgic.redistributors.is_some() {
+                            return Err(Errno::EINVAL);
+                        }
+                        let size = REDIST_SIZE * count;
+                        set_address(&mut vgic.redistributors, base, size, V3_ALIGNMENT, ipa_bits)?;
+                        vgic.redistributor_count = Some(count);
+                        return Ok(());
+                    }
+                    (Version::V3, ADDR_V3_REDIST) if vgic.redistributor_count.is_some() => return Err(Errno::EINVAL),
+                    (Version::V3, ADDR_V3_REDIST) => {
+                        (&mut vgic.redistributors, REDIST_SIZE * vcpus.len().max(1) as u64, V3_ALIGNMENT)
+                    }
+                    _ => return Err(Errno::ENXIO),
+                };
+                set_address(address, value, size, alignment, ipa_bits)
+            }
+            (vgic::GROUP_NR_IRQS, 0) => {
+                if !(64..=1023).contains(&value) || !value.is_multiple_of(32) {
+                    return Err(Errno::EINVAL);
+                }
+                if vgic.interrupts.is_some() || vgic.is_initialised() {
+                    return Err(Errno::EBUSY);
+                }
+                vgic.interrupts = Some(value as u32);
+                Ok(())
+            }
+            (vgic::GROUP_CTRL, vgic::CTRL_INIT) => vgic.initialise(&vcpus, self.shared_slots()).map(|_| ()),
+            _ => Err(Errno::ENXIO),
+        }
+    }
+
+    /// Does something with the vGIC while no vCPU runs.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` before the vGIC is initialised, or while a vCPU runs.
+    pub(super) fn stopped<R>(
+        &self,
+        access: impl FnOnce(&Vgic, &dyn VgicHost, &mut [MutexGuard<'_, Inner>]) -> Result<R, Errno>,
+    ) -> Result<R, Errno> {
+        let vgic = self.setup.lock().vgic.vgic.clone().ok_or(Errno::EBUSY)?;
+        let vcpus = self.vcpus();
+        let parked: Option<Vec<_>> = vcpus.iter().map(|vcpu| vcpu.try_parked()).collect();
+        let mut parked = parked.ok_or(Errno::EBUSY)?;
+        match self.machine.get() {
+            Some(machine) => access(&vgic, &Outside(machine), &mut parked),
+            None => access(&vgic, &Nobody, &mut parked),
+        }
     }
 
     /// KVM_HAS_DEVICE_ATTR of the vGICv3.
@@ -106,7 +416,7 @@ impl Vm {
     pub fn has_vgic_attr(&self, group: u32, attribute: u64) -> Result<(), Errno> {
         let low = attribute & 0xffff_ffff;
         let there = match group {
-            GROUP_ADDR => matches!(attribute, ADDR_V3_DIST | ADDR_V3_REDIST),
+            GROUP_ADDR => matches!(attribute, ADDR_V3_DIST | ADDR_V3_REDIST | vgic::ADDR_V3_REDIST_REGION),
             GROUP_NR_IRQS => true,
             GROUP_CTRL => matches!(attribute, CTRL_INIT | CTRL_SAVE_PENDING_TABLES),
             GROUP_DIST_REGS => Frame::Distributor.has(low),
@@ -139,15 +449,15 @@ impl Vm {
                 _ => {}
             }
         }
-        self.with_vcpus(|machine, vcpus| {
-            Ok(match machine.vgic_register(group, attribute)? {
+        self.stopped(|vgic, _, vcpus| {
+            Ok(match Register::find(vgic, group, attribute)? {
                 // An unknown register reads as zero, as in KVM.
-                Register::Frame(frame, offset) => machine.vgic.user_read(frame, offset).unwrap_or(0).into(),
+                Register::Frame(frame, offset) => vgic.user_read(frame, offset).unwrap_or(0).into(),
                 Register::Cpu(vcpu, encoding) => {
                     let inner = vcpus.get(vcpu).ok_or(Errno::EINVAL)?;
                     cpu_registers::read(&inner.vgic, abilities(), encoding).map_err(cpu_error)?
                 }
-                Register::Levels(vcpu, intid) => machine.vgic.line_levels(vcpu, intid).into(),
+                Register::Levels(vcpu, intid) => vgic.line_levels(vcpu, intid).into(),
             })
         })
     }
@@ -162,13 +472,13 @@ impl Vm {
         if self.setup.lock().vgic.version != Some(Version::V3) {
             return Err(Errno::ENXIO);
         }
-        self.with_vcpus(|machine, vcpus| {
+        self.stopped(|vgic, host, vcpus| {
             if (group, attribute) == (GROUP_CTRL, CTRL_SAVE_PENDING_TABLES) {
-                return if machine.vgic.save_pending_lpis() { Ok(()) } else { Err(Errno::EFAULT) };
+                return if vgic.save_pending_lpis() { Ok(()) } else { Err(Errno::EFAULT) };
             }
-            match machine.vgic_register(group, attribute)? {
+            match Register::find(vgic, group, attribute)? {
                 Register::Frame(frame, offset) => {
-                    match machine.vgic.user_write(frame, offset, value as u32) {
+                    match vgic.user_write(frame, offset, value as u32) {
                         Err(UserAccessError::Invalid) => Err(Errno::EINVAL),
                         // A write of an unknown register is ignored, as in KVM.
                         Ok(()) | Err(UserAccessError::Unknown) => Ok(()),
@@ -179,10 +489,32 @@ impl Vm {
                     cpu_registers::write(&mut inner.vgic, abilities(), encoding, value).map_err(cpu_error)
                 }
                 Register::Levels(vcpu, intid) => {
-                    machine.vgic.set_line_levels(vcpu, intid, value as u32, &Outside(machine));
+                    vgic.set_line_levels(vcpu, intid, value as u32, host);
                     Ok(())
                 }
             }
         })
     }
+}
+
+/// Sets an address of a device, once.
+pub(super) fn set_address(
+    slot: &mut Option<Ipa>,
+    value: u64,
+    size: u64,
+    alignment: u64,
+    ipa_bits: u32,
+) -> Result<(), Errno> {
+    if slot.is_some() {
+        return Err(Errno::EEXIST);
+    }
+    let end = value.checked_add(size).ok_or(Errno::EINVAL)?;
+    if !value.is_multiple_of(alignment) {
+        return Err(Errno::EINVAL);
+    }
+    if end > 1 << ipa_bits {
+        return Err(Errno::E2BIG);
+    }
+    *slot = Some(Ipa(value));
+    Ok(())
 }

@@ -14,11 +14,9 @@ use super::{
     pmu::{self, TIMER_INTERRUPTS},
     registers::{self, Options},
     slots::MemoryRegion,
-    uapi::{
-        DEVICE_ARM_VGIC_ITS, DEVICE_ARM_VGIC_V2, DEVICE_ARM_VGIC_V3, FEATURE_ID_RANGE_SIZE, PmuEventFilter,
-        RegMaskRange, feature, vgic,
-    },
+    uapi::{FEATURE_ID_RANGE_SIZE, PmuEventFilter, RegMaskRange, feature, vgic},
     vcpu::Vcpu,
+    vgic::VgicSetup,
 };
 use crate::{
     arch::{features, gicv2, mmu, pmuv3::EventSet, tlb},
@@ -35,7 +33,7 @@ use crate::{
     vdev::{
         idregs::{GuestIdRegisters, IdRegister},
         platform::VIRT,
-        vgic::{DEFAULT_SPIS, MAX_SPIS, MAX_VCPUS, MAX_VCPUS_V2, Version},
+        vgic::Version,
     },
 };
 use alloc::{string::String, sync::Arc, vec::Vec};
@@ -83,38 +81,6 @@ impl Tlb for AllGuests {
     }
 }
 
-#[derive(Debug, Default)]
-pub(super) struct VgicSetup {
-    /// `None` until it is created.
-    pub(super) version: Option<Version>,
-    pub(super) initialised: bool,
-    pub(super) interrupts: Option<u32>,
-    pub(super) distributor: Option<Ipa>,
-    /// A GICv3's.
-    pub(super) redistributors: Option<Ipa>,
-    /// A GICv2's.
-    pub(super) cpu_interface: Option<Ipa>,
-    pub(super) its: Option<ItsSetup>,
-}
-
-impl VgicSetup {
-    /// The most vCPUs that a VM with it can have.
-    fn max_vcpus(&self) -> usize {
-        if self.version == Some(Version::V2) { MAX_VCPUS_V2 } else { MAX_VCPUS }
-    }
-
-    /// How many shared interrupts there are.
-    fn spis(&self) -> usize {
-        self.interrupts.map_or(DEFAULT_SPIS, |interrupts| (interrupts as usize - 32).min(MAX_SPIS))
-    }
-}
-
-/// The ITS that was created.
-#[derive(Debug, Default)]
-pub(super) struct ItsSetup {
-    pub address: Option<Ipa>,
-}
-
 #[derive(Debug)]
 pub(super) struct Setup {
     pub(super) vgic: VgicSetup,
@@ -157,6 +123,7 @@ pub struct Vm {
     counter_offset: AtomicU64,
     /// KVM_ARM_SET_COUNTER_OFFSET was called: the physical counter has that offset too.
     is_offset: AtomicBool,
+    logs_begin_full: AtomicBool,
 }
 
 impl From<Stage2Error> for Errno {
@@ -221,6 +188,7 @@ impl Vm {
             machine: Once::new(),
             counter_offset: AtomicU64::new(0),
             is_offset: AtomicBool::new(false),
+            logs_begin_full: AtomicBool::new(false),
         })
     }
 
@@ -304,6 +272,11 @@ impl Vm {
             return Ok(());
         }
         self.slots.dirty.start(slot, region.guest())?;
+        if self.logs_begin_full.load(Ordering::Relaxed) {
+            // Nothing is noted twice: pages are watched from when they are cleared.
+            self.slots.dirty.fill(slot);
+            return Ok(());
+        }
         self.protect(region.guest()).inspect_err(|_| self.slots.dirty.stop(slot))
     }
 
@@ -328,6 +301,40 @@ impl Vm {
         // Read-only first: a write after that is noted after what is taken here.
         self.protect(region.guest())?;
         self.slots.dirty.take(region.slot, take)
+    }
+
+    /// KVM_GET_DIRTY_LOG with KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: hands the bitmap to `see`, and leaves it.
+    ///
+    /// # Errors
+    ///
+    /// As [`dirty_log`](Self::dirty_log).
+    pub(super) fn see_dirty_log(
+        &self,
+        region: &MemoryRegion,
+        see: impl FnMut(usize, u64) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        self.slots.dirty.read(region.slot, see)
+    }
+
+    /// KVM_CLEAR_DIRTY_LOG, of 64 pages from page 64 `n` of the slot: those of `bits` begin anew.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` if the slot is not logged.
+    pub(super) fn clear_dirty_pages(&self, region: &MemoryRegion, n: usize, bits: u64) -> Result<(), Errno> {
+        let (gone, start) = self.slots.dirty.remove(region.slot, n, bits).ok_or(Errno::ENOENT)?;
+        if gone == 0 {
+            return Ok(());
+        }
+        // Runs of pages from the first to the last: what lies between is noted again when it is written to.
+        let first = start + u64::from(gone.trailing_zeros()) * PAGE_SIZE;
+        let end = start + u64::from(64 - gone.leading_zeros()) * PAGE_SIZE;
+        self.protect(first..end.min(region.guest().end))
+    }
+
+    /// KVM_DIRTY_LOG_INITIALLY_SET: logs begin with all pages in them.
+    pub(super) fn begin_logs_full(&self, full: bool) {
+        self.logs_begin_full.store(full, Ordering::Relaxed);
     }
 
     /// KVM_ENABLE_CAP for KVM_CAP_ARM_NISV_TO_USER.
@@ -370,6 +377,11 @@ impl Vm {
         &self.slots
     }
 
+    /// The same, for devices that outlive this call.
+    pub(super) fn shared_slots(&self) -> &Arc<Slots> {
+        &self.slots
+    }
+
     /// Clears all memory of the VM.
     pub fn clear_memory(&self) {
         for slot in self.slots.list.lock().iter() {
@@ -405,7 +417,7 @@ impl Vm {
             if id >= setup.vgic.max_vcpus() {
                 return Err(Errno::EINVAL);
             }
-            if setup.vgic.initialised {
+            if setup.vgic.is_initialised() {
                 return Err(Errno::EBUSY);
             }
         }
@@ -423,6 +435,11 @@ impl Vm {
         let vcpu = Arc::new(Vcpu::new(id, affinity));
         vcpus.push(vcpu.clone());
         Ok(vcpu)
+    }
+
+    /// Its vCPUs so far, by id.
+    pub(super) fn vcpus(&self) -> Vec<Arc<Vcpu>> {
+        self.vcpus.lock().clone()
     }
 
     /// The vCPU with this id.
@@ -520,19 +537,6 @@ impl Vm {
     /// Whether the vCPUs were initialised with this feature.
     pub(super) fn has_feature(&self, feature: u32) -> bool {
         self.setup.lock().features.is_some_and(|features| features & 1 << feature != 0)
-    }
-
-    /// Whether there is an interrupt controller, and whether it is initialised with interrupt `intid`.
-    pub(super) fn vgic_has(&self, intid: u32) -> (bool, Result<(), Errno>) {
-        let vgic = &self.setup.lock().vgic;
-        let has = if !vgic.initialised {
-            Err(Errno::ENODEV)
-        } else if intid < 32 + vgic.spis() as u32 {
-            Ok(())
-        } else {
-            Err(Errno::EINVAL)
-        };
-        (vgic.version.is_some(), has)
     }
 
     /// The interrupts of every vCPU's PMU.
@@ -652,108 +656,6 @@ impl Vm {
         Ok(())
     }
 
-    /// KVM_CREATE_DEVICE with KVM_CREATE_DEVICE_TEST.
-    ///
-    /// # Errors
-    ///
-    /// `ENODEV` for a type that keel does not have.
-    pub fn has_device(&self, kind: u32) -> Result<(), Errno> {
-        if kind == DEVICE_ARM_VGIC_V3 && features::has_gic_system_registers() { Ok(()) } else { Err(Errno::ENODEV) }
-    }
-
-    /// KVM_CREATE_DEVICE.
-    ///
-    /// # Errors
-    ///
-    /// `ENODEV` for a type that keel does not have on this machine: a GICv3's VMs have a vGICv3 and can have an ITS, a GICv2's a
-    /// vGICv2; `EEXIST` if there is an interrupt controller, or an ITS, already; `EBUSY` once a vCPU has run; `E2BIG` if there
-    /// are more vCPUs than it can have.
-    pub fn create_device(&self, kind: u32) -> Result<(), Errno> {
-        let version = match kind {
-            DEVICE_ARM_VGIC_ITS => return self.create_its(),
-            DEVICE_ARM_VGIC_V2 if physical::has_gicv2() => Version::V2,
-            DEVICE_ARM_VGIC_V3 if !physical::has_gicv2() && features::has_gic_system_registers() => Version::V3,
-            _ => return Err(Errno::ENODEV),
-        };
-        let vcpus = self.vcpus.lock().len();
-        let mut setup = self.setup.lock();
-        if setup.vgic.version.is_some() {
-            return Err(Errno::EEXIST);
-        }
-        if self.machine.is_completed() {
-            return Err(Errno::EBUSY);
-        }
-        let vgic = VgicSetup { version: Some(version), ..VgicSetup::default() };
-        if vcpus > vgic.max_vcpus() {
-            return Err(Errno::E2BIG);
-        }
-        setup.vgic = vgic;
-        Ok(())
-    }
-
-    /// KVM_CREATE_IRQCHIP: a vGICv2.
-    ///
-    /// # Errors
-    ///
-    /// As [`create_device`](Self::create_device).
-    pub fn create_irqchip(&self) -> Result<(), Errno> {
-        self.create_device(DEVICE_ARM_VGIC_V2)
-    }
-
-    /// KVM_SET_DEVICE_ATTR of the vGIC.
-    ///
-    /// # Errors
-    ///
-    /// As KVM: `ENXIO` for an unknown attribute or no vGIC; `EEXIST`, `EINVAL`, `E2BIG` for addresses set twice,
-    /// misaligned or beyond the IPA space; `EINVAL`, `EBUSY` for the number of interrupts; for registers, see
-    /// `set_vgic_attr`.
-    pub fn set_device_attr(&self, group: u32, attribute: u64, value: u64) -> Result<(), Errno> {
-        if !matches!(
-            (group, attribute),
-            (vgic::GROUP_ADDR | vgic::GROUP_NR_IRQS, _) | (vgic::GROUP_CTRL, vgic::CTRL_INIT)
-        ) {
-            return self.set_vgic_attr(group, attribute, value);
-        }
-        let ipa_bits = self.stage2.lock().ipa_bits();
-        let vcpus = self.vcpus.lock().len() as u64;
-        let mut setup = self.setup.lock();
-        let vgic = &mut setup.vgic;
-        let version = vgic.version.ok_or(Errno::ENXIO)?;
-        match (group, attribute) {
-            (vgic::GROUP_ADDR, kind) => {
-                use vgic::{
-                    ADDR_V2_CPU, ADDR_V2_DIST, ADDR_V3_DIST, ADDR_V3_REDIST, DIST_SIZE, REDIST_SIZE, V2_ALIGNMENT,
-                    V2_CPU_SIZE, V2_DIST_SIZE, V3_ALIGNMENT,
-                };
-                let (address, size, alignment) = match (version, kind) {
-                    (Version::V2, ADDR_V2_DIST) => (&mut vgic.distributor, V2_DIST_SIZE, V2_ALIGNMENT),
-                    (Version::V2, ADDR_V2_CPU) => (&mut vgic.cpu_interface, V2_CPU_SIZE, V2_ALIGNMENT),
-                    (Version::V3, ADDR_V3_DIST) => (&mut vgic.distributor, DIST_SIZE, V3_ALIGNMENT),
-                    (Version::V3, ADDR_V3_REDIST) => {
-                        (&mut vgic.redistributors, REDIST_SIZE * vcpus.max(1), V3_ALIGNMENT)
-                    }
-                    _ => return Err(Errno::ENXIO),
-                };
-                set_address(address, value, size, alignment, ipa_bits)
-            }
-            (vgic::GROUP_NR_IRQS, 0) => {
-                if !(64..=1023).contains(&value) || !value.is_multiple_of(32) {
-                    return Err(Errno::EINVAL);
-                }
-                if vgic.interrupts.is_some() || vgic.initialised {
-                    return Err(Errno::EBUSY);
-                }
-                vgic.interrupts = Some(value as u32);
-                Ok(())
-            }
-            (vgic::GROUP_CTRL, vgic::CTRL_INIT) => {
-                vgic.initialised = true;
-                Ok(())
-            }
-            _ => Err(Errno::ENXIO),
-        }
-    }
-
     /// Adds a device that keel emulates beside the interrupt controller.
     ///
     /// # Errors
@@ -837,12 +739,12 @@ impl Vm {
         let mut setup = self.setup.lock();
         let (owner, api) = (setup.owner.take(), setup.api.take());
         let vgic = &setup.vgic;
-        let needed = |address: Option<Ipa>| if owner.is_some() { Ok(Ipa(0)) } else { address.ok_or(Errno::ENXIO) };
+        let needed = |address: Option<Ipa>| address.ok_or(Errno::ENXIO);
         let mut stage2 = self.stage2.lock();
-        let distributor = needed(vgic.distributor)?;
-        let mut initialised = vgic.initialised || owner.is_some();
-        let frames = if vgic.version == Some(Version::V2) {
-            let cpu_interface = needed(vgic.cpu_interface)?;
+        let frames = if owner.is_some() || vgic.version.is_none() {
+            VgicFrames::None
+        } else if vgic.version == Some(Version::V2) {
+            let (distributor, cpu_interface) = (needed(vgic.distributor)?, needed(vgic.cpu_interface)?);
             if distributor.0 < cpu_interface.0 + vgic::V2_CPU_SIZE
                 && cpu_interface.0 < distributor.0 + vgic::V2_DIST_SIZE
             {
@@ -850,12 +752,18 @@ impl Vm {
             }
             // Guests use the machine's own virtual CPU interface, which shows each CPU the vCPU it has.
             stage2.map(cpu_interface, gicv2::guest_interface(), vgic::V2_CPU_SIZE, Memory::Device, &AllGuests)?;
-            // It needs nobody to say that it is complete.
-            initialised = true;
             VgicFrames::V2 { distributor }
         } else {
-            VgicFrames::V3 { distributor, redistributors: needed(vgic.redistributors)? }
+            let redistributors = needed(vgic.redistributors)?;
+            let distributor = needed(vgic.distributor)?;
+            if !vgic.is_initialised() {
+                return Err(Errno::EBUSY);
+            }
+            VgicFrames::V3 { distributor, redistributors }
         };
+        // A GICv2 needs nobody to say that it is complete.
+        let controller = setup.vgic.initialise(&self.vcpus(), &self.slots)?;
+        let vgic = &setup.vgic;
         let services = setup.firmware.services;
         let end = 1 << stage2.ipa_bits();
         let pmus = self.pmu_interrupts();
@@ -871,12 +779,12 @@ impl Vm {
         Machine::new(MachineSetup {
             name: self.name.clone(),
             vcpus: self.vcpus.lock().clone(),
-            spis: vgic.spis(),
             timers,
             pmu: has_pmu.then(|| (pmus, setup.events.clone())),
-            vgic: frames,
-            its: vgic.its.as_ref().map(|its| its.address),
-            initialised,
+            vgic: controller,
+            frames,
+            has_vgic: vgic.version.is_some() || owner.is_some(),
+            its: vgic.its.as_ref().map(|its| (its.its.clone(), its.address)),
             owner,
             api,
             user: setup.user.then(|| User { stage2: self.stage2.clone(), nisv: setup.nisv_to_user }),
@@ -910,27 +818,6 @@ impl Vm {
     pub fn translate(&self, ipa: Ipa) -> Option<Pa> {
         self.stage2.lock().translate(ipa).map(|(pa, _)| pa)
     }
-}
-
-pub(super) fn set_address(
-    slot: &mut Option<Ipa>,
-    value: u64,
-    size: u64,
-    alignment: u64,
-    ipa_bits: u32,
-) -> Result<(), Errno> {
-    if slot.is_some() {
-        return Err(Errno::EEXIST);
-    }
-    let end = value.checked_add(size).ok_or(Errno::EINVAL)?;
-    if !value.is_multiple_of(alignment) {
-        return Err(Errno::EINVAL);
-    }
-    if end > 1 << ipa_bits {
-        return Err(Errno::E2BIG);
-    }
-    *slot = Some(Ipa(value));
-    Ok(())
 }
 
 impl Drop for Vm {

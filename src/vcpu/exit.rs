@@ -150,6 +150,11 @@ const CM: u64 = 1 << 8;
 const S1PTW: u64 = 1 << 7;
 const WNR: u64 = 1 << 6;
 
+/// Whether an exit is an SMC.
+pub const fn is_smc(esr: u64) -> bool {
+    esr::class(esr) == ec::SMC64
+}
+
 /// The immediate of the HVC that a syndrome is about. Hardware has moved the PC past it.
 #[inline(always)]
 pub const fn hvc(esr: u64) -> Option<u16> {

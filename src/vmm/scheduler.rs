@@ -201,7 +201,12 @@ fn run_vcpu(entry: &Entry, position: usize, contended: bool, deadline: Option<u6
                 return;
             }
             // The launcher gives no VM SYSTEM_SUSPEND, none a filter, and none is a user's.
-            Leave::Suspend | Leave::Hypercall | Leave::Mmio(_) | Leave::Undescribed(..) | Leave::Failed(_) => continue,
+            Leave::Suspend
+            | Leave::Hypercall(_)
+            | Leave::Levels
+            | Leave::Mmio(_)
+            | Leave::Undescribed(..)
+            | Leave::Failed(_) => continue,
             Leave::Run => {
                 let Some(claim) = resident.take_run() else { continue };
                 // Off this CPU, with its timers: what is due for it ends the run.

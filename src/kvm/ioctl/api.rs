@@ -7,15 +7,15 @@ use super::{
         Errno, Vcpu, Vm,
         machine::Serial,
         memory::Slots,
-        registers::{Value, size_to_set},
         slots::{Change, LOG_DIRTY_PAGES, MAX_SLOTS, MemoryRegion, READONLY, UserSlots},
-        uapi::{MpState, SmcccFilter, VcpuInit},
         vm::max_ipa_bits,
     },
+    attribute::device_call,
     capability::{self, Abilities},
     handles::{Handles, SYSTEM},
     numbers::{self, Call, Kind},
-    user::{UserMemory, copy_in, copy_out, field32, field64},
+    user::{UserMemory, copy_in, copy_out},
+    vcpu_calls::vcpu_call,
 };
 use crate::{
     arch::features,
@@ -30,14 +30,6 @@ use spin::Mutex;
 const API_VERSION: u64 = 12;
 /// Bytes of what Linux maps for a vCPU: `struct kvm_run` and the ring of coalesced MMIO.
 const MMAP_SIZE: u64 = 2 * PAGE_SIZE;
-/// Group and attribute of KVM_ARM_VM_SMCCC_FILTER.
-const VM_SMCCC: (u32, u64) = (0, 0);
-/// KVM_CAP_ARM_SYSTEM_SUSPEND.
-const CAP_SYSTEM_SUSPEND: u32 = 216;
-/// KVM_CAP_ARM_NISV_TO_USER.
-const CAP_NISV_TO_USER: u32 = 177;
-/// KVM_CREATE_DEVICE_TEST.
-const DEVICE_TEST: u32 = 1;
 /// log2 of the addresses that a caller can name.
 const USER_BITS: u32 = 48;
 
@@ -50,10 +42,19 @@ pub struct Api {
 }
 
 #[derive(Clone, Debug)]
-enum Object {
+pub(super) enum Object {
     Vm(Arc<UserVm>),
     Vcpu(Arc<UserVcpu>),
-    Device(Arc<UserVm>),
+    Device(Arc<UserVm>, Device),
+}
+
+/// Devices that have handles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Device {
+    /// The interrupt controller, of either version.
+    Vgic,
+    /// The ITS.
+    Its,
 }
 
 /// A VM that was made through the API.
@@ -61,6 +62,8 @@ enum Object {
 pub struct UserVm {
     pub(super) vm: Vm,
     slots: Mutex<UserSlots>,
+    /// KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2.
+    pub(super) manual_protect: AtomicBool,
 }
 
 /// A vCPU of such a VM, as its caller uses it.
@@ -69,11 +72,11 @@ pub struct UserVcpu {
     pub(super) vm: Arc<UserVm>,
     pub(super) vcpu: Arc<Vcpu>,
     /// Where `struct kvm_run` is exchanged, the caller's address; [`NO_PAGE`] until it says.
-    page: AtomicU64,
-    busy: AtomicBool,
+    pub(super) page: AtomicU64,
+    pub(super) busy: AtomicBool,
 }
 
-const NO_PAGE: u64 = u64::MAX;
+pub(super) const NO_PAGE: u64 = u64::MAX;
 
 /// A vCPU that its caller has for itself.
 pub struct Claim(Arc<UserVcpu>);
@@ -143,7 +146,7 @@ impl Api {
             None => Kind::System,
             Some(Object::Vm(_)) => Kind::Vm,
             Some(Object::Vcpu(_)) => Kind::Vcpu,
-            Some(Object::Device(_)) => Kind::Device,
+            Some(Object::Device(..)) => Kind::Device,
         };
         // Linux takes the number as an unsigned int.
         let call = numbers::find(kind, number as u32)?;
@@ -153,7 +156,7 @@ impl Api {
         }
         match object {
             None => self.system(call, argument).map(Answer::Value),
-            Some(Object::Vm(vm)) => self.vm(&vm, call, argument, caller).map(Answer::Value),
+            Some(Object::Vm(vm)) => self.vm_call(&vm, call, argument, caller).map(Answer::Value),
             Some(Object::Vcpu(vcpu)) => {
                 let claim = Claim::new(&vcpu)?;
                 match call {
@@ -162,7 +165,7 @@ impl Api {
                     _ => vcpu_call(&claim, call, argument, caller).map(Answer::Value),
                 }
             }
-            Some(Object::Device(vm)) => device_call(&vm, call, argument, caller).map(Answer::Value),
+            Some(Object::Device(vm, device)) => device_call(&vm, device, call, argument, caller).map(Answer::Value),
         }
     }
 
@@ -181,11 +184,11 @@ impl Api {
         self.handles.lock().close(handle)
     }
 
-    fn open(&self, object: Object) -> Result<u64, Errno> {
+    pub(super) fn open(&self, object: Object) -> Result<u64, Errno> {
         self.handles.lock().open(object)
     }
 
-    fn abilities(&self) -> Abilities {
+    pub(super) fn abilities(&self) -> Abilities {
         let (breakpoints, watchpoints) = features::debug_registers();
         Abilities {
             cpus: self.cpus,
@@ -208,82 +211,11 @@ impl Api {
                 let serial = Serial { vm: usize::MAX, transmit: |_, _| {} };
                 let vm = Vm::create(argument, "user", self.id_registers.clone(), serial)?;
                 vm.run_by_user();
-                self.open(Object::Vm(Arc::new(UserVm { vm, slots: Mutex::default() })))
-            }
-            _ => Err(Errno::EINVAL),
-        }
-    }
-
-    fn vm(&self, user: &Arc<UserVm>, call: Call, argument: u64, caller: &Slots) -> Result<u64, Errno> {
-        let vm = &user.vm;
-        match call {
-            Call::CheckExtension => Ok(capability::check(argument, &self.abilities()).into()),
-            Call::CreateVcpu => {
-                let id = usize::try_from(argument).map_err(|_| Errno::EINVAL)?;
-                if id >= MAX_VCPUS {
-                    return Err(Errno::EINVAL);
-                }
-                let vcpu = UserVcpu {
-                    vm: user.clone(),
-                    vcpu: vm.create_vcpu(id)?,
-                    page: AtomicU64::new(NO_PAGE),
-                    busy: AtomicBool::new(false),
-                };
-                self.open(Object::Vcpu(Arc::new(vcpu)))
-            }
-            Call::SetUserMemoryRegion => {
-                let bytes = copy_in::<32>(caller, argument)?;
-                let region = MemoryRegion {
-                    slot: field32(&bytes, 0),
-                    flags: field32(&bytes, 4),
-                    guest_phys_addr: field64(&bytes, 8),
-                    memory_size: field64(&bytes, 16),
-                    userspace_addr: field64(&bytes, 24),
-                };
-                user.set_memory(&region, caller).map(|()| 0)
-            }
-            Call::GetDirtyLog => {
-                let bytes = copy_in::<16>(caller, argument)?;
-                user.dirty_log(field32(&bytes, 0), field64(&bytes, 8), caller).map(|()| 0)
-            }
-            Call::CreateDevice => {
-                let mut bytes = copy_in::<12>(caller, argument)?;
-                if field32(&bytes, 8) & DEVICE_TEST != 0 {
-                    return vm.has_device(field32(&bytes, 0)).map(|()| 0);
-                }
-                vm.create_device(field32(&bytes, 0))?;
-                let handle = self.open(Object::Device(user.clone()))?;
-                bytes[4..8].copy_from_slice(&(handle as u32).to_le_bytes());
-                copy_out(caller, argument, &bytes).map(|()| 0)
-            }
-            Call::ArmPreferredTarget => {
-                let mut bytes = [0; 32];
-                bytes[..4].copy_from_slice(&super::super::uapi::TARGET_GENERIC_V8.to_le_bytes());
-                copy_out(caller, argument, &bytes).map(|()| 0)
-            }
-            Call::HasDeviceAttr => {
-                let attr = Attribute::read(caller, argument)?;
-                if (attr.group, attr.attr) == VM_SMCCC { Ok(0) } else { Err(Errno::ENXIO) }
-            }
-            Call::SetDeviceAttr => {
-                let attr = Attribute::read(caller, argument)?;
-                if (attr.group, attr.attr) != VM_SMCCC {
-                    return Err(Errno::ENXIO);
-                }
-                let bytes = copy_in::<24>(caller, attr.addr)?;
-                let mut pad = [0; 15];
-                pad.copy_from_slice(&bytes[9..]);
-                let filter =
-                    SmcccFilter { base: field32(&bytes, 0), nr_functions: field32(&bytes, 4), action: bytes[8], pad };
-                vm.set_smccc_filter(&filter).map(|()| 0)
-            }
-            Call::EnableCap => {
-                let bytes = copy_in::<104>(caller, argument)?;
-                match (field32(&bytes, 0), field32(&bytes, 4)) {
-                    (CAP_NISV_TO_USER, 0) => vm.enable_nisv_to_user().map(|()| 0),
-                    (CAP_SYSTEM_SUSPEND, 0) => vm.enable_system_suspend().map(|()| 0),
-                    _ => Err(Errno::EINVAL),
-                }
+                self.open(Object::Vm(Arc::new(UserVm {
+                    vm,
+                    slots: Mutex::default(),
+                    manual_protect: AtomicBool::new(false),
+                })))
             }
             _ => Err(Errno::EINVAL),
         }
@@ -303,17 +235,54 @@ impl UserVm {
     }
 
     /// KVM_GET_DIRTY_LOG of a slot, to the caller's bitmap at `address`.
-    fn dirty_log(&self, slot: u32, address: u64, caller: &Slots) -> Result<(), Errno> {
+    pub(super) fn dirty_log(&self, slot: u32, address: u64, caller: &Slots) -> Result<(), Errno> {
         let slots = self.slots.lock();
         if slot >> 16 != 0 || slot >= MAX_SLOTS {
             return Err(Errno::EINVAL);
         }
         let region = slots.find(slot).ok_or(Errno::ENOENT)?;
-        self.vm.dirty_log(region, |n, word| copy_out(caller, address.wrapping_add(8 * n as u64), &word.to_le_bytes()))
+        let put = |n, word: u64| copy_out(caller, address.wrapping_add(8 * n as u64), &word.to_le_bytes());
+        if self.manual_protect.load(SeqCst) {
+            self.vm.see_dirty_log(region, put)
+        } else {
+            self.vm.dirty_log(region, put)
+        }
+    }
+
+    /// KVM_CLEAR_DIRTY_LOG of pages of a slot, as the caller's bitmap at `address` says.
+    pub(super) fn clear_dirty_log(
+        &self,
+        slot: u32,
+        first: u64,
+        pages: u32,
+        address: u64,
+        caller: &Slots,
+    ) -> Result<(), Errno> {
+        let slots = self.slots.lock();
+        if slot >> 16 != 0 || slot >= MAX_SLOTS || !first.is_multiple_of(64) {
+            return Err(Errno::EINVAL);
+        }
+        let region = slots.find(slot).ok_or(Errno::ENOENT)?;
+        if region.flags & LOG_DIRTY_PAGES == 0 {
+            return Err(Errno::ENOENT);
+        }
+        let (count, pages) = (region.memory_size / PAGE_SIZE, u64::from(pages));
+        if first > count || pages > count - first || pages < count - first && !pages.is_multiple_of(64) {
+            return Err(Errno::EINVAL);
+        }
+        for n in 0..pages.div_ceil(64) {
+            let mut bits = u64::from_le_bytes(copy_in(caller, address.wrapping_add(8 * n))?);
+            let left = pages - 64 * n;
+            if left < 64 {
+                bits &= (1 << left) - 1;
+            }
+            self.vm.clear_dirty_pages(region, (first / 64 + n) as usize, bits)?;
+        }
+        Ok(())
     }
 
     /// KVM_SET_USER_MEMORY_REGION.
-    fn set_memory(&self, region: &MemoryRegion, caller: &Slots) -> Result<(), Errno> {
+    pub(super) fn set_memory(&self, region: &MemoryRegion, caller: &Slots) -> Result<(), Errno> {
         // One at a time: planned, done and noted under the lock.
         let mut slots = self.slots.lock();
         let change = slots.plan(region, self.vm.ipa_bits(), USER_BITS)?;
@@ -332,99 +301,6 @@ impl UserVm {
             }
         }
         slots.commit(change)
-    }
-}
-
-/// `struct kvm_device_attr`.
-struct Attribute {
-    group: u32,
-    attr: u64,
-    addr: u64,
-}
-
-impl Attribute {
-    fn read(caller: &Slots, address: u64) -> Result<Self, Errno> {
-        let bytes = copy_in::<24>(caller, address)?;
-        Ok(Self { group: field32(&bytes, 4), attr: field64(&bytes, 8), addr: field64(&bytes, 16) })
-    }
-}
-
-fn vcpu_call(claim: &Claim, call: Call, argument: u64, caller: &Slots) -> Result<u64, Errno> {
-    let (vm, vcpu) = (&claim.vm.vm, &*claim.vcpu);
-    match call {
-        Call::ArmVcpuInit => {
-            let bytes = copy_in::<32>(caller, argument)?;
-            let mut init = VcpuInit { target: field32(&bytes, 0), features: [0; 7] };
-            for (n, word) in init.features.iter_mut().enumerate() {
-                *word = field32(&bytes, 4 + 4 * n);
-            }
-            vcpu.init(vm, &init).map(|()| 0)
-        }
-        Call::GetOneReg => {
-            let bytes = copy_in::<16>(caller, argument)?;
-            let value = vcpu.get_one_reg(vm, field64(&bytes, 0))?;
-            let bytes_of = value.to_bytes();
-            copy_out(caller, field64(&bytes, 8), bytes_of.get(..value.size()).unwrap_or(&bytes_of)).map(|()| 0)
-        }
-        Call::SetOneReg => {
-            let bytes = copy_in::<16>(caller, argument)?;
-            let (id, address) = (field64(&bytes, 0), field64(&bytes, 8));
-            let mut value = [0; 16];
-            let value = value.get_mut(..size_to_set(id)?).ok_or(Errno::EINVAL)?;
-            if !caller.read(address, value) {
-                return Err(Errno::EFAULT);
-            }
-            vcpu.set_one_reg(vm, id, Value::from_bytes(value).ok_or(Errno::EINVAL)?).map(|()| 0)
-        }
-        Call::GetMpState => copy_out(caller, argument, &(vcpu.mp_state() as u32).to_le_bytes()).map(|()| 0),
-        Call::SetMpState => {
-            let number = u32::from_le_bytes(copy_in::<4>(caller, argument)?);
-            vcpu.set_mp_state(MpState::new(number).ok_or(Errno::EINVAL)?);
-            Ok(0)
-        }
-        Call::HasDeviceAttr => {
-            let attr = Attribute::read(caller, argument)?;
-            vcpu.has_device_attr(vm, attr.group, attr.attr).map(|()| 0)
-        }
-        Call::SetDeviceAttr => {
-            let attr = Attribute::read(caller, argument)?;
-            vcpu.has_device_attr(vm, attr.group, attr.attr)?;
-            let value = u64::from_le_bytes(copy_in::<8>(caller, attr.addr)?);
-            vcpu.set_device_attr(vm, attr.group, attr.attr, value).map(|()| 0)
-        }
-        Call::GetDeviceAttr => {
-            let attr = Attribute::read(caller, argument)?;
-            let value = vcpu.get_device_attr(vm, attr.group, attr.attr)?;
-            copy_out(caller, attr.addr, &value.to_le_bytes()).map(|()| 0)
-        }
-        Call::SetRunPage => {
-            if !argument.is_multiple_of(PAGE_SIZE) {
-                return Err(Errno::EINVAL);
-            }
-            // It has to be there now; whether it still is, is seen at each run.
-            copy_in::<8>(caller, argument)?;
-            claim.0.page.store(argument, SeqCst);
-            Ok(0)
-        }
-        _ => Err(Errno::EINVAL),
-    }
-}
-
-fn device_call(user: &UserVm, call: Call, argument: u64, caller: &Slots) -> Result<u64, Errno> {
-    let attr = Attribute::read(caller, argument)?;
-    match call {
-        Call::SetDeviceAttr => {
-            let value = match (attr.group, attr.attr) {
-                // Commands have no data.
-                (super::super::uapi::vgic::GROUP_CTRL, _) => 0,
-                (super::super::uapi::vgic::GROUP_NR_IRQS, _) => {
-                    u32::from_le_bytes(copy_in::<4>(caller, attr.addr)?).into()
-                }
-                _ => u64::from_le_bytes(copy_in::<8>(caller, attr.addr)?),
-            };
-            user.vm.set_device_attr(attr.group, attr.attr, value).map(|()| 0)
-        }
-        _ => Err(Errno::ENXIO),
     }
 }
 

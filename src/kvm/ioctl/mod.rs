@@ -6,6 +6,8 @@
 
 #[cfg(target_os = "none")]
 pub(super) mod api;
+#[cfg(target_os = "none")]
+mod attribute;
 pub mod capability;
 pub mod handles;
 pub mod irq_line;
@@ -13,6 +15,10 @@ pub mod numbers;
 #[cfg(target_os = "none")]
 pub mod run;
 pub mod user;
+#[cfg(target_os = "none")]
+mod vcpu_calls;
+#[cfg(target_os = "none")]
+mod vm_calls;
 
 #[cfg(target_os = "none")]
 pub use api::{Answer, Api, Claim};

@@ -5,11 +5,12 @@
 
 use super::{
     super::{
-        Errno, Leave, Machine,
+        Errno, Leave, Machine, Vcpu,
         machine::Stop,
         memory::Slots,
         physical::{self, Acknowledged},
         run::{self, Resident},
+        uapi::MpState,
     },
     api::Claim,
 };
@@ -23,6 +24,8 @@ mod offset {
     pub const UNION: u64 = 32;
     /// `mmio.data`.
     pub const MMIO_DATA: u64 = 40;
+    /// `s.regs.device_irq_level`.
+    pub const LEVELS: u64 = 304;
 }
 
 /// Exit reasons.
@@ -39,8 +42,16 @@ mod reason {
 mod event {
     pub const SHUTDOWN: u32 = 1;
     pub const RESET: u32 = 2;
+    pub const WAKEUP: u32 = 4;
     pub const SUSPEND: u32 = 5;
+    /// KVM_SYSTEM_EVENT_RESET_FLAG_PSCI_RESET2.
+    pub const FLAG_RESET2: u64 = 1;
 }
+
+/// KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON.
+const UNEXPECTED_EXIT: u32 = 4;
+/// KVM_HYPERCALL_EXIT_SMC.
+const EXIT_SMC: u64 = 1;
 
 /// Whoever shares this CPU with the run.
 pub trait Host {
@@ -65,8 +76,26 @@ impl RunPage<'_> {
         super::user::copy_in(self.memory, self.address + offset)
     }
 
-    fn exit(&self, reason: u32) -> Result<(), Errno> {
-        self.put(offset::EXIT_REASON, &reason.to_le_bytes())
+    /// What the run ends with: `union`, the part of the structure that goes with `reason`, from byte 32 on.
+    fn exit(&self, reason: u32, union: &[u8]) -> Result<u64, Errno> {
+        self.put(offset::UNION, union)?;
+        self.put(offset::EXIT_REASON, &reason.to_le_bytes())?;
+        Ok(0)
+    }
+
+    fn system_event(&self, kind: u32, data: Option<u64>) -> Result<u64, Errno> {
+        let mut union = [0; 16];
+        union[..4].copy_from_slice(&kind.to_le_bytes());
+        union[4..8].copy_from_slice(&u32::from(data.is_some()).to_le_bytes());
+        union[8..].copy_from_slice(&data.unwrap_or(0).to_le_bytes());
+        self.exit(reason::SYSTEM_EVENT, &union)
+    }
+
+    /// An interrupt, or another change that the caller is to look at.
+    fn interrupted(&self) -> Errno {
+        // The page was there a moment ago; if the caller has taken it away, it does not want to know.
+        let _ = self.put(offset::EXIT_REASON, &reason::INTR.to_le_bytes());
+        Errno::EINTR
     }
 }
 
@@ -75,7 +104,8 @@ impl RunPage<'_> {
 /// # Errors
 ///
 /// `EINTR` when an interrupt ended it; `ENOEXEC` before KVM_ARM_VCPU_INIT; `EFAULT` without a page for `struct kvm_run`;
-/// those of [`Vm::machine`](super::super::Vm::machine) at the first run.
+/// `ENOSYS` for an access that hardware does not describe, if the VM does not ask for those; those of
+/// [`Vm::machine`](super::super::Vm::machine) at the first run.
 pub(in super::super) fn run(claim: &Claim, memory: &Slots, host: &impl Host) -> Result<u64, Errno> {
     let page = RunPage { memory, address: claim.page().ok_or(Errno::EFAULT)? };
     let vcpu = &*claim.vcpu;
@@ -83,164 +113,175 @@ pub(in super::super) fn run(claim: &Claim, memory: &Slots, host: &impl Host) -> 
         return Err(Errno::ENOEXEC);
     }
     let machine = claim.vm.vm.machine()?;
-    vcpu.complete_access(|| page.get(offset::MMIO_DATA).map(u64::from_le_bytes))?;
+    let is_mmio = u32::from_le_bytes(page.get(offset::EXIT_REASON)?) == reason::MMIO;
+    vcpu.complete_access(is_mmio, || page.get(offset::MMIO_DATA).map(u64::from_le_bytes))?;
     let [immediate] = page.get(offset::IMMEDIATE_EXIT)?;
     if immediate != 0 {
         return Err(Errno::EINTR);
     }
-    page.exit(0)?;
+    page.put(offset::EXIT_REASON, &[0; 4])?;
     page.put(offset::FLAGS, &[0; 2])?;
-    vcpu.set_cpu(cpu::index());
-    loop {
-        if let Some(stop) = machine.stopping() {
-            machine.clear_stop();
-            return system_event(&page, stop);
-        }
-        if !vcpu.is_started() {
-            wait(&machine, claim, None, host).inspect_err(|_| interrupted(&page))?;
-            continue;
-        }
-        timer::set_deadline(host.deadline());
-        let mut resident = Resident::load(&machine, vcpu);
-        let leave = resident.run();
-        match leave {
-            Leave::Attention | Leave::Timer => {
-                drop(resident);
-                interrupted(&page);
-                return Err(Errno::EINTR);
-            }
-            Leave::Interrupt(acknowledged) => {
-                drop(resident);
-                if !host.interrupt(acknowledged.intid()) {
-                    acknowledged.deactivate();
+    let run = Run { machine: &machine, vcpu, page, host };
+    let result = run.until_exit();
+    if !machine.has_vgic {
+        let levels = run::parked_levels(&machine, vcpu);
+        run.page.put(offset::LEVELS, &u64::from(levels).to_le_bytes())?;
+    }
+    result
+}
+
+/// One KVM_RUN.
+struct Run<'a, H> {
+    machine: &'a Machine,
+    vcpu: &'a Vcpu,
+    page: RunPage<'a>,
+    host: &'a H,
+}
+
+impl<H: Host> Run<'_, H> {
+    fn until_exit(&self) -> Result<u64, Errno> {
+        let Self { machine, vcpu, page, host } = self;
+        vcpu.set_cpu(cpu::index());
+        loop {
+            if !vcpu.is_started() {
+                self.wait(None)?;
+                if vcpu.mp_state() == MpState::Suspended {
+                    return page.system_event(event::WAKEUP, None);
                 }
-                interrupted(&page);
-                return Err(Errno::EINTR);
+                continue;
             }
-            Leave::Wait(until) => {
-                resident.trap_wait(true);
-                drop(resident);
-                wait(&machine, claim, until, host).inspect_err(|_| interrupted(&page))?;
+            let mut seen = None;
+            if !machine.has_vgic {
+                let known = u64::from_le_bytes(page.get(offset::LEVELS)?) as u32;
+                if run::parked_levels(machine, vcpu) != known {
+                    return Err(page.interrupted());
+                }
+                seen = Some(known);
             }
-            Leave::Yield => {}
-            Leave::Mmio(access) => {
-                drop(resident);
-                let mut union = [0; 24];
-                union[..8].copy_from_slice(&access.address.0.to_le_bytes());
-                union[8..16].copy_from_slice(&access.value.unwrap_or(0).to_le_bytes());
-                union[16..20].copy_from_slice(&(1_u32 << access.log2_size).to_le_bytes());
-                union[20] = access.value.is_some().into();
-                page.put(offset::UNION, &union)?;
-                page.exit(reason::MMIO)?;
-                return Ok(0);
+            timer::set_deadline(host.deadline());
+            let mut resident = Resident::load(machine, vcpu);
+            if let Some(seen) = seen {
+                resident.watch_levels(seen);
             }
-            Leave::Undescribed(abort, address) => {
-                drop(resident);
-                let mut union = [0; 16];
-                union[..8].copy_from_slice(&abort.fault_syndrome().to_le_bytes());
-                union[8..].copy_from_slice(&address.0.to_le_bytes());
-                page.put(offset::UNION, &union)?;
-                page.exit(reason::ARM_NISV)?;
-                return Ok(0);
+            let leave = resident.run();
+            let arguments = [resident.argument(0), resident.argument(1)];
+            if let Leave::Stop(_) = leave {
+                // If it is run once more all the same (DEN0022, 5.10: there is no return): INTERNAL_FAILURE.
+                resident.set_argument(0, -6_i64 as u64);
             }
-            Leave::Failed(errno) => return Err(errno),
-            Leave::Hypercall => {
-                let function = resident.argument(0) as u32;
-                drop(resident);
-                let mut union = [0; 72];
-                union[..8].copy_from_slice(&u64::from(function).to_le_bytes());
-                page.put(offset::UNION, &union)?;
-                page.exit(reason::HYPERCALL)?;
-                return Ok(0);
+            drop(resident);
+            match leave {
+                Leave::Attention | Leave::Timer | Leave::Levels => return Err(page.interrupted()),
+                Leave::Interrupt(acknowledged) => {
+                    if !host.interrupt(acknowledged.intid()) {
+                        acknowledged.deactivate();
+                    }
+                    return Err(page.interrupted());
+                }
+                Leave::Wait(until) => self.wait(until)?,
+                Leave::Yield => {}
+                Leave::Mmio(access) => {
+                    let mut union = [0; 24];
+                    union[..8].copy_from_slice(&access.address.0.to_le_bytes());
+                    union[8..16].copy_from_slice(&access.value.unwrap_or(0).to_le_bytes());
+                    union[16..20].copy_from_slice(&(1_u32 << access.log2_size).to_le_bytes());
+                    union[20] = access.value.is_some().into();
+                    return page.exit(reason::MMIO, &union);
+                }
+                Leave::Undescribed(abort, address) => {
+                    let mut union = [0; 16];
+                    union[..8].copy_from_slice(&abort.fault_syndrome().to_le_bytes());
+                    union[8..].copy_from_slice(&address.0.to_le_bytes());
+                    return page.exit(reason::ARM_NISV, &union);
+                }
+                Leave::Failed(errno) => return Err(errno),
+                Leave::Hypercall(is_smc) => {
+                    // nr, args and ret, longmode, flags.
+                    let mut union = [0; 72];
+                    union[..8].copy_from_slice(&u64::from(arguments[0] as u32).to_le_bytes());
+                    union[64..].copy_from_slice(&if is_smc { EXIT_SMC } else { 0 }.to_le_bytes());
+                    return page.exit(reason::HYPERCALL, &union);
+                }
+                Leave::Suspend => return page.system_event(event::SUSPEND, Some(0)),
+                Leave::Off => vcpu.set_mp_state(MpState::Stopped),
+                Leave::Stop(stop) => {
+                    machine.switch_off();
+                    let is_reset2 = arguments[0] as u32 & !SMC64 == SYSTEM_RESET2;
+                    return match stop {
+                        Stop::Off => page.system_event(event::SHUTDOWN, Some(0)),
+                        Stop::Reset if is_reset2 => page.system_event(event::RESET, Some(event::FLAG_RESET2)),
+                        Stop::Reset => page.system_event(event::RESET, Some(0)),
+                        Stop::Crash => Err(Errno::EIO),
+                    };
+                }
+                Leave::Crash(crash) => {
+                    let mut union = [0; 24];
+                    union[..4].copy_from_slice(&UNEXPECTED_EXIT.to_le_bytes());
+                    union[4..8].copy_from_slice(&2_u32.to_le_bytes());
+                    union[8..16].copy_from_slice(&crash.esr.to_le_bytes());
+                    union[16..24].copy_from_slice(&crash.far.to_le_bytes());
+                    return page.exit(reason::INTERNAL_ERROR, &union);
+                }
+                // A VM of the API neither owns the machine nor has an API.
+                Leave::Depart | Leave::Run => return Err(Errno::EINVAL),
             }
-            Leave::Suspend => {
-                drop(resident);
-                return put_event(&page, event::SUSPEND, 0);
-            }
-            Leave::Off => {
-                drop(resident);
-                vcpu.set_mp_state(super::super::uapi::MpState::Stopped);
-            }
-            Leave::Stop(stop) => {
-                drop(resident);
-                return system_event(&page, stop);
-            }
-            Leave::Crash(crash) => {
-                drop(resident);
-                let mut union = [0; 24];
-                // KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, with the syndrome.
-                union[..4].copy_from_slice(&4_u32.to_le_bytes());
-                union[4..8].copy_from_slice(&2_u32.to_le_bytes());
-                union[8..16].copy_from_slice(&crash.esr.to_le_bytes());
-                union[16..24].copy_from_slice(&crash.far.to_le_bytes());
-                page.put(offset::UNION, &union)?;
-                page.exit(reason::INTERNAL_ERROR)?;
-                return Ok(0);
-            }
-            // A VM of the API neither owns the machine nor has an API.
-            Leave::Depart | Leave::Run => return Err(Errno::EINVAL),
         }
     }
-}
 
-fn interrupted(page: &RunPage<'_>) {
-    // The page was there a moment ago; if the caller has taken it away, it does not want to know.
-    let _ = page.exit(reason::INTR);
-}
-
-fn system_event(page: &RunPage<'_>, stop: Stop) -> Result<u64, Errno> {
-    match stop {
-        Stop::Off => put_event(page, event::SHUTDOWN, 0),
-        Stop::Reset => put_event(page, event::RESET, 0),
-        Stop::Crash => Err(Errno::EIO),
+    /// Waits on this CPU until the vCPU has something to run for, or to end its suspension; `EINTR` when the CPU is wanted
+    /// for something else, or the caller has a level to look at.
+    fn wait(&self, until: Option<u64>) -> Result<(), Errno> {
+        let Self { machine, vcpu, page, host } = self;
+        loop {
+            vcpu.set_waiting(true);
+            let now = timer::now();
+            let (runnable, next) = run::is_runnable(machine, vcpu, now);
+            let may_wake = vcpu.mp_state() != MpState::Stopped;
+            let wakes = may_wake && (runnable || until.is_some_and(|at| at <= now) || self.has_news()?);
+            let wanted = host.deadline().is_some_and(|at| at <= now) || physical::wants_attention();
+            if wakes || wanted {
+                vcpu.set_waiting(false);
+                return if wakes { Ok(()) } else { Err(page.interrupted()) };
+            }
+            timer::set_deadline([next, until, host.deadline()].into_iter().flatten().min());
+            cpu::wait_for_interrupt();
+            if self.take_interrupts() {
+                vcpu.set_waiting(false);
+                return Err(page.interrupted());
+            }
+        }
     }
-}
 
-fn put_event(page: &RunPage<'_>, kind: u32, data: u64) -> Result<u64, Errno> {
-    let mut union = [0; 16];
-    union[..4].copy_from_slice(&kind.to_le_bytes());
-    union[4..8].copy_from_slice(&1_u32.to_le_bytes());
-    union[8..].copy_from_slice(&data.to_le_bytes());
-    page.put(offset::UNION, &union)?;
-    page.exit(reason::SYSTEM_EVENT)?;
-    Ok(0)
-}
+    /// Whether the caller has not seen a level.
+    fn has_news(&self) -> Result<bool, Errno> {
+        if self.machine.has_vgic {
+            return Ok(false);
+        }
+        let seen = u64::from_le_bytes(self.page.get(offset::LEVELS)?) as u32;
+        Ok(run::parked_levels(self.machine, self.vcpu) != seen)
+    }
 
-/// Waits on this CPU until the vCPU has something to run for; `EINTR` when the CPU is wanted for something else.
-fn wait(machine: &Machine, claim: &Claim, until: Option<u64>, host: &impl Host) -> Result<(), Errno> {
-    let vcpu = &*claim.vcpu;
-    loop {
-        vcpu.set_waiting(true);
-        let now = timer::now();
-        let (runnable, next) = run::is_runnable(machine, vcpu, now);
-        if vcpu.is_started() && (runnable || until.is_some_and(|at| at <= now)) {
-            vcpu.set_waiting(false);
-            return Ok(());
-        }
-        if host.deadline().is_some_and(|at| at <= now) || physical::wants_attention() {
-            vcpu.set_waiting(false);
-            return Err(Errno::EINTR);
-        }
-        timer::set_deadline([next, until, host.deadline()].into_iter().flatten().min());
-        cpu::wait_for_interrupt();
+    /// Takes the interrupts that are pending on this CPU; whether one of them is the caller's.
+    fn take_interrupts(&self) -> bool {
+        let mut others = false;
         while let Some(acknowledged) = Acknowledged::next() {
             let intid = acknowledged.intid();
             let own = physical::interrupts();
             let mut stays = false;
-            let mut other = false;
             if own.is_some_and(|own| own.hypervisor_timer == intid) {
                 timer::set_deadline(None);
             } else if own.is_some_and(|own| own.maintenance != intid) {
-                stays = host.interrupt(intid);
-                other = true;
+                stays = self.host.interrupt(intid);
+                others = true;
             }
             if !stays {
                 acknowledged.deactivate();
             }
-            if other {
-                vcpu.set_waiting(false);
-                return Err(Errno::EINTR);
-            }
         }
+        others
     }
 }
+
+/// SYSTEM_RESET2, as SMC32; bit 30 is set in SMC64's.
+const SYSTEM_RESET2: u32 = 0x8400_0012;
+const SMC64: u32 = 1 << 30;

@@ -342,7 +342,7 @@ impl Vgic {
         let mut words = own.spi_hint.load(SeqCst);
         if words & LPI_HINT != 0
             && cpu.vmcr & lr::VMCR_ENG1 != 0
-            && let Some(lpis) = &self.lpis
+            && let Some(lpis) = self.lpis.get()
         {
             let mut first = u8::MAX;
             let unseen = lpis.most_urgent(vcpu, |priority, _| {

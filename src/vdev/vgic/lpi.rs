@@ -331,20 +331,20 @@ impl Vgic {
     /// # Errors
     ///
     /// There is no memory for them: 56 KiB, and 11 KiB for each vCPU.
-    pub fn give_lpis(&mut self, memory: Arc<dyn GuestMemory>) -> Result<(), TryReserveError> {
-        self.lpis = Some(Lpis::new(self.redistributors.len(), memory)?);
-        self.typer = super::registers::typer(self.spis.words(), true);
+    pub fn give_lpis(&self, memory: Arc<dyn GuestMemory>) -> Result<(), TryReserveError> {
+        self.lpis.try_call_once(|| Lpis::new(self.redistributors.len(), memory))?;
+        self.typer.store(super::registers::typer(self.spis.words(), true), SeqCst);
         Ok(())
     }
 
     /// Whether `intid` is an LPI that the guest's tables have room for.
     pub fn is_lpi(&self, intid: u32) -> bool {
-        self.lpis.as_ref().is_some_and(|lpis| index_of(intid).is_some_and(|index| index < lpis.count()))
+        self.lpis.get().is_some_and(|lpis| index_of(intid).is_some_and(|index| index < lpis.count()))
     }
 
     /// Makes an LPI pending at `vcpu`; without LPIs enabled there it is lost (IHI 0069 §5.1.2).
     pub fn pend_lpi(&self, vcpu: usize, intid: u32, host: &dyn VgicHost) {
-        let (Some(lpis), Some(index)) = (&self.lpis, index_of(intid)) else { return };
+        let (Some(lpis), Some(index)) = (self.lpis.get(), index_of(intid)) else { return };
         if lpis.enabled(vcpu) && lpis.set_pending(vcpu, index) {
             self.notify_lpis(vcpu, host);
         }
@@ -352,7 +352,7 @@ impl Vgic {
 
     /// Takes an LPI's pending state at `vcpu` back.
     pub fn clear_lpi(&self, vcpu: usize, intid: u32, host: &dyn VgicHost) {
-        let (Some(lpis), Some(index)) = (&self.lpis, index_of(intid)) else { return };
+        let (Some(lpis), Some(index)) = (self.lpis.get(), index_of(intid)) else { return };
         lpis.take(vcpu, index);
         if lpis.mark_loaded(vcpu, DROPPED, |loaded| loaded == intid) {
             host.sync(vcpu);
@@ -361,7 +361,7 @@ impl Vgic {
 
     /// Moves an LPI's pending state from one vCPU to another.
     pub fn move_lpi(&self, from: usize, to: usize, intid: u32, host: &dyn VgicHost) {
-        let (Some(lpis), Some(index)) = (&self.lpis, index_of(intid)) else { return };
+        let (Some(lpis), Some(index)) = (self.lpis.get(), index_of(intid)) else { return };
         if from == to || to >= lpis.cpus.len() {
             return;
         }
@@ -375,7 +375,7 @@ impl Vgic {
 
     /// Moves all LPIs that are pending at a vCPU to another.
     pub fn move_all_lpis(&self, from: usize, to: usize, host: &dyn VgicHost) {
-        let Some(lpis) = &self.lpis else { return };
+        let Some(lpis) = self.lpis.get() else { return };
         let (Some(unsorted), Some(loaded)) = (lpis.unsorted(to), lpis.cpus.get(from)) else { return };
         if from == to {
             return;
@@ -402,7 +402,7 @@ impl Vgic {
 
     /// Reads the configuration of an LPI anew (INV, GICR_INVLPIR).
     pub fn invalidate_lpi(&self, intid: u32, host: &dyn VgicHost) {
-        let (Some(lpis), Some(index)) = (&self.lpis, index_of(intid)) else { return };
+        let (Some(lpis), Some(index)) = (self.lpis.get(), index_of(intid)) else { return };
         lpis.read_config(index / 8, 1);
         let (word, bit) = place(index);
         for vcpu in 0..lpis.cpus.len() {
@@ -420,7 +420,7 @@ impl Vgic {
 
     /// Reads the configuration of all LPIs anew, for those that are pending at `vcpu` (INVALL, GICR_INVALLR).
     pub fn invalidate_all_lpis(&self, vcpu: usize, host: &dyn VgicHost) {
-        let Some(lpis) = &self.lpis else { return };
+        let Some(lpis) = self.lpis.get() else { return };
         lpis.read_config(0, CONFIG_WORDS);
         self.resort_lpis(lpis, vcpu, host);
         if lpis.mark_loaded(vcpu, 0, |_| true) {
@@ -440,7 +440,7 @@ impl Vgic {
 
     /// Writes GICR_CTLR.EnableLPIs of a vCPU. Enabling reads both tables of the guest; disabling forgets what is pending.
     pub(super) fn enable_lpis(&self, vcpu: usize, enable: bool, host: &dyn VgicHost) {
-        let Some((lpis, cpu)) = self.lpis.as_ref().and_then(|lpis| Some((lpis, lpis.cpus.get(vcpu)?))) else { return };
+        let Some((lpis, cpu)) = self.lpis.get().and_then(|lpis| Some((lpis, lpis.cpus.get(vcpu)?))) else { return };
         if cpu.enabled.load(SeqCst) == enable {
             return;
         }
@@ -470,7 +470,7 @@ impl Vgic {
     /// Writes the pending LPIs of every vCPU that has LPIs enabled into the guest's tables
     /// (KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES). No vCPU may be resident. `false` if a table is not memory.
     pub fn save_pending_lpis(&self) -> bool {
-        let Some(lpis) = &self.lpis else { return true };
+        let Some(lpis) = self.lpis.get() else { return true };
         let words = lpis.count() / 64;
         let saved = |(vcpu, cpu): (usize, &LpiCpu)| {
             let base = (cpu.pendbaser.load(SeqCst) & PENDBASER_ADDRESS) + u64::from(FIRST_LPI / 8);
@@ -485,7 +485,7 @@ impl Vgic {
     #[cfg(test)]
     pub(crate) fn lpi_is_pending(&self, vcpu: usize, intid: u32) -> bool {
         let (word, bit) = place(index_of(intid).unwrap());
-        self.lpis.as_ref().unwrap().word(vcpu, word).unwrap().load(SeqCst) & bit != 0
+        self.lpis.get().unwrap().word(vcpu, word).unwrap().load(SeqCst) & bit != 0
     }
 
     fn notify_lpis(&self, vcpu: usize, host: &dyn VgicHost) {
@@ -497,7 +497,7 @@ impl Vgic {
 
     /// The value for list register `slot` of `vcpu`, if the LPI is still to be delivered.
     pub(super) fn present_lpi(&self, vcpu: usize, slot: usize, intid: u32) -> Option<u64> {
-        self.lpis.as_ref()?.present(vcpu, slot, intid)
+        self.lpis.get()?.present(vcpu, slot, intid)
     }
 
     /// List register `slot` of `vcpu` held an LPI and has been read back.
@@ -509,7 +509,7 @@ impl Vgic {
         lr: ListRegister,
         host: &dyn VgicHost,
     ) {
-        let Some(lpis) = &self.lpis else { return };
+        let Some(lpis) = self.lpis.get() else { return };
         let Some(word) = lpis.cpus.get(vcpu).and_then(|cpu| cpu.loaded.get(slot)) else { return };
         let entry = word.swap(0, SeqCst);
         // Others may be waiting for a list register.

@@ -64,8 +64,9 @@ mod word_set;
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
+use spin::Once;
 use thiserror::Error;
 
 use bank::Bank;
@@ -171,8 +172,8 @@ struct Redistributor {
     /// Words of SPIs that may hold something for this vCPU: bit n = INTIDs 32 + 32n to 63 + 32n. And [`LPI_HINT`] and
     /// [`COMMANDS_HINT`], so that one look tells whether there is anything but private interrupts.
     spi_hint: AtomicU32,
-    /// Affinity of this vCPU, Aff3 in 39:32.
-    affinity: u64,
+    /// Affinity of this vCPU, Aff3 in 39:32. Changes only before a vCPU has run.
+    affinity: AtomicU64,
     /// Interrupts 0–31.
     private: Bank,
     /// PPIs mapped to a physical interrupt.
@@ -191,7 +192,7 @@ impl Redistributor {
         let redistributor = Self {
             dirty: AtomicBool::new(false),
             spi_hint: AtomicU32::new(0),
-            affinity,
+            affinity: AtomicU64::new(affinity),
             private: Bank::new(),
             mapped: AtomicU32::new(0),
             physical_active: AtomicU32::new(0),
@@ -228,6 +229,15 @@ impl Redistributor {
     }
 }
 
+fn check_affinities(mpidrs: &[u64]) -> Result<(), VgicConfigError> {
+    let mut sorted: Vec<u64> = mpidrs.iter().map(|mpidr| mpidr & AFFINITY_MASK).collect();
+    sorted.sort_unstable();
+    match sorted.array_windows().find(|[a, b]| a == b) {
+        Some(&[affinity, _]) => Err(VgicConfigError::DuplicateAffinity(affinity)),
+        None => Ok(()),
+    }
+}
+
 /// The virtual GIC of one VM. All methods may be called from any CPU at once, but those that take a [`VgicCpu`] only on
 /// the CPU where that vCPU is.
 #[derive(Debug)]
@@ -236,7 +246,7 @@ pub struct Vgic {
     /// GICD_CTLR.EnableGrp1, a GICv2's Enable: lets interrupts of both groups through, as in KVM.
     enabled: AtomicBool,
     /// GICD_TYPER.
-    typer: u32,
+    typer: AtomicU32,
     /// GICD_IIDR.Revision: 2 or 3.
     revision: AtomicU32,
     /// The groups of a GICv2's interrupts can be restored, as whoever restores knows that they start as 0.
@@ -244,7 +254,7 @@ pub struct Vgic {
     redistributors: Box<[Redistributor]>,
     spis: Spis,
     /// LPIs, if the VM has them.
-    lpis: Option<Lpis>,
+    lpis: Once<Lpis>,
 }
 
 impl Vgic {
@@ -276,20 +286,16 @@ impl Vgic {
         if config.spis == 0 || config.spis > MAX_SPIS || !config.spis.is_multiple_of(32) {
             return Err(VgicConfigError::Spis(config.spis));
         }
-        let mut sorted: Vec<u64> = config.mpidrs.iter().map(|mpidr| mpidr & AFFINITY_MASK).collect();
-        sorted.sort_unstable();
-        if let Some(pair) = sorted.array_windows().find(|[a, b]| a == b) {
-            return Err(VgicConfigError::DuplicateAffinity(pair[0]));
-        }
+        check_affinities(config.mpidrs)?;
         let vgic = Self {
             version,
             groups_restorable: AtomicBool::new(false),
             enabled: AtomicBool::new(false),
-            typer: registers::typer(config.spis / 32, false),
+            typer: AtomicU32::new(registers::typer(config.spis / 32, false)),
             revision: AtomicU32::new(registers::REVISION_LATEST),
             redistributors: config.mpidrs.iter().map(|mpidr| Redistributor::new(mpidr & AFFINITY_MASK)).collect(),
             spis: Spis::new(config.spis / 32),
-            lpis: None,
+            lpis: Once::new(),
         };
         vgic.reset();
         Ok(vgic)
@@ -300,7 +306,7 @@ impl Vgic {
     pub fn reset(&self) {
         self.enabled.store(false, SeqCst);
         self.spis.reset(self.vcpu_with_affinity(0));
-        if let Some(lpis) = &self.lpis {
+        if let Some(lpis) = self.lpis.get() {
             lpis.reset();
         }
         for redistributor in &self.redistributors {
@@ -315,6 +321,19 @@ impl Vgic {
         }
     }
 
+    /// Gives each vCPU its affinity anew (MPIDR_EL1's layout), before any has run.
+    ///
+    /// # Errors
+    ///
+    /// Two vCPUs of one affinity; then nothing has changed.
+    pub fn set_affinities(&self, mpidrs: &[u64]) -> Result<(), VgicConfigError> {
+        check_affinities(mpidrs)?;
+        for (redistributor, mpidr) in self.redistributors.iter().zip(mpidrs) {
+            redistributor.affinity.store(mpidr & AFFINITY_MASK, Relaxed);
+        }
+        Ok(())
+    }
+
     /// How many vCPUs there are.
     pub fn vcpus(&self) -> usize {
         self.redistributors.len()
@@ -322,13 +341,13 @@ impl Vgic {
 
     /// The index of the vCPU with this affinity (MPIDR_EL1's layout).
     pub fn vcpu_with_affinity(&self, affinity: u64) -> Option<usize> {
-        let is = |index: usize| self.redistributors.get(index).is_some_and(|r| r.affinity == affinity);
+        let is = |index: usize| self.redistributors.get(index).is_some_and(|r| r.affinity.load(Relaxed) == affinity);
         // The usual numberings: Aff0 counts, in one cluster or in clusters of 16 as KVM has it.
         let guess = ((affinity & 0xff) | (affinity >> 8 & 0xff) << 4) as usize;
         if is(guess) {
             return Some(guess);
         }
-        self.redistributors.iter().position(|redistributor| redistributor.affinity == affinity)
+        self.redistributors.iter().position(|redistributor| redistributor.affinity.load(Relaxed) == affinity)
     }
 
     /// Makes `vcpu` look at its interrupts anew.
@@ -444,6 +463,12 @@ impl Vgic {
                 redistributor.mapped.fetch_and(!(1 << intid), SeqCst);
             }
         }
+    }
+
+    /// Whether PPI `intid` of `vcpu` is mapped.
+    pub fn is_mapped(&self, vcpu: usize, intid: u32) -> bool {
+        let mapped = self.redistributors.get(vcpu).map_or(0, |redistributor| redistributor.mapped.load(Relaxed));
+        mapped & 1_u32.unbounded_shl(intid) != 0
     }
 
     /// The physical interrupt behind the mapped PPI `intid` of the resident `vcpu` was acknowledged, and left active, on

@@ -6,7 +6,7 @@
 
 pub mod v2;
 
-use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 use thiserror::Error;
 
@@ -241,7 +241,7 @@ impl Vgic {
     }
 
     fn typer(&self) -> u64 {
-        self.typer.into()
+        self.typer.load(Relaxed).into()
     }
 
     /// A write by the guest at `offset` in the distributor's 64 KiB. What is not there ignores it.
@@ -444,7 +444,7 @@ fn write_ctlr(vgic: &Vgic, access: &Access<'_>, value: u64) {
 /// Lets interrupts through to the CPU interfaces, or none.
 fn set_forwarding(vgic: &Vgic, enable: bool, host: &dyn VgicHost) {
     if vgic.enabled.swap(enable, SeqCst) != enable {
-        let lpis = if vgic.lpis.is_some() { LPI_HINT } else { 0 };
+        let lpis = if vgic.lpis.is_completed() { LPI_HINT } else { 0 };
         let all = u32::MAX >> (32 - vgic.spis.words() as u32) | lpis;
         for (vcpu, redistributor) in vgic.redistributors.iter().enumerate() {
             redistributor.spi_hint.fetch_or(all, SeqCst);
@@ -490,7 +490,7 @@ fn write_redistributor_ctlr(vgic: &Vgic, access: &Access<'_>, value: u64) {
 /// The VM's LPIs, if it has them, and the vCPU whose redistributor is accessed.
 fn lpis_of<'a>(vgic: &'a Vgic, access: &Access<'_>) -> Option<(&'a Lpis, usize)> {
     match access.frame {
-        Frame::Redistributor(vcpu) => Some((vgic.lpis.as_ref()?, vcpu)),
+        Frame::Redistributor(vcpu) => Some((vgic.lpis.get()?, vcpu)),
         Frame::Distributor | Frame::DistributorV2(_) => None,
     }
 }
@@ -544,9 +544,10 @@ fn read_redistributor_iidr(_: &Vgic, _: &Access<'_>) -> u64 {
 
 fn read_redistributor_typer(vgic: &Vgic, access: &Access<'_>) -> u64 {
     let Frame::Redistributor(vcpu) = access.frame else { return 0 };
-    let affinity = vgic.redistributors.get(vcpu).map_or(0, |redistributor| redistributor.affinity & AFFINITY_LOW);
+    let affinity =
+        vgic.redistributors.get(vcpu).map_or(0, |redistributor| redistributor.affinity.load(Relaxed) & AFFINITY_LOW);
     let last = if vcpu + 1 == vgic.vcpus() { GICR_TYPER_LAST } else { 0 };
-    let lpis = if vgic.lpis.is_some() { GICR_TYPER_PLPIS } else { 0 };
+    let lpis = if vgic.lpis.is_completed() { GICR_TYPER_PLPIS } else { 0 };
     affinity << 32 | (vcpu as u64 & 0xffff) << 8 | last | lpis
 }
 

@@ -178,7 +178,7 @@ impl Vgic {
         }
         if words & LPI_HINT != 0
             && let_through
-            && let Some(lpis) = &self.lpis
+            && let Some(lpis) = self.lpis.get()
         {
             // Pending ones of a group that is off can do without a list register.
             let last = if vmcr.is_some_and(|vmcr| vmcr & lr::VMCR_ENG1 == 0) { KEY_LAST } else { 0 };

@@ -1,0 +1,191 @@
+//! KVM's calls on a VM: decoding, and nothing else.
+
+use super::{
+    super::{
+        Errno,
+        memory::Slots,
+        slots::MemoryRegion,
+        uapi::{CounterOffset, DEVICE_ARM_VGIC_ITS, RegMaskRange, SmcccFilter, TARGET_GENERIC_V8},
+    },
+    api::{Api, Device, NO_PAGE, Object, UserVcpu, UserVm},
+    attribute::Attribute,
+    capability,
+    numbers::Call,
+    user::{copy_in, copy_out, field32, field64},
+};
+use crate::vdev::platform::MAX_VCPUS;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+
+/// Group and attribute of KVM_ARM_VM_SMCCC_FILTER.
+const VM_SMCCC: (u32, u64) = (0, 0);
+/// KVM_CREATE_DEVICE_TEST.
+const DEVICE_TEST: u32 = 1;
+/// KVM_MSI_VALID_DEVID.
+const MSI_VALID_DEVID: u32 = 1;
+
+/// Capabilities that KVM_ENABLE_CAP takes.
+mod cap {
+    pub const MANUAL_DIRTY_LOG_PROTECT2: u32 = 168;
+    pub const NISV_TO_USER: u32 = 177;
+    pub const HALT_POLL: u32 = 182;
+    pub const SYSTEM_SUSPEND: u32 = 216;
+}
+
+/// `struct kvm_userspace_memory_region`, and the first half of its successor.
+fn memory_region(bytes: &[u8]) -> MemoryRegion {
+    MemoryRegion {
+        slot: field32(bytes, 0),
+        flags: field32(bytes, 4),
+        guest_phys_addr: field64(bytes, 8),
+        memory_size: field64(bytes, 16),
+        userspace_addr: field64(bytes, 24),
+    }
+}
+
+impl Api {
+    pub(super) fn vm_call(&self, user: &Arc<UserVm>, call: Call, argument: u64, caller: &Slots) -> Result<u64, Errno> {
+        let vm = &user.vm;
+        match call {
+            Call::CheckExtension => Ok(capability::check(argument, &self.abilities()).into()),
+            Call::CreateVcpu => self.create_vcpu(user, argument),
+            Call::SetUserMemoryRegion => {
+                let bytes = copy_in::<32>(caller, argument)?;
+                user.set_memory(&memory_region(&bytes), caller)?;
+                Ok(0)
+            }
+            Call::SetUserMemoryRegion2 => {
+                // What it has beyond the first is for KVM_MEM_GUEST_MEMFD, a flag that is refused.
+                let bytes = copy_in::<160>(caller, argument)?;
+                user.set_memory(&memory_region(&bytes), caller)?;
+                Ok(0)
+            }
+            Call::GetDirtyLog => {
+                let bytes = copy_in::<16>(caller, argument)?;
+                user.dirty_log(field32(&bytes, 0), field64(&bytes, 8), caller)?;
+                Ok(0)
+            }
+            Call::ClearDirtyLog => {
+                let bytes = copy_in::<24>(caller, argument)?;
+                let (slot, pages) = (field32(&bytes, 0), field32(&bytes, 4));
+                user.clear_dirty_log(slot, field64(&bytes, 8), pages, field64(&bytes, 16), caller)?;
+                Ok(0)
+            }
+            Call::CreateIrqchip => vm.create_irqchip().map(|()| 0),
+            Call::ArmSetDeviceAddr => {
+                let bytes = copy_in::<16>(caller, argument)?;
+                vm.set_device_addr(field32(&bytes, 0), field64(&bytes, 8)).map(|()| 0)
+            }
+            Call::IrqLine | Call::IrqLineStatus => {
+                let bytes = copy_in::<8>(caller, argument)?;
+                vm.irq_line(field32(&bytes, 0), field32(&bytes, 4) != 0)?;
+                if call == Call::IrqLineStatus {
+                    copy_out(caller, argument, &bytes)?;
+                }
+                Ok(0)
+            }
+            Call::SignalMsi => {
+                let bytes = copy_in::<32>(caller, argument)?;
+                let address = u64::from(field32(&bytes, 0)) | u64::from(field32(&bytes, 4)) << 32;
+                let (flags, device) = (field32(&bytes, 12), field32(&bytes, 16));
+                if flags & !MSI_VALID_DEVID != 0 {
+                    return Err(Errno::EINVAL);
+                }
+                let device = (flags & MSI_VALID_DEVID != 0).then_some(device);
+                vm.signal_msi(address, device, field32(&bytes, 8)).map(u64::from)
+            }
+            Call::ArmSetCounterOffset => {
+                let bytes = copy_in::<16>(caller, argument)?;
+                let offset = CounterOffset { counter_offset: field64(&bytes, 0), reserved: field64(&bytes, 8) };
+                vm.set_counter_offset(&offset).map(|()| 0)
+            }
+            Call::ArmGetRegWritableMasks => {
+                let bytes = copy_in::<64>(caller, argument)?;
+                let reserved = core::array::from_fn(|n| field32(&bytes, 12 + 4 * n));
+                let range = RegMaskRange { addr: field64(&bytes, 0), range: field32(&bytes, 8), reserved };
+                let masks = vm.reg_writable_masks(&range)?;
+                for (n, mask) in masks.iter().enumerate() {
+                    copy_out(caller, range.addr.wrapping_add(8 * n as u64), &mask.to_le_bytes())?;
+                }
+                Ok(0)
+            }
+            Call::ArmPreferredTarget => {
+                let mut bytes = [0; 32];
+                bytes[..4].copy_from_slice(&TARGET_GENERIC_V8.to_le_bytes());
+                copy_out(caller, argument, &bytes).map(|()| 0)
+            }
+            Call::CreateDevice => self.create_device(user, argument, caller),
+            Call::HasDeviceAttr => {
+                let attr = Attribute::read(caller, argument)?;
+                if (attr.group, attr.attr) == VM_SMCCC { Ok(0) } else { Err(Errno::ENXIO) }
+            }
+            Call::SetDeviceAttr => {
+                let attr = Attribute::read(caller, argument)?;
+                if (attr.group, attr.attr) != VM_SMCCC {
+                    return Err(Errno::ENXIO);
+                }
+                let bytes = copy_in::<24>(caller, attr.addr)?;
+                let mut pad = [0; 15];
+                pad.copy_from_slice(&bytes[9..]);
+                let (base, nr_functions) = (field32(&bytes, 0), field32(&bytes, 4));
+                vm.set_smccc_filter(&SmcccFilter { base, nr_functions, action: bytes[8], pad }).map(|()| 0)
+            }
+            Call::EnableCap => {
+                let bytes = copy_in::<104>(caller, argument)?;
+                if field32(&bytes, 4) != 0 {
+                    return Err(Errno::EINVAL);
+                }
+                enable(user, field32(&bytes, 0), field64(&bytes, 8)).map(|()| 0)
+            }
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    fn create_vcpu(&self, user: &Arc<UserVm>, id: u64) -> Result<u64, Errno> {
+        let id = usize::try_from(id).ok().filter(|&id| id < MAX_VCPUS).ok_or(Errno::EINVAL)?;
+        let vcpu = UserVcpu {
+            vm: user.clone(),
+            vcpu: user.vm.create_vcpu(id)?,
+            page: AtomicU64::new(NO_PAGE),
+            busy: AtomicBool::new(false),
+        };
+        self.open(Object::Vcpu(Arc::new(vcpu)))
+    }
+
+    fn create_device(&self, user: &Arc<UserVm>, argument: u64, caller: &Slots) -> Result<u64, Errno> {
+        let mut bytes = copy_in::<12>(caller, argument)?;
+        let (kind, flags) = (field32(&bytes, 0), field32(&bytes, 8));
+        user.vm.has_device(kind)?;
+        if flags & DEVICE_TEST != 0 {
+            return Ok(0);
+        }
+        user.vm.create_device(kind)?;
+        let device = if kind == DEVICE_ARM_VGIC_ITS { Device::Its } else { Device::Vgic };
+        let handle = self.open(Object::Device(user.clone(), device))?;
+        bytes[4..8].copy_from_slice(&(handle as u32).to_le_bytes());
+        copy_out(caller, argument, &bytes).map(|()| 0)
+    }
+}
+
+/// KVM_ENABLE_CAP.
+fn enable(user: &UserVm, number: u32, argument: u64) -> Result<(), Errno> {
+    match number {
+        cap::NISV_TO_USER => user.vm.enable_nisv_to_user(),
+        cap::SYSTEM_SUSPEND => user.vm.enable_system_suspend(),
+        // Bit 0: clearing is a call of its own. Bit 1, logs that begin full, needs it.
+        cap::MANUAL_DIRTY_LOG_PROTECT2 if matches!(argument, 0 | 1 | 3) => {
+            user.set_manual_protect(argument);
+            Ok(())
+        }
+        // How long a host polls before it sleeps: keel sleeps at once.
+        cap::HALT_POLL if argument <= u32::MAX.into() => Ok(()),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+impl UserVm {
+    fn set_manual_protect(&self, flags: u64) {
+        self.manual_protect.store(flags & 1 != 0, SeqCst);
+        self.vm.begin_logs_full(flags & 2 != 0);
+    }
+}
