@@ -212,6 +212,7 @@ fn bench_keel() -> Result<Vec<Figure>> {
         figure.name += "_pmu";
         figures.push(figure);
     }
+    figures.extend(bench_root(&images)?);
     figures.extend(bench_stub(&images)?);
     let mut bytes = |name: &str, value| figures.push(Figure { name: name.into(), value, unit: "bytes".into() });
     bytes("image_bytes", images.keel_bytes.saturating_sub(images.bundle_bytes));
@@ -251,6 +252,18 @@ fn bench_switch(images: &image::Images, features: &[String]) -> Result<Vec<Figur
     vm.features = features.to_vec();
     let mut board = Board::virt(&images.keel);
     board.initrd = Some(run::write_bundle(&[vm], &tree::product("bench-switch.itb"))?);
+    (board.icount, board.smp) = (true, 1);
+    measure(&board)
+}
+
+/// Measures a VM that the owner of the machine makes and runs.
+fn bench_root(images: &image::Images) -> Result<Vec<Figure>> {
+    let mut vm = machine(&images.guests, "hyp=root");
+    vm.bootargs = "bench-kvm hyp=root".into();
+    (vm.root, vm.cpus) = (true, 1);
+    vm.features.clear();
+    let mut board = Board::virt(&images.keel);
+    board.initrd = Some(run::write_bundle(&[vm], &tree::product("bench-root.itb"))?);
     (board.icount, board.smp) = (true, 1);
     measure(&board)
 }

@@ -451,7 +451,7 @@ impl Machine {
         let now = timer::now();
         let own = super::run::deadlines(&vcpu.parked(), self).into_iter().filter_map(|(_, at)| at).min();
         let host = Sooner { host, at: own.map(|at| at.max(now)) };
-        ioctl::run::run(claim, self.memory(), &host)
+        ioctl::run::run(claim, &host)
     }
 
     /// Its memory, for calls of KVM's API.

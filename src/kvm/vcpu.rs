@@ -223,24 +223,19 @@ impl Vcpu {
         self.inner.lock().features.is_some()
     }
 
-    /// Completes the access that the last run ended with, if it did and `still` is what the caller has of it: a load gets what
-    /// `data` gives.
-    ///
-    /// # Errors
-    ///
-    /// Those of `data`.
-    pub(super) fn complete_access(&self, still: bool, data: impl FnOnce() -> Result<u64, Errno>) -> Result<(), Errno> {
+    /// Completes the access that the last run ended with, if it did and the caller `still` knows of it: a load gets what `data`
+    /// gives.
+    pub(super) fn complete_access(&self, still: bool, data: impl FnOnce() -> u64) {
         let mut inner = self.take();
-        let Some(access) = inner.access else { return Ok(()) };
+        let Some(access) = inner.access else { return };
         // An abort that was made pending instead is the access's end.
         if still && !inner.events.abort {
             if let Some(load) = access.load {
-                inner.context.finish_load(load, data()?);
+                inner.context.finish_load(load, data());
             }
             inner.context.skip_instruction(access.bytes);
         }
         inner.access = None;
-        Ok(())
     }
 
     /// KVM_ARM_VCPU_FINALIZE.

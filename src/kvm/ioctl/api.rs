@@ -19,11 +19,11 @@ use super::{
 };
 use crate::{
     arch::features,
-    mm::{Ipa, addr::PAGE_SIZE, stage2::Memory},
+    mm::{Ipa, addr::PAGE_SIZE, frame::Block, stage2::Memory},
     vdev::{idregs::GuestIdRegisters, platform::MAX_VCPUS},
 };
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use spin::Mutex;
 
 /// KVM_API_VERSION.
@@ -71,37 +71,55 @@ pub struct UserVm {
 pub struct UserVcpu {
     pub(super) vm: Arc<UserVm>,
     pub(super) vcpu: Arc<Vcpu>,
-    /// Where `struct kvm_run` is exchanged, the caller's address; [`NO_PAGE`] until it says.
-    pub(super) page: AtomicU64,
+    /// Where `struct kvm_run` is exchanged; nothing until the caller says.
+    pub(super) page: Mutex<Option<Arc<RunPage>>>,
     pub(super) busy: AtomicBool,
 }
 
-pub(super) const NO_PAGE: u64 = u64::MAX;
+/// A page of the caller's, in which `struct kvm_run` is exchanged. It stays what it is until another takes its place, whatever
+/// the caller does with its memory.
+#[derive(Debug)]
+pub(super) struct RunPage {
+    pub(super) memory: Arc<Block>,
+    /// Where it is in there.
+    pub(super) offset: u64,
+}
 
 /// A vCPU that its caller has for itself.
-pub struct Claim(Arc<UserVcpu>);
+pub struct Claim {
+    vcpu: Arc<UserVcpu>,
+    page: Option<Arc<RunPage>>,
+}
 
 impl Claim {
     fn new(vcpu: &Arc<UserVcpu>) -> Result<Self, Errno> {
-        if vcpu.busy.swap(true, SeqCst) { Err(Errno::EBUSY) } else { Ok(Self(vcpu.clone())) }
+        if vcpu.busy.swap(true, SeqCst) {
+            return Err(Errno::EBUSY);
+        }
+        Ok(Self { vcpu: vcpu.clone(), page: vcpu.page.lock().clone() })
+    }
+
+    /// Where the caller says where that is.
+    pub(super) fn run_page(&self) -> &Mutex<Option<Arc<RunPage>>> {
+        &self.vcpu.page
     }
 
     /// Where `struct kvm_run` is.
-    pub(super) fn page(&self) -> Option<u64> {
-        Some(self.0.page.load(SeqCst)).filter(|&page| page != NO_PAGE)
+    pub(super) fn page(&self) -> Option<&RunPage> {
+        self.page.as_deref()
     }
 }
 
 impl core::ops::Deref for Claim {
     type Target = UserVcpu;
     fn deref(&self) -> &UserVcpu {
-        &self.0
+        &self.vcpu
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.0.busy.store(false, SeqCst);
+        self.vcpu.busy.store(false, SeqCst);
     }
 }
 

@@ -7,12 +7,11 @@ use super::{
     super::{
         Errno, Leave, Machine, Vcpu,
         machine::Stop,
-        memory::Slots,
         physical::{self, Acknowledged},
         run::{self, Resident},
         uapi::MpState,
     },
-    api::Claim,
+    api::{Claim, RunPage},
 };
 use crate::arch::{cpu, timer};
 
@@ -20,7 +19,6 @@ use crate::arch::{cpu, timer};
 mod offset {
     pub const IMMEDIATE_EXIT: u64 = 1;
     pub const EXIT_REASON: u64 = 8;
-    pub const FLAGS: u64 = 14;
     pub const UNION: u64 = 32;
     /// `mmio.data`.
     pub const MMIO_DATA: u64 = 40;
@@ -61,42 +59,47 @@ pub trait Host {
     fn deadline(&self) -> Option<u64>;
 }
 
-/// `struct kvm_run` in the caller's memory.
-struct RunPage<'a> {
-    memory: &'a Slots,
-    address: u64,
-}
-
-impl RunPage<'_> {
-    fn put(&self, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
-        super::user::copy_out(self.memory, self.address + offset, bytes)
+/// `struct kvm_run` in the caller's memory, word by word: its maker may write to it at the same time.
+impl RunPage {
+    /// The word that has the byte at `offset`.
+    fn word(&self, offset: u64) -> u64 {
+        self.memory.read_word(self.offset + (offset & !7)).map_or(0, u64::from_le)
     }
 
-    fn get<const N: usize>(&self, offset: u64) -> Result<[u8; N], Errno> {
-        super::user::copy_in(self.memory, self.address + offset)
+    fn put(&self, offset: u64, value: u64) {
+        self.memory.write_word(self.offset + offset, value.to_le());
+    }
+
+    /// `exit_reason`, and what follows it up to byte 16: `flags`, which are 0.
+    fn set_reason(&self, reason: u32) {
+        self.put(offset::EXIT_REASON, reason.into());
     }
 
     /// What the run ends with: `union`, the part of the structure that goes with `reason`, from byte 32 on.
-    fn exit(&self, reason: u32, union: &[u8]) -> Result<u64, Errno> {
-        self.put(offset::UNION, union)?;
-        self.put(offset::EXIT_REASON, &reason.to_le_bytes())?;
+    #[inline]
+    fn exit<const N: usize>(&self, reason: u32, union: [u64; N]) -> Result<u64, Errno> {
+        for (word, at) in union.into_iter().zip((offset::UNION..).step_by(8)) {
+            self.put(at, word);
+        }
+        self.set_reason(reason);
         Ok(0)
     }
 
     fn system_event(&self, kind: u32, data: Option<u64>) -> Result<u64, Errno> {
-        let mut union = [0; 16];
-        union[..4].copy_from_slice(&kind.to_le_bytes());
-        union[4..8].copy_from_slice(&u32::from(data.is_some()).to_le_bytes());
-        union[8..].copy_from_slice(&data.unwrap_or(0).to_le_bytes());
-        self.exit(reason::SYSTEM_EVENT, &union)
+        let count = u32::from(data.is_some());
+        self.exit(reason::SYSTEM_EVENT, [words(kind, count), data.unwrap_or(0)])
     }
 
     /// An interrupt, or another change that the caller is to look at.
     fn interrupted(&self) -> Errno {
-        // The page was there a moment ago; if the caller has taken it away, it does not want to know.
-        let _ = self.put(offset::EXIT_REASON, &reason::INTR.to_le_bytes());
+        self.set_reason(reason::INTR);
         Errno::EINTR
     }
+}
+
+/// Two fields of 32 bits, the first at the lower address.
+const fn words(first: u32, second: u32) -> u64 {
+    first as u64 | (second as u64) << 32
 }
 
 /// Runs the vCPU until its caller has something to do. The result of KVM_RUN.
@@ -106,26 +109,25 @@ impl RunPage<'_> {
 /// `EINTR` when an interrupt ended it; `ENOEXEC` before KVM_ARM_VCPU_INIT; `EFAULT` without a page for `struct kvm_run`;
 /// `ENOSYS` for an access that hardware does not describe, if the VM does not ask for those; those of
 /// [`Vm::machine`](super::super::Vm::machine) at the first run.
-pub(in super::super) fn run(claim: &Claim, memory: &Slots, host: &impl Host) -> Result<u64, Errno> {
-    let page = RunPage { memory, address: claim.page().ok_or(Errno::EFAULT)? };
+pub(in super::super) fn run(claim: &Claim, host: &impl Host) -> Result<u64, Errno> {
+    let page = claim.page().ok_or(Errno::EFAULT)?;
     let vcpu = &*claim.vcpu;
     if !vcpu.is_initialised() {
         return Err(Errno::ENOEXEC);
     }
     let machine = claim.vm.vm.machine()?;
-    let is_mmio = u32::from_le_bytes(page.get(offset::EXIT_REASON)?) == reason::MMIO;
-    vcpu.complete_access(is_mmio, || page.get(offset::MMIO_DATA).map(u64::from_le_bytes))?;
-    let [immediate] = page.get(offset::IMMEDIATE_EXIT)?;
-    if immediate != 0 {
+    let is_mmio = page.word(offset::EXIT_REASON) as u32 == reason::MMIO;
+    vcpu.complete_access(is_mmio, || page.word(offset::MMIO_DATA));
+    // The second byte of the first word.
+    if page.word(offset::IMMEDIATE_EXIT) >> 8 & 0xff != 0 {
         return Err(Errno::EINTR);
     }
-    page.put(offset::EXIT_REASON, &[0; 4])?;
-    page.put(offset::FLAGS, &[0; 2])?;
+    page.set_reason(0);
     let run = Run { machine: &machine, vcpu, page, host };
     let result = run.until_exit();
     if !machine.has_vgic {
         let levels = run::parked_levels(&machine, vcpu);
-        run.page.put(offset::LEVELS, &u64::from(levels).to_le_bytes())?;
+        run.page.put(offset::LEVELS, levels.into());
     }
     result
 }
@@ -134,7 +136,7 @@ pub(in super::super) fn run(claim: &Claim, memory: &Slots, host: &impl Host) -> 
 struct Run<'a, H> {
     machine: &'a Machine,
     vcpu: &'a Vcpu,
-    page: RunPage<'a>,
+    page: &'a RunPage,
     host: &'a H,
 }
 
@@ -152,7 +154,7 @@ impl<H: Host> Run<'_, H> {
             }
             let mut seen = None;
             if !machine.has_vgic {
-                let known = u64::from_le_bytes(page.get(offset::LEVELS)?) as u32;
+                let known = page.word(offset::LEVELS) as u32;
                 if run::parked_levels(machine, vcpu) != known {
                     return Err(page.interrupted());
                 }
@@ -181,26 +183,19 @@ impl<H: Host> Run<'_, H> {
                 Leave::Wait(until) => self.wait(until)?,
                 Leave::Yield => {}
                 Leave::Mmio(access) => {
-                    let mut union = [0; 24];
-                    union[..8].copy_from_slice(&access.address.0.to_le_bytes());
-                    union[8..16].copy_from_slice(&access.value.unwrap_or(0).to_le_bytes());
-                    union[16..20].copy_from_slice(&(1_u32 << access.log2_size).to_le_bytes());
-                    union[20] = access.value.is_some().into();
-                    return page.exit(reason::MMIO, &union);
+                    let size_and_direction = words(1 << access.log2_size, access.value.is_some().into());
+                    let data = access.value.unwrap_or(0);
+                    return page.exit(reason::MMIO, [access.address.0, data, size_and_direction]);
                 }
                 Leave::Undescribed(abort, address) => {
-                    let mut union = [0; 16];
-                    union[..8].copy_from_slice(&abort.fault_syndrome().to_le_bytes());
-                    union[8..].copy_from_slice(&address.0.to_le_bytes());
-                    return page.exit(reason::ARM_NISV, &union);
+                    return page.exit(reason::ARM_NISV, [abort.fault_syndrome(), address.0]);
                 }
                 Leave::Failed(errno) => return Err(errno),
                 Leave::Hypercall(is_smc) => {
-                    // nr, args and ret, longmode, flags.
-                    let mut union = [0; 72];
-                    union[..8].copy_from_slice(&u64::from(arguments[0] as u32).to_le_bytes());
-                    union[64..].copy_from_slice(&if is_smc { EXIT_SMC } else { 0 }.to_le_bytes());
-                    return page.exit(reason::HYPERCALL, &union);
+                    // nr, six arguments, ret, flags.
+                    let flags = if is_smc { EXIT_SMC } else { 0 };
+                    let number = u64::from(arguments[0] as u32);
+                    return page.exit(reason::HYPERCALL, [number, 0, 0, 0, 0, 0, 0, 0, flags]);
                 }
                 Leave::Suspend => return page.system_event(event::SUSPEND, Some(0)),
                 Leave::Off => vcpu.set_mp_state(MpState::Stopped),
@@ -215,12 +210,7 @@ impl<H: Host> Run<'_, H> {
                     };
                 }
                 Leave::Crash(crash) => {
-                    let mut union = [0; 24];
-                    union[..4].copy_from_slice(&UNEXPECTED_EXIT.to_le_bytes());
-                    union[4..8].copy_from_slice(&2_u32.to_le_bytes());
-                    union[8..16].copy_from_slice(&crash.esr.to_le_bytes());
-                    union[16..24].copy_from_slice(&crash.far.to_le_bytes());
-                    return page.exit(reason::INTERNAL_ERROR, &union);
+                    return page.exit(reason::INTERNAL_ERROR, [words(UNEXPECTED_EXIT, 2), crash.esr, crash.far]);
                 }
                 // A VM of the API neither owns the machine nor has an API.
                 Leave::Depart | Leave::Run => return Err(Errno::EINVAL),
@@ -237,7 +227,7 @@ impl<H: Host> Run<'_, H> {
             let now = timer::now();
             let (runnable, next) = run::is_runnable(machine, vcpu, now);
             let may_wake = vcpu.mp_state() != MpState::Stopped;
-            let wakes = may_wake && (runnable || until.is_some_and(|at| at <= now) || self.has_news()?);
+            let wakes = may_wake && (runnable || until.is_some_and(|at| at <= now) || self.has_news());
             let wanted = host.deadline().is_some_and(|at| at <= now) || physical::wants_attention();
             if wakes || wanted {
                 vcpu.set_waiting(false);
@@ -253,12 +243,9 @@ impl<H: Host> Run<'_, H> {
     }
 
     /// Whether the caller has not seen a level.
-    fn has_news(&self) -> Result<bool, Errno> {
-        if self.machine.has_vgic {
-            return Ok(false);
-        }
-        let seen = u64::from_le_bytes(self.page.get(offset::LEVELS)?) as u32;
-        Ok(run::parked_levels(self.machine, self.vcpu) != seen)
+    fn has_news(&self) -> bool {
+        let seen = self.page.word(offset::LEVELS) as u32;
+        !self.machine.has_vgic && run::parked_levels(self.machine, self.vcpu) != seen
     }
 
     /// Takes the interrupts that are pending on this CPU; whether one of them is the caller's.

@@ -7,14 +7,13 @@ use super::{
         registers::{Value, size_to_set},
         uapi::{MpState, VcpuEvents, VcpuInit, vcpu},
     },
-    api::Claim,
+    api::{Claim, RunPage},
     attribute::Attribute,
     numbers::Call,
     user::{UserMemory, copy_in, copy_out, field32, field64},
 };
-use crate::mm::addr::PAGE_SIZE;
-use alloc::vec::Vec;
-use core::sync::atomic::Ordering::SeqCst;
+use crate::mm::{Ipa, addr::PAGE_SIZE};
+use alloc::{sync::Arc, vec::Vec};
 
 /// Bytes of Linux's `sigset_t`.
 const SIGNALS: u32 = 8;
@@ -115,17 +114,10 @@ pub(super) fn vcpu_call(claim: &Claim, call: Call, argument: u64, caller: &Slots
             if !argument.is_multiple_of(PAGE_SIZE) {
                 return Err(Errno::EINVAL);
             }
-            // It has to be there now; whether it still is, is seen at each run.
-            copy_in::<8>(caller, argument)?;
-            claim.set_page(argument);
+            let (memory, offset) = caller.locate(Ipa(argument), PAGE_SIZE).ok_or(Errno::EFAULT)?;
+            *claim.run_page().lock() = Some(Arc::new(RunPage { memory, offset }));
             Ok(0)
         }
         _ => Err(Errno::EINVAL),
-    }
-}
-
-impl Claim {
-    fn set_page(&self, address: u64) {
-        self.page.store(address, SeqCst);
     }
 }

@@ -7,7 +7,7 @@ use super::{
         slots::MemoryRegion,
         uapi::{CounterOffset, DEVICE_ARM_VGIC_ITS, RegMaskRange, SmcccFilter, TARGET_GENERIC_V8},
     },
-    api::{Api, Device, NO_PAGE, Object, UserVcpu, UserVm},
+    api::{Api, Device, Object, UserVcpu, UserVm},
     attribute::Attribute,
     capability,
     numbers::Call,
@@ -15,7 +15,8 @@ use super::{
 };
 use crate::vdev::platform::MAX_VCPUS;
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use spin::Mutex;
 
 /// Group and attribute of KVM_ARM_VM_SMCCC_FILTER.
 const VM_SMCCC: (u32, u64) = (0, 0);
@@ -146,7 +147,7 @@ impl Api {
         let vcpu = UserVcpu {
             vm: user.clone(),
             vcpu: user.vm.create_vcpu(id)?,
-            page: AtomicU64::new(NO_PAGE),
+            page: Mutex::new(None),
             busy: AtomicBool::new(false),
         };
         self.open(Object::Vcpu(Arc::new(vcpu)))

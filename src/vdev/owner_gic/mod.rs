@@ -94,10 +94,15 @@ impl IntidSet {
 
     /// All of it, in order.
     pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
-        self.0
-            .iter()
-            .enumerate()
-            .flat_map(|(n, &word)| (0..64).filter(move |bit| word >> bit & 1 != 0).map(move |bit| n as u32 * 64 + bit))
+        let bits = |mut left: u64| {
+            core::iter::from_fn(move || {
+                let bit = left.trailing_zeros();
+                left &= left.wrapping_sub(1);
+                (bit < 64).then_some(bit)
+            })
+        };
+        let words = self.0.iter().enumerate().filter(|(_, word)| **word != 0);
+        words.flat_map(move |(n, &word)| bits(word).map(move |bit| n as u32 * 64 + bit))
     }
 }
 
