@@ -59,6 +59,11 @@ impl Vm {
         Ok(())
     }
 
+    /// Whether it has one.
+    pub fn has_its(&self) -> bool {
+        self.setup.lock().vgic.its.is_some()
+    }
+
     /// KVM_HAS_DEVICE_ATTR of the ITS.
     ///
     /// # Errors

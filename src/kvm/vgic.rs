@@ -113,6 +113,8 @@ pub(super) struct VgicSetup {
     pub(super) redistributor_count: Option<u64>,
     /// A GICv2's.
     pub(super) cpu_interface: Option<Ipa>,
+    /// The guest has it there.
+    pub(super) is_mapped: bool,
     pub(super) its: Option<ItsSetup>,
 }
 
@@ -171,6 +173,11 @@ impl Vm {
             Err(Errno::EINVAL)
         };
         (vgic.version.is_some(), has)
+    }
+
+    /// The most vCPUs that it can have: fewer with a vGICv2.
+    pub fn max_vcpus(&self) -> usize {
+        self.setup.lock().vgic.max_vcpus()
     }
 
     /// KVM_CREATE_DEVICE with KVM_CREATE_DEVICE_TEST.

@@ -124,6 +124,7 @@ pub struct Vm {
     /// KVM_ARM_SET_COUNTER_OFFSET was called: the physical counter has that offset too.
     is_offset: AtomicBool,
     logs_begin_full: AtomicBool,
+    is_dead: AtomicBool,
 }
 
 impl From<Stage2Error> for Errno {
@@ -189,6 +190,7 @@ impl Vm {
             counter_offset: AtomicU64::new(0),
             is_offset: AtomicBool::new(false),
             logs_begin_full: AtomicBool::new(false),
+            is_dead: AtomicBool::new(false),
         })
     }
 
@@ -734,36 +736,70 @@ impl Vm {
         self.machine.try_call_once(|| self.freeze().map(Arc::new)).cloned()
     }
 
+    /// Its interrupt controller was not complete when a vCPU was to run for the first time: nothing can be done with it any
+    /// more, as in KVM.
+    pub(super) fn is_dead(&self) -> bool {
+        self.is_dead.load(Ordering::Relaxed)
+    }
+
+    /// Where the parts of its interrupt controller are that keel emulates; a GICv2's CPU interface is mapped.
+    fn place_vgic(&self, vgic: &mut VgicSetup) -> Result<VgicFrames, Errno> {
+        let needed = |address: Option<Ipa>| address.ok_or(Errno::ENXIO);
+        match vgic.version {
+            None => Ok(VgicFrames::None),
+            Some(Version::V2) => {
+                let (distributor, cpu_interface) = (needed(vgic.distributor)?, needed(vgic.cpu_interface)?);
+                if distributor.0 < cpu_interface.0 + vgic::V2_CPU_SIZE
+                    && cpu_interface.0 < distributor.0 + vgic::V2_DIST_SIZE
+                {
+                    return Err(Errno::EINVAL);
+                }
+                // Guests use the machine's own virtual CPU interface, which shows each CPU the vCPU it has.
+                let (at, size) = (gicv2::guest_interface(), vgic::V2_CPU_SIZE);
+                if !vgic.is_mapped {
+                    self.stage2.lock().map(cpu_interface, at, size, Memory::Device, &AllGuests)?;
+                    vgic.is_mapped = true;
+                }
+                Ok(VgicFrames::V2 { distributor })
+            }
+            Some(Version::V3) => {
+                let redistributors = needed(vgic.redistributors)?;
+                if vgic.redistributor_count.is_some_and(|count| count < self.vcpus.lock().len() as u64) {
+                    return Err(Errno::ENXIO);
+                }
+                let distributor = needed(vgic.distributor)?;
+                let size = vgic::REDIST_SIZE * self.vcpus.lock().len() as u64;
+                if distributor.0 < redistributors.0.saturating_add(size)
+                    && redistributors.0 < distributor.0 + vgic::DIST_SIZE
+                {
+                    return Err(Errno::EINVAL);
+                }
+                if !vgic.is_initialised() {
+                    return Err(Errno::EBUSY);
+                }
+                Ok(VgicFrames::V3 { distributor, redistributors })
+            }
+        }
+    }
+
     fn freeze(&self) -> Result<Machine, Errno> {
         let psci = self.psci_version();
         let mut setup = self.setup.lock();
         let (owner, api) = (setup.owner.take(), setup.api.take());
-        let vgic = &setup.vgic;
-        let needed = |address: Option<Ipa>| address.ok_or(Errno::ENXIO);
-        let mut stage2 = self.stage2.lock();
-        let frames = if owner.is_some() || vgic.version.is_none() {
+        let frames = if owner.is_some() {
             VgicFrames::None
-        } else if vgic.version == Some(Version::V2) {
-            let (distributor, cpu_interface) = (needed(vgic.distributor)?, needed(vgic.cpu_interface)?);
-            if distributor.0 < cpu_interface.0 + vgic::V2_CPU_SIZE
-                && cpu_interface.0 < distributor.0 + vgic::V2_DIST_SIZE
-            {
-                return Err(Errno::EINVAL);
-            }
-            // Guests use the machine's own virtual CPU interface, which shows each CPU the vCPU it has.
-            stage2.map(cpu_interface, gicv2::guest_interface(), vgic::V2_CPU_SIZE, Memory::Device, &AllGuests)?;
-            VgicFrames::V2 { distributor }
         } else {
-            let redistributors = needed(vgic.redistributors)?;
-            let distributor = needed(vgic.distributor)?;
-            if !vgic.is_initialised() {
-                return Err(Errno::EBUSY);
-            }
-            VgicFrames::V3 { distributor, redistributors }
+            let is_user = setup.user;
+            let placed = self.place_vgic(&mut setup.vgic);
+            placed.inspect_err(|_| self.is_dead.store(is_user, Ordering::Relaxed))?
         };
+        if setup.vgic.version.is_none() && owner.is_none() {
+            setup.id_registers.hide_gic();
+        }
         // A GICv2 needs nobody to say that it is complete.
         let controller = setup.vgic.initialise(&self.vcpus(), &self.slots)?;
         let vgic = &setup.vgic;
+        let stage2 = self.stage2.lock();
         let services = setup.firmware.services;
         let end = 1 << stage2.ipa_bits();
         let pmus = self.pmu_interrupts();
@@ -772,7 +808,12 @@ impl Vm {
         let has_pmu = setup.features.is_some_and(|features| features & 1 << feature::PMU_V3 != 0);
         let has_all = || self.vcpus.lock().iter().all(|vcpu| vcpu.pmu.lock().initialised);
         let is_ours = |intid: &u32| *intid < 32 + vgic.spis() as u32;
-        if has_pmu && (!has_all() || !pmus.iter().all(|intid| intid.as_ref().is_some_and(is_ours))) {
+        // Without an interrupt controller it has none of its interrupts.
+        let can_interrupt = |intid: &Option<u32>| match vgic.version {
+            None => intid.is_none(),
+            Some(_) => intid.as_ref().is_some_and(is_ours),
+        };
+        if has_pmu && !(has_all() && pmus.iter().all(can_interrupt)) {
             return Err(Errno::EINVAL);
         }
         let pages = services.has(Service::ProtectedMemory).then(|| PageStates::new(self.guest_memory(), end));

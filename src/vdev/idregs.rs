@@ -230,7 +230,16 @@ impl GuestIdRegisters {
 
     /// The VM has no PMU.
     pub fn hide_pmu(&mut self) {
-        for rule in RULES.iter().filter(|rule| rule.policy == Policy::Pmu) {
+        self.hide(Policy::Pmu);
+    }
+
+    /// Says that there is no interrupt controller with system registers.
+    pub fn hide_gic(&mut self) {
+        self.hide(Policy::Gic);
+    }
+
+    fn hide(&mut self, policy: Policy) {
+        for rule in RULES.iter().filter(|rule| rule.policy == policy) {
             for values in [&mut self.values, &mut self.limits] {
                 values.0[usize::from(rule.register.0)] &= !(0xf << rule.lsb);
             }

@@ -172,6 +172,14 @@ impl Api {
             // Dropped here, with no lock held.
             return self.close(handle).map(|_| Answer::Value(0));
         }
+        let is_dead = match &object {
+            None => false,
+            Some(Object::Vm(vm) | Object::Device(vm, _)) => vm.vm.is_dead(),
+            Some(Object::Vcpu(vcpu)) => vcpu.vm.vm.is_dead(),
+        };
+        if is_dead {
+            return Err(Errno::EIO);
+        }
         match object {
             None => self.system(call, argument).map(Answer::Value),
             Some(Object::Vm(vm)) => self.vm_call(&vm, call, argument, caller).map(Answer::Value),
@@ -215,7 +223,7 @@ impl Api {
             debug_registers: [breakpoints as u32, watchpoints as u32],
             ras: features::has_ras(),
             pauth: features::has_pauth(),
-            pmu: false,
+            pmu: self.id_registers.pmu_version() != 0,
             aarch32_el1: false,
         }
     }
@@ -224,7 +232,7 @@ impl Api {
         match call {
             Call::GetApiVersion if argument == 0 => Ok(API_VERSION),
             Call::GetVcpuMmapSize if argument == 0 => Ok(MMAP_SIZE),
-            Call::CheckExtension => Ok(capability::check(argument, &self.abilities()).into()),
+            Call::CheckExtension => capability::check(argument, &self.abilities(), None).map(u64::from),
             Call::CreateVm => {
                 let serial = Serial { vm: usize::MAX, transmit: |_, _| {} };
                 let vm = Vm::create(argument, "user", self.id_registers.clone(), serial)?;

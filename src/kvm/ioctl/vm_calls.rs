@@ -9,7 +9,7 @@ use super::{
     },
     api::{Api, Device, Object, UserVcpu, UserVm},
     attribute::Attribute,
-    capability,
+    capability::{self, Abilities},
     numbers::Call,
     user::{copy_in, copy_out, field32, field64},
 };
@@ -48,7 +48,11 @@ impl Api {
     pub(super) fn vm_call(&self, user: &Arc<UserVm>, call: Call, argument: u64, caller: &Slots) -> Result<u64, Errno> {
         let vm = &user.vm;
         match call {
-            Call::CheckExtension => Ok(capability::check(argument, &self.abilities()).into()),
+            Call::CheckExtension => {
+                // A vGICv2 has room for fewer vCPUs.
+                let abilities = Abilities { max_vcpus: vm.max_vcpus() as u32, ..self.abilities() };
+                capability::check(argument, &abilities, Some(vm.has_its())).map(u64::from)
+            }
             Call::CreateVcpu => self.create_vcpu(user, argument),
             Call::SetUserMemoryRegion => {
                 let bytes = copy_in::<32>(caller, argument)?;
