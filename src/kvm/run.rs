@@ -8,7 +8,7 @@ use super::{
     Errno,
     caller::Caller,
     events::{self, Change, NO_SYNDROME, Verdict},
-    interface::{Hardware, HardwareV2, HostGic, on_host_gic},
+    interface::{self, Hardware, HardwareV2, HostGic, on_host_gic},
     interrupts::{self, Exiting, Outside},
     machine::{Apart, Machine, Pmu, Stop, Target, stop_of},
     owner::{Onward, Owner},
@@ -573,7 +573,9 @@ impl<'a> Resident<'a> {
             }
             match id.action(access.write) {
                 // A guest with a GICv2 has none of the GIC's system registers, whatever its CPU has.
-                Action::Sgi(_) | Action::Deactivate if G::IS_V2 => return Err(GuestFault::Undefined),
+                Action::Sgi(_) | Action::Deactivate | Action::Common(_) if G::IS_V2 => {
+                    return Err(GuestFault::Undefined);
+                }
                 Action::Sgi(register) => break 'sgi register,
                 Action::Id(register) => {
                     inner.context.set_register(access.register, self.machine.id_registers.get(register));
@@ -603,7 +605,7 @@ impl<'a> Resident<'a> {
                         &Outside(self.machine),
                     );
                 }
-                Action::Undefined => return self.rare_system(access.esr),
+                Action::Common(_) | Action::Undefined => return self.rare_system(access.esr),
             }
             return Ok(());
         };
@@ -636,7 +638,11 @@ impl<'a> Resident<'a> {
         } else {
             None
         };
-        let value = result.ok_or(GuestFault::Undefined)?;
+        let common = || match id.action(!read) {
+            Action::Common(register) => Some(interface::access_common(register, value)),
+            _ => None,
+        };
+        let value = result.or_else(common).ok_or(GuestFault::Undefined)?;
         if read {
             self.inner.context.set_register(register, value);
         }
