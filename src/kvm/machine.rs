@@ -112,6 +112,8 @@ pub(super) struct MachineSetup {
     pub vgic: VgicFrames,
     /// The VM has an ITS, at this address if it was given one.
     pub its: Option<Option<Ipa>>,
+    /// Accesses to the CPU interface's registers that both groups share trap at all times.
+    pub traps_common: bool,
     pub owner: Option<Owner>,
     pub initialised: bool,
     pub devices: Vec<Device>,
@@ -226,7 +228,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    pub(super) fn new(setup: MachineSetup) -> Result<Self, Errno> {
+    pub(super) fn new(mut setup: MachineSetup) -> Result<Self, Errno> {
         if !setup.initialised {
             return Err(Errno::EBUSY);
         }
@@ -281,6 +283,12 @@ impl Machine {
         let its = setup.its.map(|_| Its::new(setup.slots.clone()));
         if its.is_some() {
             vgic.give_lpis(setup.slots.clone()).map_err(|_| Errno::ENOMEM)?;
+        }
+        if setup.traps_common {
+            vgic.trap_common_registers();
+            if let Some(owner) = &mut setup.owner {
+                owner.gic.trap_common_registers();
+            }
         }
         let mut timers = setup.timers;
         let pmu = setup.pmu.map(|(interrupts, events)| Pmu { interrupts, events });

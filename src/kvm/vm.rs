@@ -88,6 +88,8 @@ pub(super) struct VgicSetup {
     /// A GICv2's.
     pub(super) cpu_interface: Option<Ipa>,
     pub(super) its: Option<ItsSetup>,
+    /// Accesses to the CPU interface's registers that both groups share trap at all times.
+    pub(super) traps_common: bool,
 }
 
 impl VgicSetup {
@@ -672,6 +674,7 @@ impl Vm {
             pmu: has_pmu.then(|| (pmus, setup.events.clone())),
             vgic: frames,
             its: vgic.its.as_ref().map(|its| its.address),
+            traps_common: vgic.traps_common,
             initialised,
             owner,
             devices: setup.devices.clone(),
