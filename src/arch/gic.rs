@@ -393,6 +393,11 @@ pub struct CpuInterface {
     pub ap1r: [u32; 4],
 }
 
+/// ICC_CTLR_EL1 of EL2, on this CPU.
+pub fn control() -> u64 {
+    read_sysreg!("S3_0_C12_C12_4")
+}
+
 /// ICC_CTLR_EL1.EOImode and CBPR.
 const ICC_CTLR_WRITABLE: u64 = 0b11;
 
@@ -479,6 +484,11 @@ pub mod virtual_interface {
     /// ICH_VTR_EL2.
     pub fn vtr() -> u64 {
         read_sysreg!("S3_4_C12_C11_1")
+    }
+
+    /// Whether ICC_DIR_EL1 can be made to trap alone (ICH_VTR_EL2.TDS).
+    pub fn has_tdir() -> bool {
+        vtr() & 1 << 19 != 0
     }
 
     /// Number of list registers.

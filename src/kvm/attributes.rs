@@ -196,6 +196,20 @@ impl Vm {
         Ok(())
     }
 
+    /// Has every access of the guest's to the registers that both groups of its GICv3's CPU interface share trap
+    /// ([`trapped`](crate::vdev::vgic::trapped)), for tests.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` once a vCPU has run.
+    pub fn trap_common_registers(&self) -> Result<(), Errno> {
+        if self.has_run() {
+            return Err(Errno::EBUSY);
+        }
+        self.setup.lock().vgic.traps_common = true;
+        Ok(())
+    }
+
     /// Lets the guest make errors pending for itself ([`Service::TestInjection`]).
     ///
     /// # Errors

@@ -6,8 +6,13 @@
 
 use super::physical;
 use crate::{
-    arch::{gic, gicv2, guest_pmu, timer},
-    vdev::vgic::{Control, MAX_LIST_REGISTERS, VgicCpu, VirtualInterface, gich},
+    arch::{gic, gicv2, guest_pmu, sysreg::isb, timer},
+    vdev::vgic::{
+        Control, MAX_LIST_REGISTERS, VgicCpu, VirtualInterface,
+        cpu_registers::Abilities,
+        gich,
+        trapped::{self, CommonRegister, Interface},
+    },
 };
 
 /// The interrupt controller of this CPU.
@@ -55,6 +60,18 @@ fn level(host_intid: u32) -> bool {
         Some(host) if Some(host_intid) == host.pmu => guest_pmu::output(),
         _ => true,
     }
+}
+
+/// What the guest on this CPU reads, or writes (`value`), at a register whose accesses trap for
+/// [`Control::TRAP_COMMON`]. A GICv3's.
+pub(super) fn access_common(register: CommonRegister, value: Option<u64>) -> u64 {
+    let machine = Interface { abilities: Abilities(gic::virtual_interface::vtr()), control: gic::control() };
+    let Some(value) = value else { return trapped::read(register, machine, &Hardware) };
+    trapped::write(register, value, machine, &mut Hardware);
+    // The guest's own write of its mask would be self-synchronizing (IHI 0069, ICC_PMR_EL1): what it masks must not
+    // interrupt it any more when it goes on.
+    isb();
+    0
 }
 
 /// A GICv3.
@@ -120,7 +137,14 @@ impl VirtualInterface for Hardware {
         gic::virtual_interface::empty()
     }
 
+    #[inline]
     fn set_control(&mut self, control: Control) {
+        // ICH_VTR_EL2 is read only where it matters.
+        let control = if control.contains(Control::TRAP_DEACTIVATE) {
+            control.trapping_deactivations(gic::virtual_interface::has_tdir())
+        } else {
+            control
+        };
         gic::virtual_interface::set_hcr(gic::ICH_HCR_EN | control.bits());
     }
 

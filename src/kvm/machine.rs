@@ -34,7 +34,7 @@ use crate::{
         owner_gic::{Accessor, Frame, OwnerCpu},
         pl011::{self, Pl011},
         pl031::{self, Pl031},
-        vgic::{Vgic, VgicHost},
+        vgic::{Control, Vgic, VgicHost},
     },
 };
 use alloc::{collections::VecDeque, string::String, sync::Arc, vec::Vec};
@@ -90,6 +90,17 @@ pub(super) enum Target {
     Rtc,
 }
 
+/// Where a VM's interrupts come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Controller {
+    /// A vGIC.
+    Virtual,
+    /// The machine's GIC: it owns the machine.
+    Machine,
+    /// Whoever runs it: by its pins, and told of the levels of its timers and PMU (KVM_CAP_ARM_USER_IRQ).
+    None,
+}
+
 /// Where the parts of a VM's interrupt controller are that keel emulates.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum VgicFrames {
@@ -118,9 +129,11 @@ pub(super) struct MachineSetup {
     pub vcpus: Vec<Arc<Vcpu>>,
     pub vgic: Arc<Vgic>,
     pub frames: VgicFrames,
-    pub has_vgic: bool,
+    pub controller: Controller,
     /// Its ITS, if it has one, and where that is, if it was said.
     pub its: Option<(Arc<Its>, Option<Ipa>)>,
+    /// Accesses to the CPU interface's registers that both groups share trap at all times.
+    pub traps_common: bool,
     pub owner: Option<Owner>,
     pub api: Option<Api>,
     pub user: Option<User>,
@@ -218,8 +231,8 @@ pub struct Machine {
     pub(super) api: Option<Api>,
     /// What no device claims is for whoever runs it.
     pub(super) user: Option<User>,
-    /// Interrupts come by an interrupt controller. The timers' and PMU's levels are for whoever runs it if not.
-    pub(super) has_vgic: bool,
+    /// Where its interrupts come from.
+    pub(super) controller: Controller,
     /// The EL1 timers' interrupts, virtual and physical, as the guest knows them.
     pub(super) timers: [u32; 2],
     pub(super) bus: Bus<Target>,
@@ -251,7 +264,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    pub(super) fn new(setup: MachineSetup) -> Result<Self, Errno> {
+    pub(super) fn new(mut setup: MachineSetup) -> Result<Self, Errno> {
         let mut regions = Vec::new();
         if let Some(owner) = &setup.owner {
             let region = |(frame, start, length)| Region {
@@ -298,6 +311,15 @@ impl Machine {
         let mpidrs: Vec<u64> = setup.vcpus.iter().map(|vcpu| vcpu.mpidr()).collect();
         let vgic = setup.vgic;
         vgic.set_affinities(&mpidrs).map_err(|_| Errno::EINVAL)?;
+        if setup.traps_common {
+            vgic.always_control(Control::TRAP_COMMON);
+            if let Some(owner) = &mut setup.owner {
+                owner.gic.trap_common_registers();
+            }
+        } else if setup.controller == Controller::None {
+            // Its CPU has none of these registers.
+            vgic.always_control(Control::TRAP_COMMON | Control::TRAP_GROUP0 | Control::TRAP_GROUP1);
+        }
         let mut timers = setup.timers;
         let pmu = setup.pmu.map(|(interrupts, events)| Pmu { interrupts, events });
         let mut pmu_private = None;
@@ -330,7 +352,7 @@ impl Machine {
             name: setup.name,
             vcpus: setup.vcpus,
             vgic,
-            has_vgic: setup.has_vgic,
+            controller: setup.controller,
             its,
             owner: setup.owner,
             pmu,

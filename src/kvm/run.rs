@@ -8,10 +8,10 @@ use super::{
     Errno,
     caller::Caller,
     events::{self, Change, NO_SYNDROME, Verdict},
-    interface::{Hardware, HardwareV2, HostGic, on_host_gic},
+    interface::{self, Hardware, HardwareV2, HostGic, on_host_gic},
     interrupts::{self, Exiting, Outside},
     ioctl::{Answer, Claim, KVM_IOCTL},
-    machine::{Apart, Machine, Pmu, Stop, Target, User, stop_of},
+    machine::{Apart, Controller, Machine, Pmu, Stop, Target, User, stop_of},
     owner::{Onward, Owner},
     physical,
     uapi::VcpuEvents,
@@ -694,7 +694,9 @@ impl<'a> Resident<'a> {
             }
             match id.action(access.write) {
                 // A guest with a GICv2 has none of the GIC's system registers, whatever its CPU has.
-                Action::Sgi(_) | Action::Deactivate if G::IS_V2 => return Err(GuestFault::Undefined),
+                Action::Sgi(_) | Action::Deactivate | Action::Common(_) if G::IS_V2 => {
+                    return Err(GuestFault::Undefined);
+                }
                 Action::Sgi(register) => break 'sgi register,
                 Action::Id(register) => {
                     inner.context.set_register(access.register, self.machine.id_registers.get(register));
@@ -710,6 +712,7 @@ impl<'a> Resident<'a> {
                 Action::OsLock => state::set_os_lock(inner.context.register(access.register)),
                 Action::ReadAs(value) => inner.context.set_register(access.register, value),
                 Action::WriteIgnore => {}
+                Action::Deactivate if self.machine.controller == Controller::None => return Err(GuestFault::Undefined),
                 Action::Deactivate => {
                     let intid = inner.context.register(access.register) as u32 & 0xff_ffff;
                     if let Some(owner) = &self.machine.owner {
@@ -724,20 +727,29 @@ impl<'a> Resident<'a> {
                         &Outside(self.machine),
                     );
                 }
-                Action::Undefined => return self.rare_system(access.esr),
+                Action::Common(_) | Action::Undefined => return self.rare_system(access.esr),
             }
             return Ok(());
         };
         let value = inner.context.register(access.register);
-        if self.machine.is_owner() {
-            // Its SGIs are the machine's; those of group 0 are not its.
-            if sgi == SgiRegister::Sgi1r {
-                gic::send_sgi(value);
-            }
-            return Ok(());
+        if self.machine.controller != Controller::Virtual {
+            return self.other_sgi(sgi, value);
         }
         let host = Exiting { machine: self.machine, vcpu: self.vcpu, vgic: RefCell::new(&mut inner.vgic) };
         self.machine.vgic.send_sgi(self.vcpu.index(), sgi, value, &host);
+        Ok(())
+    }
+
+    /// An SGI of a VM that has the machine's interrupt controller, or none.
+    #[inline(never)]
+    fn other_sgi(&self, register: SgiRegister, value: u64) -> Result<(), GuestFault> {
+        if self.machine.controller == Controller::None {
+            return Err(GuestFault::Undefined);
+        }
+        // Those of group 0 are not its.
+        if register == SgiRegister::Sgi1r {
+            gic::send_sgi(value);
+        }
         Ok(())
     }
 
@@ -757,7 +769,13 @@ impl<'a> Resident<'a> {
         } else {
             None
         };
-        let value = result.ok_or(GuestFault::Undefined)?;
+        let common = || match id.action(!read) {
+            Action::Common(register) if self.machine.controller != Controller::None => {
+                Some(interface::access_common(register, value))
+            }
+            _ => None,
+        };
+        let value = result.or_else(common).ok_or(GuestFault::Undefined)?;
         if read {
             self.inner.context.set_register(register, value);
         }

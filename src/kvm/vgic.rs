@@ -115,6 +115,8 @@ pub(super) struct VgicSetup {
     pub(super) cpu_interface: Option<Ipa>,
     /// The guest has it there.
     pub(super) is_mapped: bool,
+    /// Accesses to the CPU interface's registers that both groups share trap at all times.
+    pub(super) traps_common: bool,
     pub(super) its: Option<ItsSetup>,
 }
 

@@ -8,7 +8,7 @@
 //! The encoding of a register, as this module keeps it, is also the low half of its ONE_REG id in KVM's API.
 
 use super::idregs::IdRegister;
-use super::vgic::SgiRegister;
+use super::vgic::{SgiRegister, trapped::CommonRegister};
 
 /// A register's encoding: op0 in bits 15:14, op1 in 13:11, CRn in 10:7, CRm in 6:3, op2 in 2:0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -97,6 +97,8 @@ pub enum Action {
     WriteIgnore,
     /// The interrupt written, INTID in bits 23:0, is deactivated.
     Deactivate,
+    /// A register of the CPU interface that both groups share.
+    Common(CommonRegister),
     /// OSLSR_EL1 of the guest is read.
     OsLockStatus,
     /// The guest's OS lock is closed or opened, as bit 0 written says.
@@ -124,16 +126,16 @@ const fn row(id: SysRegId, read: Action, write: Action) -> Row {
     Row { id, read, write }
 }
 
-use Action::{Deactivate, OsLock, OsLockStatus, Sgi, Undefined, WriteIgnore};
+use Action::{Common, Deactivate, OsLock, OsLockStatus, Sgi, Undefined, WriteIgnore};
 
 /// The registers that are emulated, but for the ID space. Arm ARM D24, and IHI 0069 12.2 for ICC_*.
 #[rustfmt::skip]
-static ROWS: [Row; 27] = [
+static ROWS: [Row; 30] = [
     // ICC_SGI1R_EL1, ICC_ASGI1R_EL1, ICC_SGI0R_EL1: trapped by HCR_EL2.IMO or FMO. Write-only.
     row(ICC_SGI1R_EL1,                 Undefined, Sgi(SgiRegister::Sgi1r)),
     row(SysRegId::new(3, 0, 12, 11, 6), Undefined, Sgi(SgiRegister::Asgi1r)),
     row(SysRegId::new(3, 0, 12, 11, 7), Undefined, Sgi(SgiRegister::Sgi0r)),
-    // ICC_DIR_EL1: trapped by ICH_HCR_EL2.TDIR. Write-only.
+    // ICC_DIR_EL1: trapped by ICH_HCR_EL2.TDIR or TC. Write-only.
     row(SysRegId::new(3, 0, 12, 11, 1), Undefined, Deactivate),
     // ICC_SRE_EL1: traps where ICC_SRE_EL2.Enable is 0.
     row(SysRegId::new(3, 0, 12, 12, 5), SRE, WriteIgnore),
@@ -166,6 +168,10 @@ static ROWS: [Row; 27] = [
     row(SysRegId::new(3, 0, 5, 5, 1),   RAZ, WriteIgnore),
     row(SysRegId::new(3, 0, 5, 5, 2),   RAZ, WriteIgnore),
     row(SysRegId::new(3, 0, 5, 5, 3),   RAZ, WriteIgnore),
+    // ICC_PMR_EL1, ICC_CTLR_EL1, ICC_RPR_EL1: trapped by ICH_HCR_EL2.TC. The last is read-only.
+    row(SysRegId::new(3, 0, 4, 6, 0),   Common(CommonRegister::Pmr), Common(CommonRegister::Pmr)),
+    row(SysRegId::new(3, 0, 12, 12, 4), Common(CommonRegister::Ctlr), Common(CommonRegister::Ctlr)),
+    row(SysRegId::new(3, 0, 12, 11, 3), Common(CommonRegister::Rpr), Undefined),
 ];
 
 #[cfg(test)]
@@ -222,6 +228,9 @@ mod tests {
             ((3, 0, 12, 11, 7), Action::Undefined, Action::Sgi(SgiRegister::Sgi0r)),
             ((3, 0, 12, 11, 1), Action::Undefined, Action::Deactivate),
             ((3, 0, 12, 12, 5), Action::ReadAs(7), Action::WriteIgnore),
+            ((3, 0, 4, 6, 0), Common(CommonRegister::Pmr), Common(CommonRegister::Pmr)),
+            ((3, 0, 12, 12, 4), Common(CommonRegister::Ctlr), Common(CommonRegister::Ctlr)),
+            ((3, 0, 12, 11, 3), Common(CommonRegister::Rpr), Action::Undefined),
             ((3, 0, 0, 0, 6), Action::Machine(MachineRegister::Revidr), Action::Undefined),
             ((3, 1, 0, 0, 7), Action::Machine(MachineRegister::Aidr), Action::Undefined),
             ((3, 1, 0, 0, 6), Action::Undefined, Action::Undefined),
@@ -282,6 +291,10 @@ mod tests {
                 Action::Id(register) => prop_assert!(!write && id.id_register() == Some(register)),
                 Action::ReadAs(_) | Action::Machine(_) | Action::OsLockStatus => {
                     prop_assert!(!write && ROWS.iter().any(|row| row.id == id));
+                }
+                Action::Common(register) => {
+                    prop_assert!(!write || register != CommonRegister::Rpr);
+                    prop_assert!(ROWS.iter().any(|row| row.id == id));
                 }
                 Action::Sgi(_) | Action::WriteIgnore | Action::Deactivate | Action::OsLock => {
                     prop_assert!(write && ROWS.iter().any(|row| row.id == id));

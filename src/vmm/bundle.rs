@@ -458,7 +458,7 @@ mod tests {
         (
             "keel,autostart = <0>",
             "keel,features = \"warp\"",
-            "/configurations/debian: property keel,features is \"warp\", expected some of its, pmu, el1-32bit, protected-memory, test-injection; correct it",
+            "/configurations/debian: property keel,features is \"warp\", expected some of its, pmu, el1-32bit, protected-memory, test-injection, test-common-trap; correct it",
         ),
         (
             "kernel = \"linux\"; ramdisk",

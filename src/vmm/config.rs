@@ -110,15 +110,19 @@ pub enum Feature {
     ProtectedMemory,
     /// Calls by which the guest makes SErrors and external aborts pending for itself: for tests of how it bears them.
     TestInjection,
+    /// Accesses to the registers that both groups of the CPU interface share trap, as they do at times on CPUs that cannot
+    /// trap ICC_DIR_EL1 alone: for tests on CPUs that can.
+    TestCommonTrap,
 }
 
 /// The names of [`KEEL_FEATURES`], and whether this keel has them yet.
-pub const FEATURES: [(&str, Feature, bool); 5] = [
+pub const FEATURES: [(&str, Feature, bool); 6] = [
     ("its", Feature::Its, true),
     ("pmu", Feature::Pmu, true),
     ("el1-32bit", Feature::El1Aarch32, false),
     ("protected-memory", Feature::ProtectedMemory, true),
     ("test-injection", Feature::TestInjection, true),
+    ("test-common-trap", Feature::TestCommonTrap, true),
 ];
 
 /// What happens when a VM crashes.

@@ -278,7 +278,11 @@ fn finish(
     vm: Vm,
     cpus: usize,
 ) -> Result<Guest, StartError> {
-    let has_pmu = config.is_some_and(|config| config.features.contains(&Feature::Pmu));
+    let has = |feature| config.is_some_and(|config| config.features.contains(&feature));
+    if has(Feature::TestCommonTrap) {
+        vm.trap_common_registers().map_err(|errno| StartError::Api("test-common-trap", errno))?;
+    }
+    let has_pmu = has(Feature::Pmu);
     initialise_vcpus(&vm, cpus, has_pmu)?;
     if has_pmu {
         give_pmus(&vm, name, cpus)?;

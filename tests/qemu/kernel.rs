@@ -42,6 +42,18 @@ fn under_keel(gic: Gic, cpu: &str, smp: u32, cpus: u32) -> Outcome {
     judge(&run_well(&board)?)
 }
 
+/// All cases under keel with every register trapped that both groups of the GICv3's CPU interface share, as keel has to
+/// have it at times on CPUs that cannot trap ICC_DIR_EL1 alone. QEMU's can.
+fn with_common_trap(cpu: &str, smp: u32, cpus: u32) -> Outcome {
+    let mut vm = vm("hyp=keel", cpus)?;
+    vm.features = vec!["test-common-trap".into()];
+    let mut board = board(&format!("common-trap-{cpu}-{cpus}-{smp}"), &[vm])?;
+    (board.cpu, board.smp) = (cpu.into(), smp);
+    let console = run_well(&board)?;
+    crate::expect(&console, "test gic/split_eoi_of_20 ... ok")?;
+    judge(&console)
+}
+
 /// A machine with an ITS, for its cases.
 pub fn its_vm(bootargs: &str, cpus: u32) -> Result<VmSpec, libtest_mimic::Failed> {
     let mut vm = vm(&format!("{bootargs} only=its/"), cpus)?;
@@ -95,6 +107,10 @@ pub fn trials() -> Vec<Trial> {
     ] {
         let title = format!("kernel::keel_gicv2_{cpu}_{cpus}_vcpus_on_{smp}");
         trials.push(test(title, move || under_keel(Gic::V2, cpu, smp, cpus)));
+    }
+    for (cpu, smp, cpus) in [("max", 4, 4), ("max", 1, 2), ("cortex-a72", 2, 2)] {
+        let title = format!("kernel::common_trap_{cpu}_{cpus}_vcpus_on_{smp}");
+        trials.push(test(title, move || with_common_trap(cpu, smp, cpus)));
     }
     for (gic, name, cpu, smp) in [
         (Gic::V3, "alone", "max", 4),

@@ -47,6 +47,15 @@ fn cases(cpu: &str, smp: u32) -> Outcome {
     kernel::judge(&run_off(&board("cases", &[root(test_kernel("root", "hyp=root")?)], cpu, smp)?)?)
 }
 
+/// The same with every register trapped that both groups of the CPU interface share, until keel leaves.
+fn cases_with_common_trap(cpu: &str, smp: u32) -> Outcome {
+    let mut vm = root(test_kernel("root", "hyp=root")?);
+    vm.features = vec!["test-common-trap".into()];
+    let console = run_off(&board("common-trap", &[vm], cpu, smp)?)?;
+    expect(&console, "test gic/split_eoi_of_20 ... ok")?;
+    kernel::judge(&console)
+}
+
 fn debian(cpu: &str, smp: u32) -> Outcome {
     let folder = "linux-6.12";
     let vm = root(debian::vm(folder, "keel.test=1", 1));
@@ -100,6 +109,10 @@ pub fn trials() -> Vec<Trial> {
     let mut trials = Vec::new();
     for (cpu, smp) in [("max", 4), ("max", 1), ("cortex-a57", 2), ("cortex-a72", 4), ("neoverse-n1", 4)] {
         trials.push(test(format!("root::cases_{cpu}_{smp}_cpus"), move || cases(cpu, smp)));
+    }
+    for (cpu, smp) in [("max", 4), ("cortex-a72", 2)] {
+        let title = format!("root::common_trap_{cpu}_{smp}_cpus");
+        trials.push(test(title, move || cases_with_common_trap(cpu, smp)));
     }
     for (cpu, smp) in [("max", 4), ("cortex-a72", 2)] {
         let title = format!("root::debian_{cpu}_{smp}_cpus");

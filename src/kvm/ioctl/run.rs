@@ -6,7 +6,7 @@
 use super::{
     super::{
         Errno, Leave, Machine, Vcpu,
-        machine::Stop,
+        machine::{Controller, Stop},
         physical::{self, Acknowledged},
         run::{self, Resident},
         uapi::MpState,
@@ -125,7 +125,7 @@ pub(in super::super) fn run(claim: &Claim, host: &impl Host) -> Result<u64, Errn
     page.set_reason(0);
     let run = Run { machine: &machine, vcpu, page, host };
     let result = run.until_exit();
-    if !machine.has_vgic {
+    if machine.controller == Controller::None {
         let levels = run::parked_levels(&machine, vcpu);
         run.page.put(offset::LEVELS, levels.into());
     }
@@ -153,7 +153,7 @@ impl<H: Host> Run<'_, H> {
                 continue;
             }
             let mut seen = None;
-            if !machine.has_vgic {
+            if machine.controller == Controller::None {
                 let known = page.word(offset::LEVELS) as u32;
                 if run::parked_levels(machine, vcpu) != known {
                     return Err(page.interrupted());
@@ -245,7 +245,7 @@ impl<H: Host> Run<'_, H> {
     /// Whether the caller has not seen a level.
     fn has_news(&self) -> bool {
         let seen = self.page.word(offset::LEVELS) as u32;
-        !self.machine.has_vgic && run::parked_levels(self.machine, self.vcpu) != seen
+        self.machine.controller == Controller::None && run::parked_levels(self.machine, self.vcpu) != seen
     }
 
     /// Takes the interrupts that are pending on this CPU; whether one of them is the caller's.

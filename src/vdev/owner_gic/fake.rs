@@ -259,6 +259,8 @@ pub(super) struct FakeInterface {
     pub(super) vmcr: u64,
     pub(super) eoi_count: u32,
     pub(super) priorities: ActivePriorities,
+    /// ICC_DIR_EL1 cannot trap alone (ICH_VTR_EL2.TDS = 0).
+    lacks_tdir: bool,
 }
 
 const STATE: u64 = lr::PENDING | lr::ACTIVE;
@@ -312,7 +314,7 @@ impl FakeInterface {
 
     /// ICC_DIR_EL1 of the guest; false: it traps.
     pub(super) fn deactivate(&mut self, intid: u32, gic: &FakeGic) -> bool {
-        if self.control.contains(Control::TRAP_DEACTIVATE) {
+        if self.control.intersects(Control::TRAP_DEACTIVATE | Control::TRAP_COMMON) {
             return false;
         }
         if self.vmcr & lr::VMCR_EOIM != 0 {
@@ -367,7 +369,7 @@ impl VirtualInterface for FakeInterface {
     }
 
     fn set_control(&mut self, control: Control) {
-        self.control = control;
+        self.control = control.trapping_deactivations(!self.lacks_tdir);
         self.eoi_count = 0;
     }
 
@@ -475,16 +477,26 @@ impl OwnerHost for FakeMachine {
 impl FakeMachine {
     /// All vCPUs resident, the distributor on.
     pub(super) fn new(vcpus: usize, list_registers: usize, eoi_mode: bool) -> Self {
+        Self::of(vcpus, list_registers, eoi_mode, false, false)
+    }
+
+    /// The same on CPUs that may lack a trap of ICC_DIR_EL1 alone, or trap it, with more, at all times.
+    pub(super) fn of(vcpus: usize, list_registers: usize, eoi_mode: bool, lacks_tdir: bool, always: bool) -> Self {
         let config =
             OwnerGicConfig { vcpus, kept: KEPT, timers: TIMERS, timer_priority: TIMER_PRIORITY, enabled: true };
         let cpu = |_| {
             let mut cpu = OwnerCpu::new();
             cpu.interface.vmcr |= lr::VMCR_ENG1 | 0xf8 << lr::VMCR_PMR_SHIFT | if eoi_mode { lr::VMCR_EOIM } else { 0 };
             cpu.timer_priorities = [0x80; 16];
-            RefCell::new(FakeCpu { cpu, vif: FakeInterface::new(list_registers), place: Place::Parked, timers: 0 })
+            let vif = FakeInterface { lacks_tdir, ..FakeInterface::new(list_registers) };
+            RefCell::new(FakeCpu { cpu, vif, place: Place::Parked, timers: 0 })
         };
+        let mut owner = OwnerGic::new(config);
+        if always {
+            owner.trap_common_registers();
+        }
         let machine = Self {
-            owner: OwnerGic::new(config),
+            owner,
             gic: FakeGic::new(vcpus),
             cpus: (0..vcpus).map(cpu).collect(),
             eager: Cell::new(false),

@@ -217,6 +217,8 @@ pub struct OwnerGic {
     config: OwnerGicConfig,
     enabled: AtomicBool,
     cpus: Box<[Shared]>,
+    /// What is asked for at all times, beside what the list registers hold asks for.
+    always: Control,
 }
 
 /// The list register that holds `intid`, and its value.
@@ -234,7 +236,17 @@ impl OwnerGic {
     /// The GIC of an owner whose vCPUs are all off.
     pub fn new(config: OwnerGicConfig) -> Self {
         let cpu = |_| Shared { holds: AtomicBool::new(false), sleeps: AtomicBool::new(false) };
-        Self { config, enabled: AtomicBool::new(config.enabled), cpus: (0..config.vcpus).map(cpu).collect() }
+        Self {
+            config,
+            enabled: AtomicBool::new(config.enabled),
+            cpus: (0..config.vcpus).map(cpu).collect(),
+            always: Control::empty(),
+        }
+    }
+
+    /// As [`Vgic::trap_common_registers`](super::vgic::Vgic::trap_common_registers).
+    pub fn trap_common_registers(&mut self) {
+        self.always = Control::TRAP_COMMON;
     }
 
     /// Whether GICD_CTLR lets interrupts through, as the owner wrote it.
@@ -357,7 +369,7 @@ impl OwnerGic {
         }
         if cpu.control != control {
             cpu.control = control;
-            vif.set_control(control);
+            vif.set_control(control | self.always);
         }
     }
 
@@ -437,7 +449,8 @@ impl OwnerGic {
         }
     }
 
-    /// The owner's write of `intid` to ICC_DIR_EL1, trapped because of [`Control::TRAP_DEACTIVATE`].
+    /// The owner's write of `intid` to ICC_DIR_EL1, trapped because of [`Control::TRAP_DEACTIVATE`] or
+    /// [`Control::TRAP_COMMON`].
     pub fn deactivate(
         &self,
         vcpu: usize,
@@ -526,7 +539,7 @@ impl OwnerGic {
             vif.write_lr(n, core::mem::take(value));
         }
         cpu.control = Control::empty();
-        vif.set_control(cpu.control);
+        vif.set_control(self.always);
         self.refill(vcpu, cpu, vif, gic);
     }
 

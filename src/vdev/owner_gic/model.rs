@@ -70,8 +70,8 @@ fn is_timer(intid: u32) -> bool {
 }
 
 impl Run {
-    fn new(vcpus: usize, list_registers: usize, eoi_mode: bool, leaves: bool, eager: bool) -> Self {
-        let keel = FakeMachine::new(vcpus, list_registers, eoi_mode);
+    fn new(keel: FakeMachine, eoi_mode: bool, leaves: bool, eager: bool) -> Self {
+        let vcpus = keel.cpus.len();
         keel.eager.set(eager);
         let bare = FakeGic::new(vcpus);
         for cpu in 0..vcpus {
@@ -321,9 +321,12 @@ proptest! {
         eoi_mode in any::<bool>(),
         leaves in any::<bool>(),
         eager in any::<bool>(),
+        lacks_tdir in any::<bool>(),
+        always in any::<bool>(),
         steps in vec(any::<[u8; 4]>(), 1..300),
     ) {
-        let mut run = Run::new(vcpus, list_registers, eoi_mode, leaves, eager);
+        let keel = FakeMachine::of(vcpus, list_registers, eoi_mode, lacks_tdir, always);
+        let mut run = Run::new(keel, eoi_mode, leaves, eager);
         for step in steps {
             run.step(step);
         }

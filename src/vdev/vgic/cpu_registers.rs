@@ -34,8 +34,8 @@ const SRE: u64 = 7;
 pub struct Abilities(pub u64);
 
 impl Abilities {
-    /// PRIbits, 31:29.
-    fn priority_bits(self) -> u64 {
+    /// PRIbits, 31:29, one less than there are.
+    pub(super) fn priority_bits(self) -> u64 {
         self.0 >> 29 & 7
     }
 
@@ -49,9 +49,14 @@ impl Abilities {
         (self.0 >> 22 & 1) << 14 | (self.0 >> 21 & 1) << 15
     }
 
-    /// Registers of active priorities for each group, from PREbits, 28:26.
+    /// Bits of a priority that count for preemption: PREbits, 28:26, and one.
+    pub(super) fn preemption_bits(self) -> u64 {
+        (self.0 >> 26 & 7) + 1
+    }
+
+    /// Registers of active priorities for each group.
     fn active_priority_registers(self) -> usize {
-        match (self.0 >> 26 & 7) + 1 {
+        match self.preemption_bits() {
             0..=5 => 1,
             6 => 2,
             _ => 4,
@@ -96,7 +101,7 @@ const ROWS: &[Row] = &[
         |cpu, has, n, value| set_priorities(&mut cpu.ap1r, has, n, value),
     ),
     /* BPR1    */ Row(0xc663, 1, |cpu, _, _| Ok(bpr1(cpu)), set_bpr1),
-    /* CTLR    */ Row(0xc664, 1, |cpu, has, _| Ok(ctlr(cpu, has)), set_ctlr),
+    /* CTLR    */ Row(0xc664, 1, |cpu, has, _| Ok(ctlr(cpu.vmcr, has)), set_ctlr),
     /* SRE     */
     Row(
         0xc665,
@@ -173,12 +178,20 @@ fn set_bpr1(cpu: &mut VgicCpu, _: Abilities, _: usize, value: u64) -> Result<(),
     if cpu.vmcr & VMCR_CBPR == 0 { put(cpu, VMCR_BPR1_SHIFT, BPR, value) } else { Ok(()) }
 }
 
-fn ctlr(cpu: &VgicCpu, machine: Abilities) -> u64 {
+/// ICC_CTLR_EL1 of a guest whose ICH_VMCR_EL2 this is.
+pub(super) fn ctlr(vmcr: u64, machine: Abilities) -> u64 {
     machine.priority_bits() << CTLR_PRIORITY_BITS_SHIFT
         | machine.id_bits() << CTLR_ID_BITS_SHIFT
         | machine.seis_a3v()
-        | if cpu.vmcr & VMCR_CBPR != 0 { CTLR_CBPR } else { 0 }
-        | if cpu.vmcr & VMCR_EOIM != 0 { CTLR_EOI_MODE } else { 0 }
+        | if vmcr & VMCR_CBPR != 0 { CTLR_CBPR } else { 0 }
+        | if vmcr & VMCR_EOIM != 0 { CTLR_EOI_MODE } else { 0 }
+}
+
+/// ICH_VMCR_EL2 after a write of `value` to ICC_CTLR_EL1, as far as that can be written.
+pub(super) fn vmcr_with_ctlr(vmcr: u64, value: u64) -> u64 {
+    vmcr & !(VMCR_CBPR | VMCR_EOIM)
+        | if value & CTLR_CBPR != 0 { VMCR_CBPR } else { 0 }
+        | if value & CTLR_EOI_MODE != 0 { VMCR_EOIM } else { 0 }
 }
 
 fn set_ctlr(cpu: &mut VgicCpu, machine: Abilities, _: usize, value: u64) -> Result<(), UserAccessError> {
@@ -188,8 +201,8 @@ fn set_ctlr(cpu: &mut VgicCpu, machine: Abilities, _: usize, value: u64) -> Resu
     if !fits {
         return Err(UserAccessError::Invalid);
     }
-    put(cpu, VMCR_CBPR.trailing_zeros(), 1, value)?;
-    put(cpu, VMCR_EOIM.trailing_zeros(), 1, value >> 1)
+    cpu.vmcr = vmcr_with_ctlr(cpu.vmcr, value);
+    Ok(())
 }
 
 fn priorities(registers: &[u32; 4], machine: Abilities, n: usize) -> Result<u64, UserAccessError> {

@@ -7,6 +7,7 @@ use std::vec::Vec;
 
 use super::cpu_registers::{self, Abilities};
 use super::lr::{self, Control, ListRegister, VgicCpu, VirtualInterface};
+use super::trapped::{self, CommonRegister, Interface};
 use super::{FIRST_LPI, Frame, Vgic, VgicHost};
 use crate::vdev::its::Its;
 use crate::vdev::memory::GuestMemory;
@@ -59,6 +60,8 @@ pub(super) struct FakeInterface {
     pub(super) control: Control,
     pub(super) vmcr: u64,
     pub(super) eoi_count: u32,
+    /// ICC_DIR_EL1 cannot trap alone (ICH_VTR_EL2.TDS = 0).
+    pub(super) lacks_tdir: bool,
     active_priorities: [u32; 2],
     /// Physical interrupts that are active.
     pub(super) physical_active: BTreeSet<u32>,
@@ -141,11 +144,28 @@ impl FakeInterface {
 
     /// ICC_DIR; false: it traps.
     pub(super) fn deactivate_by_dir(&mut self, intid: u32) -> bool {
-        if self.control.contains(Control::TRAP_DEACTIVATE) {
+        if self.control.intersects(Control::TRAP_DEACTIVATE | Control::TRAP_COMMON) {
             return false;
         }
         self.deactivate(intid);
         true
+    }
+
+    /// The guest writes ICC_PMR_EL1 or ICC_CTLR_EL1: trapped, or, what comes to the same, not.
+    pub(super) fn write_common(&mut self, register: CommonRegister, value: u64) {
+        if self.control.contains(Control::TRAP_COMMON) {
+            return trapped::write(register, value, INTERFACE, self);
+        }
+        self.vmcr = match register {
+            CommonRegister::Pmr => self.vmcr & 0xff_ffff | (value & 0xf8) << lr::VMCR_PMR_SHIFT,
+            CommonRegister::Ctlr => self.vmcr & !(1 << 4 | 1 << 9) | (value & 1) << 4 | (value & 2) << 8,
+            CommonRegister::Rpr => unreachable!("it is read-only"),
+        };
+    }
+
+    /// ICC_RPR_EL1 as it is read where it traps.
+    pub(super) fn trapped_running(&self) -> u64 {
+        trapped::read(CommonRegister::Rpr, INTERFACE, self)
     }
 
     /// Whether the maintenance interrupt is asserted (ICH_MISR_EL2).
@@ -193,7 +213,7 @@ impl VirtualInterface for FakeInterface {
     }
 
     fn set_control(&mut self, control: Control) {
-        self.control = control;
+        self.control = control.trapping_deactivations(!self.lacks_tdir);
     }
 
     fn eoi_count(&self) -> u32 {
@@ -301,6 +321,18 @@ impl FakeVm {
         let mpidrs: Vec<u64> = (0..vcpus as u64).collect();
         let vgic = Vgic::new(&super::VgicConfig { mpidrs: &mpidrs, spis: 64 }).unwrap();
         Self::of(vgic, list_registers)
+    }
+
+    /// The same on CPUs that cannot trap ICC_DIR_EL1 alone; `always`: they trap what they can at all times.
+    pub(super) fn without_tdir(vcpus: usize, list_registers: usize, always: bool) -> Self {
+        let mpidrs: Vec<u64> = (0..vcpus as u64).collect();
+        let mut vgic = Vgic::new(&super::VgicConfig { mpidrs: &mpidrs, spis: 64 }).unwrap();
+        if always {
+            vgic.always_control(Control::TRAP_COMMON);
+        }
+        let vm = Self::of(vgic, list_registers);
+        vm.cpus.iter().for_each(|cpu| cpu.borrow_mut().vif.lacks_tdir = true);
+        vm
     }
 
     /// The same with LPIs and an ITS.
@@ -448,6 +480,7 @@ impl FakeVm {
 const CPU_REGISTERS: [u16; 8] = [0xc664, 0xc230, 0xc643, 0xc663, 0xc644, 0xc648, 0xc666, 0xc667];
 /// The fake CPU interface's ICH_VTR_EL2: 5 bits of priorities, 24 of INTIDs.
 const ABILITIES: Abilities = Abilities(4 << 29 | 4 << 26 | 1 << 23);
+const INTERFACE: Interface = Interface { abilities: ABILITIES, control: 0 };
 
 impl FakeVm {
     /// Another VM, with the state of this one as whoever saves and restores it moves that, and the same memory. Lines of
@@ -459,6 +492,7 @@ impl FakeVm {
         assert!(from.save_pending_lpis());
         let mpidrs: Vec<u64> = (0..vcpus as u64).collect();
         let mut vgic = Vgic::new(&super::VgicConfig { mpidrs: &mpidrs, spis: 64 }).unwrap();
+        vgic.always_control(from.always());
         if self.its.is_some() {
             vgic.give_lpis(self.memory.clone()).unwrap();
         }
@@ -466,6 +500,7 @@ impl FakeVm {
         let cpu = |vcpu: usize| {
             let mut vif = FakeInterface::new(list_registers);
             vif.lines.clone_from(&self.cpus[vcpu].borrow().vif.lines);
+            vif.lacks_tdir = self.cpus[vcpu].borrow().vif.lacks_tdir;
             RefCell::new(FakeCpu { vif, cpu: VgicCpu::new(), resident: false })
         };
         let to = Self {

@@ -242,7 +242,7 @@ impl Vgic {
         (cpu.used, cpu.written, cpu.consumed) = (used, used, slots.consumed);
         if cpu.control != control {
             cpu.control = control;
-            vif.set_control(control);
+            vif.set_control(control | self.always());
         }
     }
 
@@ -305,8 +305,8 @@ impl Vgic {
     pub fn load(&self, vcpu: usize, cpu: &mut VgicCpu, vif: &mut impl VirtualInterface) {
         let Some(own) = self.redistributors.get(vcpu) else { return };
         (cpu.used, cpu.written, cpu.consumed) = (0, 0, 0);
-        cpu.control = Control::empty();
-        vif.set_control(Control::empty());
+        // `cpu.control` is empty since the unloading.
+        vif.set_control(self.always());
         vif.set_vmcr(cpu.vmcr);
         let count = vif.active_priority_registers();
         for (n, (ap0r, ap1r)) in cpu.ap0r.iter().zip(&cpu.ap1r).take(count).enumerate() {
@@ -365,7 +365,8 @@ impl Vgic {
         false
     }
 
-    /// The guest's write of `intid` to ICC_DIR_EL1, trapped because of [`Control::TRAP_DEACTIVATE`]. Ignored in EOImode 0,
+    /// The guest's write of `intid` to ICC_DIR_EL1, trapped because of [`Control::TRAP_DEACTIVATE`] or
+    /// [`Control::TRAP_COMMON`]; it may be in a list register. Ignored in EOImode 0,
     /// as hardware may.
     pub fn deactivate(
         &self,

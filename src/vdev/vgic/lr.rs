@@ -53,8 +53,26 @@ bitflags! {
         const GROUP1_ENABLED = 1 << 6;
         /// VGrp1DIE: maintenance interrupt while group 1 is off.
         const GROUP1_DISABLED = 1 << 7;
-        /// TDIR: ICC_DIR_EL1 traps. On hardware without it (ICH_VTR_EL2.TDS = 0) the driver may set TC or ignore it.
+        /// TC: what is common to both groups traps ([`trapped`](super::trapped)), ICC_DIR_EL1 and ICC_SGI*R_EL1 too.
+        const TRAP_COMMON = 1 << 10;
+        /// TALL0: the registers of group 0 trap.
+        const TRAP_GROUP0 = 1 << 11;
+        /// TALL1: those of group 1.
+        const TRAP_GROUP1 = 1 << 12;
+        /// TDIR: ICC_DIR_EL1 traps. Not every CPU has it: [`trapping_deactivations`](Self::trapping_deactivations).
         const TRAP_DEACTIVATE = 1 << 14;
+    }
+}
+
+impl Control {
+    /// The bits to set on a CPU that has TDIR or not (ICH_VTR_EL2.TDS): where it is RES0, TC stands in, which traps
+    /// ICC_DIR_EL1 too.
+    pub fn trapping_deactivations(self, has_tdir: bool) -> Self {
+        if self.contains(Self::TRAP_DEACTIVATE) && (self.contains(Self::TRAP_COMMON) || !has_tdir) {
+            (self - Self::TRAP_DEACTIVATE) | Self::TRAP_COMMON
+        } else {
+            self
+        }
     }
 }
 

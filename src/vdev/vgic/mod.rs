@@ -29,11 +29,11 @@
 //!
 //! **More interrupts than list registers**: the highest priorities are loaded, active and pending alike, and a maintenance
 //! interrupt brings the rest. Active interrupts that found no list register are ended through EOIcount (EOImode 0) or by
-//! trapping ICC_DIR_EL1 ([`Vgic::deactivate`]), for which [`Control::TRAP_DEACTIVATE`] is set just then. Otherwise
-//! deactivation is hardware's, so ICC_DIR_EL1 on one vCPU does not reach an SPI that is active on another: as in KVM. What
-//! GICV_DIR deactivates on a GICv2 has to be in a list register: see `select`. What is lost there: a deactivation, in EOImode 1,
-//! of one of more interrupts than list registers that the guest made active by writing GICD_ISACTIVER, or acknowledged
-//! before it went from EOImode 0 to 1.
+//! trapping ICC_DIR_EL1 ([`Vgic::deactivate`]), for which [`Control::TRAP_DEACTIVATE`] is set just then; on
+//! CPUs that can only trap more than that, [`trapped`] answers the rest. Otherwise deactivation is hardware's, so ICC_DIR_EL1
+//! on one vCPU does not reach an SPI that is active on another: as in KVM. What GICV_DIR deactivates on a GICv2 has to be in a
+//! list register: see `select`. What is lost there: a deactivation, in EOImode 1, of one of more interrupts than list
+//! registers that the guest made active by writing GICD_ISACTIVER, or acknowledged before it went from EOImode 0 to 1.
 
 mod bank;
 pub mod cpu_registers;
@@ -58,6 +58,7 @@ mod stress;
 pub mod table_base;
 #[cfg(test)]
 mod tests;
+pub mod trapped;
 #[cfg(test)]
 mod v2_tests;
 mod word_set;
@@ -255,6 +256,8 @@ pub struct Vgic {
     spis: Spis,
     /// LPIs, if the VM has them.
     lpis: Once<Lpis>,
+    /// What is asked for at all times, beside what the list registers hold asks for: bits of [`Control`].
+    always: AtomicU64,
 }
 
 impl Vgic {
@@ -296,6 +299,7 @@ impl Vgic {
             redistributors: config.mpidrs.iter().map(|mpidr| Redistributor::new(mpidr & AFFINITY_MASK)).collect(),
             spis: Spis::new(config.spis / 32),
             lpis: Once::new(),
+            always: AtomicU64::new(0),
         };
         vgic.reset();
         Ok(vgic)
@@ -332,6 +336,17 @@ impl Vgic {
             redistributor.affinity.store(mpidr & AFFINITY_MASK, Relaxed);
         }
         Ok(())
+    }
+
+    /// Asks for `control` at all times, before any vCPU has run: [`Control::TRAP_COMMON`] for tests ([`trapped`]) on CPUs that
+    /// would never need it, more for a VM that has no interrupt controller. Nothing of a GICv2.
+    pub fn always_control(&self, control: Control) {
+        self.always.store(control.bits(), Relaxed);
+    }
+
+    #[inline(always)]
+    fn always(&self) -> Control {
+        Control::from_bits_retain(self.always.load(Relaxed))
     }
 
     /// How many vCPUs there are.

@@ -12,6 +12,7 @@ use proptest::prelude::*;
 
 use super::fake::{FakeVm, TIMER};
 use super::lr;
+use super::trapped::CommonRegister;
 use super::{SgiRegister, VgicHost};
 use crate::vdev::mmio::AccessSize::{Byte, Word};
 
@@ -128,6 +129,17 @@ impl Model {
     }
 }
 
+/// What of the CPU interface traps.
+#[derive(Clone, Copy, Debug)]
+enum Trap {
+    /// ICC_DIR_EL1, when it has to.
+    Deactivations,
+    /// Then all that both groups share.
+    Common,
+    /// That at all times.
+    Always,
+}
+
 struct Run {
     vm: FakeVm,
     model: Model,
@@ -136,13 +148,13 @@ struct Run {
 }
 
 impl Run {
-    fn new(vcpus: usize, list_registers: usize, eoi_mode: bool) -> Self {
-        let run = Self {
-            vm: FakeVm::new(vcpus, list_registers),
-            model: Model::new(vcpus, eoi_mode),
-            list_registers,
-            eoi_mode,
+    fn new(vcpus: usize, list_registers: usize, eoi_mode: bool, trap: Trap) -> Self {
+        let vm = match trap {
+            Trap::Deactivations => FakeVm::new(vcpus, list_registers),
+            Trap::Common => FakeVm::without_tdir(vcpus, list_registers, false),
+            Trap::Always => FakeVm::without_tdir(vcpus, list_registers, true),
         };
+        let run = Self { vm, model: Model::new(vcpus, eoi_mode), list_registers, eoi_mode };
         for vcpu in 0..vcpus {
             run.vm.cpus[vcpu].borrow_mut().vif.vmcr = run.model.cpus[vcpu].vmcr;
         }
@@ -270,7 +282,9 @@ impl Run {
                 let vmcr = &mut model.cpus[vcpu].vmcr;
                 let pmr = if c < 224 { 0xf8 } else { u64::from(c << 2) & 0xf8 };
                 *vmcr = *vmcr & 0xff_ffff | pmr << lr::VMCR_PMR_SHIFT;
-                vm.cpus[vcpu].borrow_mut().vif.vmcr = *vmcr;
+                let mut cpu = vm.cpus[vcpu].borrow_mut();
+                cpu.vif.write_common(CommonRegister::Pmr, pmr | u64::from(c & 7));
+                assert_eq!(cpu.vif.vmcr, *vmcr);
             }
             18..=21 if resident => {
                 if let Some(intid) = vm.acknowledge(vcpu) {
@@ -308,7 +322,8 @@ impl Run {
         for (vcpu, cpu) in self.model.cpus.iter().enumerate() {
             if vm.cpus[vcpu].borrow().resident {
                 let running = cpu.running.last().map_or(0x100, |running| running.1);
-                assert_eq!(vm.cpus[vcpu].borrow().vif.running(), running);
+                let vif = &vm.cpus[vcpu].borrow().vif;
+                assert_eq!((vif.running(), vif.trapped_running()), (running, running.min(0xff).into()));
                 let deliverable = self.model.deliverable(vcpu, running);
                 let signalled = vm.highest_pending(vcpu);
                 // Any of those with the highest priority.
@@ -360,9 +375,10 @@ proptest! {
         vcpus in 1_usize..=3,
         list_registers in prop::sample::select(vec![1_usize, 2, 3, 4, 16]),
         eoi_mode in any::<bool>(),
+        trap in prop::sample::select(vec![Trap::Deactivations, Trap::Common, Trap::Always]),
         steps in vec(any::<[u8; 4]>(), 1..300),
     ) {
-        let mut run = Run::new(vcpus, list_registers, eoi_mode);
+        let mut run = Run::new(vcpus, list_registers, eoi_mode, trap);
         for vcpu in 0..vcpus {
             for intid in INTIDS {
                 // Most of what happens needs interrupts that are on.

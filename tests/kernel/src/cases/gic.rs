@@ -30,6 +30,7 @@ pub const CASES: &[Case] = &[
     case("gic/widths", 1, Keel, widths),
     case("gic/reserved", 1, Keel, reserved),
     case("gic/cpu_interface", 1, Any, cpu_interface),
+    case("gic/common_registers", 1, Any, common_registers),
     case("gic/nothing_pending", 1, Any, nothing_pending),
     case("gic/sgi_self", 1, Any, sgi_self),
     case("gic/sgi_state", 1, Any, sgi_state),
@@ -51,6 +52,7 @@ pub const CASES: &[Case] = &[
     case("gic/active_seen", 1, Any, active_seen),
     case("gic/active_seen_from_other", 2, Any, active_seen_from_other),
     case("gic/split_eoi", 1, Any, split_eoi),
+    case("gic/split_eoi_of_20", 1, Any, split_eoi_of_20),
     case("gic/priority_mask", 1, Any, priority_mask),
     case("gic/group_enables", 1, Any, group_enables),
     case("gic/order_of_12", 1, Any, order_of_12),
@@ -363,6 +365,37 @@ fn cpu_interface(machine: &Machine) -> Check {
         msr!("S3_0_C12_C12_3", point);
         check_eq!(mrs!("S3_0_C12_C12_3"), point, "ICC_BPR1_EL1");
     }
+    irq::init(machine);
+    Ok(())
+}
+
+/// ICC_CTLR_EL1, which both groups share.
+fn control() -> u64 {
+    mrs!("S3_0_C12_C12_4")
+}
+
+/// What of ICC_PMR_EL1 and ICC_CTLR_EL1 can be written, and what of the rest ICC_CTLR_EL1 says.
+fn common_registers(machine: &Machine) -> Check {
+    needs_gicv3()?;
+    let fixed = control() & !3;
+    check_eq!(fixed & !(0x7f << 8 | 1 << 15 | 3 << 18), 0, "reserved bits of ICC_CTLR_EL1, and PMHE");
+    check!(fixed >> 11 & 7 <= 1, "ICC_CTLR_EL1.IDbits of {fixed:#x}: neither 16 nor 24 bits");
+    msr!("S3_0_C12_C12_4", 0xff03);
+    check_eq!(control(), fixed | 3, "ICC_CTLR_EL1 after ones");
+    msr!("S3_0_C12_C12_4", 0);
+    check_eq!(control(), fixed, "ICC_CTLR_EL1 after zeros");
+    let bits = (fixed >> 8 & 7) + 1;
+    for value in [u64::MAX, 0x5555_5555, 0xa5, 0] {
+        msr!("S3_0_C4_C6_0", value);
+        let mask = mrs!("S3_0_C4_C6_0");
+        check_eq!(mask, value & 0xff & 0xff << (8 - bits), "ICC_PMR_EL1 after {value:#x}, of {bits} bits");
+    }
+    irq::init(machine);
+    // With one binary point for both groups, group 1 follows that of group 0.
+    msr!("S3_0_C12_C8_3", 4);
+    msr!("S3_0_C12_C12_4", 1);
+    check_eq!(mrs!("S3_0_C12_C12_3"), 5, "ICC_BPR1_EL1 with CBPR");
+    msr!("S3_0_C12_C12_4", 0);
     irq::init(machine);
     Ok(())
 }
@@ -680,6 +713,82 @@ fn split_eoi(machine: &Machine) -> Check {
         check!(!is_set(ACTIVATE, intid), "DIR did not deactivate {intid}");
     }
     irq::set_split(false);
+    Ok(())
+}
+
+const SPLIT_SPIS: u32 = 16;
+const SPLIT_SGIS: u32 = 4;
+
+/// In EOImode 1, more active interrupts than any CPU has list registers, SGIs among them. The registers that both groups
+/// share are what they always are meanwhile, and each can be deactivated, in any order.
+fn split_eoi_of_20(machine: &Machine) -> Check {
+    needs_gicv3()?;
+    let (first, extra) = (SPI, SPI + SPLIT_SPIS);
+    let all = || (0..SPLIT_SGIS).chain(first..first + SPLIT_SPIS);
+    let pend = |intid| if intid < 16 { irq::send(intid, machine.cpus()[0]) } else { set(PEND, intid) };
+    let count = all().count();
+    // Apart from each other, and no list register's order.
+    let order = |n: usize| all().nth(n * 7 % count).unwrap_or(extra);
+    let active = || all().filter(|&intid| is_set(ACTIVATE, intid)).count();
+    for intid in all().chain([extra]) {
+        if intid < 16 {
+            irq::set_priority(intid, 0, 0x80);
+            irq::enable(intid, 0);
+        } else {
+            ready(machine, intid, 0x80);
+        }
+    }
+    let before = control();
+    irq::set_split(true);
+    for n in 0..count {
+        pend(order(n));
+        taken(0, order(n), 1)?;
+        check_eq!(active(), n + 1, "active ones after EOIR of {}", order(n));
+        check_eq!(irq::running_priority(), 0xff, "RPR after EOIR of {}", order(n));
+    }
+    check_eq!(control(), before | 2, "ICC_CTLR_EL1");
+    // The mask still masks, and the running priority still shows.
+    irq::set_handler(Some(|_| SEEN.store(irq::running_priority(), SeqCst)));
+    for mask in [0, 0x40, 0x80] {
+        irq::set_mask(mask);
+        check_eq!(GicCpuInterface::get_priority_mask(), mask, "ICC_PMR_EL1");
+        set(PEND, extra);
+        not_taken(extra)?;
+        check_eq!(mrs!("isr_el1") & 1 << 7, 0, "ISR_EL1.I under mask {mask:#x}");
+    }
+    irq::set_mask(0xf0);
+    taken(0, extra, 1)?;
+    check_eq!(SEEN.load(SeqCst), 0x80, "RPR in a handler");
+    irq::deactivate(extra);
+    check!(!is_set(ACTIVATE, extra), "DIR did not deactivate {extra}");
+    irq::set_handler(None);
+    // What is active stays so in EOImode 0 and back.
+    irq::set_split(false);
+    check_eq!(control(), before, "ICC_CTLR_EL1 in EOImode 0");
+    irq::set_split(true);
+    check_eq!(active(), count, "active ones after a change of EOImode");
+    // Active SGIs and SPIs that are pending again come when they are deactivated, and not before.
+    for n in (0..count).step_by(2) {
+        pend(order(n));
+    }
+    quiet()?;
+    check_eq!(irq::total(0), count + 1, "interrupts taken while all are active");
+    for n in (0..count).rev() {
+        let intid = order(n);
+        irq::deactivate(intid);
+        if n % 2 == 0 {
+            taken(0, intid, 2)?;
+            check!(is_set(ACTIVATE, intid), "{intid} is not active again");
+            irq::deactivate(intid);
+        }
+        check!(!is_set(ACTIVATE, intid), "DIR did not deactivate {intid}");
+        check_eq!(active(), n, "active ones after DIR of {intid}");
+        check!(!is_set(PEND, intid), "{intid} is pending after its end");
+    }
+    irq::set_split(false);
+    all().for_each(pend);
+    eventually_with_irqs("all are taken again", || irq::total(0) == count + 1 + count / 2 + count)?;
+    check_eq!(active(), 0, "active ones in the end");
     Ok(())
 }
 
