@@ -65,6 +65,9 @@ enum Command {
         /// Where to compare: max, max-nvhe, neoverse-n1, cortex-a72; everywhere when absent
         #[arg(value_name = "HOST")]
         hosts: Vec<String>,
+        /// Compare what KVM's own calls answer, instead of what guests are answered
+        #[arg(long)]
+        api: bool,
     },
     /// Count instructions and check them against their limits
     Bench {
@@ -217,7 +220,7 @@ Examples:
   cargo keel run vms.toml --icount --timeout 60 --log boot.log -- -d guest_errors"#;
 
 const ORACLE_HELP: &str = r#"Debian's kernel boots at EL2 and runs the same bundle on its KVM. What differs on purpose is listed, with the
-reasons, in tests/oracle/differences.toml; anything else, and a listed difference that is none, is an error. The
+reasons, in tests/oracle/differences.toml (of KVM's own calls, in api-differences.toml); anything else, and a listed difference that is none, is an error. The
 transcripts are left in build/oracle. Needs the guests of `cargo keel fetch debian`.
 
 Example:
@@ -255,8 +258,8 @@ fn dispatch(command: Command) -> Result<u8> {
             Ok(verdict.exit_code())
         }
         Command::Fetch { what: Fetch::Debian { mirror, again } } => fetch::debian(mirror.as_deref(), again).map(|()| 0),
-        Command::Oracle { hosts } => {
-            let faults = oracle::oracle(&hosts)?;
+        Command::Oracle { hosts, api } => {
+            let faults = oracle::oracle(&hosts, api)?;
             for fault in &faults {
                 eprintln!("error: {fault}");
             }
@@ -374,6 +377,7 @@ mod tests {
             "debug --wait",
             "image",
             "oracle max cortex-a72",
+            "oracle --api",
         ] {
             Cli::try_parse_from(std::iter::once("keel").chain(line.split(' ')))
                 .unwrap_or_else(|e| panic!("{line}: {e}"));

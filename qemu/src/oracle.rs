@@ -2,7 +2,9 @@
 //!
 //! The board boots keel with a bundle, or it boots Debian's kernel at EL2 with an initial RAM disk that holds the same
 //! bundle and `tests/oracle`, which runs the machine on KVM. [`console`] returns what the machine printed either way;
-//! [`ask`] compares what the test kernel's `transcript` printed, with `tests/oracle/differences.toml` in hand.
+//! [`ask`] compares what the test kernel's `transcript` printed, with `tests/oracle/differences.toml` in hand. [`ask_api`]
+//! compares KVM's own calls: those that the runner makes on `/dev/kvm` with those that the test kernel makes as keel's root,
+//! with `tests/oracle/api-differences.toml`.
 
 mod compare;
 
@@ -28,7 +30,7 @@ const LIMIT: Duration = Duration::from_secs(300);
 
 /// How the runner's last line starts, and what it says when all went well.
 const RUNNER: &str = "oracle: ";
-const WELL: &str = "oracle: the machine powered off";
+const WELL: [&str; 2] = ["oracle: the machine powered off", "oracle: the calls were made"];
 
 /// A hypervisor to ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +86,9 @@ pub const HOSTS: &[Host] = &[
     Host { name: "cortex-a72-gicv2", cpu: "cortex-a72", mode: Mode::Nvhe, gic: Gic::V2, like: Some("cortex-a72") },
 ];
 
+/// Where KVM's own calls are compared: machines that keel can give to an owner.
+pub const API_HOSTS: &[&str] = &["max", "cortex-a72"];
+
 /// What is missing to ask KVM, as a reason to skip.
 pub fn missing() -> Option<String> {
     fetch::missing(KERNEL).or_else(|| {
@@ -102,6 +107,8 @@ pub struct Options {
     pub settle: u32,
     /// KVM's runner first compares keel's ONE_REG with KVM's.
     pub registers: bool,
+    /// KVM's runner makes KVM's calls, and runs no machine.
+    pub api: bool,
 }
 
 /// The board that runs `vm` on a hypervisor.
@@ -129,6 +136,7 @@ pub fn board(host: &Host, hypervisor: Hypervisor, vm: &VmSpec, options: Options)
                 board.extra = ["-rtc", "base=2026-01-01T00:00:00,clock=vm"].map(Into::into).into();
             }
             let registers = if options.registers { "registers=1 " } else { "" };
+            let registers = if options.api { "api=1 " } else { registers };
             let mode = mode.argument();
             board.append = format!("console=ttyAMA0 quiet loglevel=1 {mode}{registers}settle={}", options.settle);
             board
@@ -171,7 +179,7 @@ pub fn run(board: &Board, hypervisor: Hypervisor) -> Result<String> {
     let ending = qemu::run_to_end(board, LIMIT)?;
     let well = match hypervisor {
         Hypervisor::Keel => ending.verdict == Verdict::Well,
-        Hypervisor::Kvm(_) => ending.verdict == Verdict::Silent && ending.output.contains(WELL),
+        Hypervisor::Kvm(_) => ending.verdict == Verdict::Silent && WELL.iter().any(|well| ending.output.contains(well)),
     };
     if !well {
         bail!("{}", failure(&ending, hypervisor));
@@ -193,9 +201,26 @@ fn failure(ending: &Ending, hypervisor: Hypervisor) -> String {
     format!("{reason}\ncommand: {}\n{}console, its end:\n{}", ending.command, ending.diagnostics, last.join("\n"))
 }
 
-/// The list of differences that are meant.
+/// The list of differences between the answers to guests that are meant.
+///
+/// # Errors
+///
+/// It cannot be read.
 pub fn differences() -> Result<Differences> {
-    let path = tree::root().join("tests/oracle/differences.toml");
+    list("tests/oracle/differences.toml")
+}
+
+/// The list of differences between the answers to KVM's own calls that are meant.
+///
+/// # Errors
+///
+/// It cannot be read.
+pub fn api_differences() -> Result<Differences> {
+    list("tests/oracle/api-differences.toml")
+}
+
+fn list(path: &str) -> Result<Differences> {
+    let path = tree::root().join(path);
     let names: Vec<_> = HOSTS.iter().map(|host| host.name).collect();
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     Differences::parse(&text, &names).with_context(|| path.display().to_string())
@@ -222,6 +247,26 @@ pub fn ask(host: &Host, list: &Differences) -> Result<Comparison> {
     Ok(compare(&kvm, &keel, list, host.name, host.like))
 }
 
+/// Makes KVM's own calls on both, and compares. The transcripts stay in `build/oracle`.
+///
+/// # Errors
+///
+/// As [`ask`].
+pub fn ask_api(host: &Host, list: &Differences) -> Result<Comparison> {
+    let mut vm = VmSpec::new("api", &image::build_guests()?.test_kernel);
+    vm.bootargs = "hyp=root api".into();
+    (vm.root, vm.memory) = (true, MemorySize(128 << 20));
+    let run = |name: &str, hypervisor| {
+        let console = console(host, hypervisor, &vm, Options { api: true, ..Options::default() })?;
+        let lines = transcript(&console).with_context(|| format!("{}, {name}", host.name))?;
+        let text: String = lines.iter().map(|line| format!("{} -> {}\n", line.what, line.answer)).collect();
+        tree::store(&tree::product(&format!("oracle/api-{}-{name}.txt", host.name)), text.as_bytes())?;
+        Ok::<_, anyhow::Error>(lines)
+    };
+    let (kvm, keel) = (run("kvm", Hypervisor::Kvm(host.mode))?, run("keel", Hypervisor::Keel)?);
+    Ok(compare(&kvm, &keel, list, host.name, host.like))
+}
+
 /// The host of a name.
 ///
 /// # Errors
@@ -234,20 +279,21 @@ pub fn find(name: &str) -> Result<&'static Host, BadInput> {
     })
 }
 
-/// `cargo keel oracle`: compares on `hosts`, or on all; says what is wrong.
+/// `cargo keel oracle`: compares on `hosts`, or on all; says what is wrong. `api`: KVM's own calls.
 ///
 /// # Errors
 ///
 /// [`ask`]'s.
-pub fn oracle(hosts: &[String]) -> Result<Vec<String>> {
+pub fn oracle(hosts: &[String], api: bool) -> Result<Vec<String>> {
     let hosts = match hosts {
+        [] if api => API_HOSTS.iter().map(|name| find(name)).collect::<Result<Vec<_>, _>>()?,
         [] => HOSTS.iter().collect(),
         names => names.iter().map(|name| find(name)).collect::<Result<Vec<_>, _>>()?,
     };
-    let list = differences()?;
+    let list = if api { api_differences()? } else { differences()? };
     let mut faults = Vec::new();
     for host in hosts {
-        let result = ask(host, &list)?;
+        let result = if api { ask_api(host, &list)? } else { ask(host, &list)? };
         println!(
             "{}: {} answers the same, {} differ as listed, {} faults",
             host.name,

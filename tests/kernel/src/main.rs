@@ -12,7 +12,8 @@
 //! (`restart.rs`).
 //!
 //! `hyp=root` says that keel is underneath and the kernel owns the machine: all cases run that do not ask for a guest's
-//! machine, then keel is sent away, and the cases of the stub follow.
+//! machine, then keel is sent away, and the cases of the stub follow. With `api` it makes the calls of KVM's API that
+//! `keel-kvm` has a script of, and prints the answers.
 //!
 //! `protected` says that the machine was built as a protected guest (`keel,features`), `no-entropy` that the board has no
 //! source of random bits, `injection` that it may make errors pending for itself (`test-injection`).
@@ -83,6 +84,8 @@ mod kernel {
             harness::run(machine, cases::OVER_STUB, machine.value("only").unwrap_or(""));
         } else if machine.is_root() && machine.has("bench-kvm") {
             bench_kvm::run();
+        } else if machine.is_root() && machine.has("api") {
+            cases::api();
         } else if machine.is_root() && !machine.has("bench") {
             harness::run(machine, cases::ROOT, machine.value("only").unwrap_or(""));
         } else if machine.has("reset") {

@@ -12,6 +12,7 @@
 //! |---|---|
 //! | `settle=N` | seconds to wait before the machine starts, for Linux to come to rest |
 //! | `registers=1` | before, keel's ONE_REG is compared with KVM's |
+//! | `api=1` | no machine: KVM's calls are made one by one, and their answers printed |
 //!
 //! The machine's UART is standard output. Lines of this program's own start with `oracle: `; the last one says how it
 //! ended, and then the board is powered off.
@@ -19,6 +20,8 @@
 #[cfg(not(all(target_os = "linux", target_arch = "aarch64")))]
 fn main() {}
 
+#[cfg(all(target_os = "linux", target_arch = "aarch64"))]
+mod api;
 #[cfg(all(target_os = "linux", target_arch = "aarch64"))]
 mod devices;
 #[cfg(all(target_os = "linux", target_arch = "aarch64"))]
@@ -34,7 +37,8 @@ mod vcpu;
 fn main() {
     use rustix::system::{RebootCommand, reboot};
     match oracle::run() {
-        Ok(ending) => println!("oracle: the machine {ending}"),
+        Ok(None) => println!("oracle: the calls were made"),
+        Ok(Some(ending)) => println!("oracle: the machine {ending}"),
         Err(error) => println!("oracle: failed: {error:#}"),
     }
     // init must not return, and nothing is left to be saved.
@@ -55,7 +59,12 @@ mod oracle {
     const BUNDLE: &str = "/bundle.itb";
 
     /// Runs the first machine of the bundle to its end.
-    pub(crate) fn run() -> Result<Ending> {
+    ///
+    /// Nothing when only calls were to be made.
+    pub(crate) fn run() -> Result<Option<Ending>> {
+        if std::env::var_os("api").is_some() {
+            return crate::api::run().map(|()| None);
+        }
         let file = std::fs::read(BUNDLE).context(BUNDLE)?;
         let bundle = Bundle::parse(&file).map_err(|error| anyhow::anyhow!("{BUNDLE}: {error}"))?;
         let vm = bundle.vms.first().context("the bundle has no machine")?;
@@ -67,6 +76,6 @@ mod oracle {
         if let Some(seconds) = std::env::var("settle").ok().and_then(|text| text.parse().ok()) {
             std::thread::sleep(std::time::Duration::from_secs(seconds));
         }
-        machine.run()
+        machine.run().map(Some)
     }
 }
