@@ -11,6 +11,7 @@ mod gic;
 mod gicv2;
 mod its;
 mod kvm;
+mod kvm_guests;
 mod late;
 mod memory;
 pub mod mmio;
@@ -52,6 +53,7 @@ pub const ALL: &[&[Case]] = &[
 pub const ROOT: &[&[Case]] = &[
     root::CASES,
     kvm::CASES,
+    kvm_guests::CASES,
     memory::CASES,
     smccc::CASES,
     psci::CASES,

@@ -1,0 +1,359 @@
+//! What guests see of the VMs that the owner of the machine makes by KVM_IOCTL: their timers and PMU where their maker put
+//! them, and no interrupt controller where it made none.
+//!
+//! The guests are a few instructions each. They have no vectors: what is pending they read from the interrupt controller, or
+//! from ISR_EL1.
+
+use super::kvm::{clean, well};
+use crate::{
+    check, check_eq,
+    harness::{Case, Check, Under::*, case, failed, skip},
+};
+use core::arch::global_asm;
+use keel_kvm::{
+    Device, Errno, Exit, Hypercall, System, Vcpu, Vm,
+    page::{PAGE, Page},
+    uapi::{VcpuInit, device, feature, reg, vgic},
+};
+use keel_test_kernel::{machine::Machine, mrs, time};
+
+pub const CASES: &[Case] = &[
+    case("kvm/timers_moved", 1, Root, timers_moved),
+    case("kvm/timers_shared", 1, Root, timers_shared),
+    case("kvm/counter_offset", 1, Root, counter_offset),
+    case("kvm/pmu_filter", 1, Root, pmu_filter),
+    case("kvm/pmu_shared_interrupt", 1, Root, pmu_shared_interrupt),
+    case("kvm/no_interrupt_controller", 1, Root, no_interrupt_controller),
+];
+
+static RUN: Page = Page::ZERO;
+static RAM: [Page; 1] = [Page::ZERO];
+
+const BASE: u64 = 0x4000_0000;
+const DEVICE: u64 = 0x0a00_0000;
+const GICD: u64 = 0x0800_0000;
+const GICR: u64 = 0x080a_0000;
+/// GICR_ISPENDR0, in the second frame.
+const PENDING_PRIVATE: u64 = GICR + 0x1_0200;
+/// GICD_ISPENDR1.
+const PENDING_SHARED: u64 = GICD + 0x204;
+
+/// KVM_CAP_ARM_PMU_V3.
+const CAP_PMU: u32 = 126;
+/// Groups and attributes of a vCPU.
+const PMU: u32 = 0;
+const TIMERS: u32 = 1;
+const PMU_IRQ: u64 = 0;
+const PMU_INIT: u64 = 1;
+const PMU_FILTER: u64 = 2;
+/// KVM_ARM_VCPU_PMU_V3.
+const FEATURE_PMU: u32 = 1 << 3;
+
+// x1: a device of the maker's; x2: the register of pending interrupts. Each ends in a store to the device.
+global_asm!(
+    ".macro guest name",
+    ".pushsection .rodata.\\name, \"a\"",
+    ".balign 8",
+    ".global \\name",
+    "\\name:",
+    ".endm",
+    ".macro guest_end name",
+    "b .",
+    ".balign 8",
+    ".global \\name\\()_end",
+    "\\name\\()_end:",
+    ".popsection",
+    ".endm",
+    // Both timers, one after the other, are due at once: which interrupts are pending?
+    "guest guest_timers",
+    "mov x3, #1",
+    "msr cntv_cval_el0, xzr",
+    "msr cntv_ctl_el0, x3",
+    "isb",
+    "2: ldr w0, [x2]",
+    "cbz w0, 2b",
+    "str w0, [x1]",
+    "msr cntv_ctl_el0, xzr",
+    "msr cntp_cval_el0, xzr",
+    "msr cntp_ctl_el0, x3",
+    "isb",
+    "3: ldr w0, [x2]",
+    "tst w0, w4",
+    "b.eq 3b",
+    "str w0, [x1]",
+    "guest_end guest_timers",
+    // The counters.
+    "guest guest_counters",
+    "isb",
+    "mrs x0, cntvct_el0",
+    "str x0, [x1]",
+    "isb",
+    "mrs x0, cntpct_el0",
+    "str x0, [x1, #8]",
+    "guest_end guest_counters",
+    // Cycles (event 0x11) by counter 0, software increments (event 0) by counter 1, and the cycle counter, over ten increments.
+    "guest guest_counts",
+    "mov x0, #0x11",
+    "msr pmevtyper0_el0, x0",
+    "msr pmevtyper1_el0, xzr",
+    "msr pmevcntr0_el0, xzr",
+    "msr pmevcntr1_el0, xzr",
+    "msr pmccntr_el0, xzr",
+    "mov x0, #0x80000000",
+    "orr x0, x0, #3",
+    "msr pmcntenset_el0, x0",
+    "mov x0, #1",
+    "msr pmcr_el0, x0",
+    "isb",
+    "mov x3, #10",
+    "mov x0, #2",
+    "2: msr pmswinc_el0, x0",
+    "subs x3, x3, #1",
+    "b.ne 2b",
+    "msr pmcr_el0, xzr",
+    "isb",
+    "mrs x0, pmevcntr0_el0",
+    "str x0, [x1]",
+    "mrs x0, pmevcntr1_el0",
+    "str x0, [x1, #8]",
+    "mrs x0, pmccntr_el0",
+    "str x0, [x1]",
+    "guest_end guest_counts",
+    // The cycle counter overflows: the interrupt is pending, and gone when the overflow is.
+    "guest guest_overflow",
+    "mov x0, #-16",
+    "msr pmccntr_el0, x0",
+    "mov x0, #0x80000000",
+    "msr pmintenset_el1, x0",
+    "msr pmcntenset_el0, x0",
+    "mov x0, #0x41", // LC and E
+    "msr pmcr_el0, x0",
+    "isb",
+    "2: ldr w0, [x2]",
+    "cbz w0, 2b",
+    "str w0, [x1]",
+    "msr pmcr_el0, xzr",
+    "mov x0, #0x80000000",
+    "msr pmovsclr_el0, x0",
+    "isb",
+    "3: ldr w0, [x2]",
+    "cbnz w0, 3b",
+    "str w0, [x1, #8]",
+    "guest_end guest_overflow",
+    // A timer without an interrupt controller: its maker raises the pin, and lowers it.
+    "guest guest_pins",
+    "mov x0, #1",
+    "msr cntv_cval_el0, xzr",
+    "msr cntv_ctl_el0, x0",
+    "isb",
+    "2: mrs x0, isr_el1",
+    "cbz x0, 2b",
+    "msr cntv_ctl_el0, xzr",
+    "isb",
+    "str x0, [x1]",
+    "3: mrs x0, isr_el1",
+    "cbnz x0, 3b",
+    "str x0, [x1, #8]",
+    "4: wfi",
+    "mrs x0, isr_el1",
+    "cbz x0, 4b",
+    "str x0, [x1]",
+    "guest_end guest_pins",
+);
+
+macro_rules! programs {
+    ($($name:ident $end:ident),*) => {
+        unsafe extern "C" {
+            $(static $name: u32; static $end: u32;)*
+        }
+    };
+}
+programs!(
+    guest_timers guest_timers_end, guest_counters guest_counters_end, guest_counts guest_counts_end,
+    guest_overflow guest_overflow_end, guest_pins guest_pins_end
+);
+
+/// The instructions between two labels.
+macro_rules! program {
+    ($name:ident, $end:ident) => {{
+        let (start, end) = (&raw const $name, &raw const $end);
+        // SAFETY: both are labels of one program in read-only data, a multiple of 8 bytes apart.
+        unsafe { core::slice::from_raw_parts(start, (end as usize - start as usize) / 4) }
+    }};
+}
+
+/// A VM with one vCPU, which is about to run a program.
+struct Guest {
+    // Dropped in this order.
+    vcpu: Vcpu<Hypercall>,
+    gic: Option<Device<Hypercall>>,
+    vm: Vm<Hypercall>,
+}
+
+impl Guest {
+    /// With a GICv3 or without an interrupt controller, and with these features. Not started, and nothing said of its devices yet.
+    fn new(program: &[u32], has_gic: bool, features: u32) -> Check<Self> {
+        RAM[0].load(program);
+        clean(&RAM[0]);
+        let system = System(Hypercall);
+        let vm = well("KVM_CREATE_VM", system.create_vm(0))?;
+        well("KVM_SET_USER_MEMORY_REGION", vm.set_memory(0, 0, BASE, &RAM))?;
+        let gic = if has_gic { Some(well("KVM_CREATE_DEVICE", vm.create_device(device::VGIC_V3))?) } else { None };
+        let vcpu = well("KVM_CREATE_VCPU", vm.create_vcpu(0, &RUN))?;
+        if let Some(gic) = &gic {
+            well("KVM_SET_DEVICE_ATTR", gic.set_attribute(vgic::ADDR, vgic::V3_DIST, &GICD))?;
+            well("KVM_SET_DEVICE_ATTR", gic.set_attribute(vgic::ADDR, vgic::V3_REDIST, &GICR))?;
+            well("KVM_SET_DEVICE_ATTR", gic.set_attribute(vgic::CTRL, vgic::INIT, &()))?;
+        }
+        let target = well("KVM_ARM_PREFERRED_TARGET", vm.preferred_target())?;
+        let features = [feature::PSCI_0_2 | features, 0, 0, 0, 0, 0, 0];
+        well("KVM_ARM_VCPU_INIT", vcpu.init(&VcpuInit { features, ..target }))?;
+        let guest = Self { vcpu, gic, vm };
+        guest.set(32, BASE)?;
+        guest.set(1, DEVICE)?;
+        Ok(guest)
+    }
+
+    /// x`n`; 32 is the PC.
+    fn set(&self, n: u64, value: u64) -> Check {
+        let id = if n == 32 { reg::PC } else { reg::x(n) };
+        well("KVM_SET_ONE_REG", self.vcpu.set_register(id, value))
+    }
+
+    /// What it stores to the device at `offset` next, whatever interrupts the root meanwhile.
+    fn stored(&self, offset: u64) -> Check<u64> {
+        loop {
+            match self.vcpu.run() {
+                Ok(Exit::MmioWrite { address, value, .. }) if address == DEVICE + offset => return Ok(value),
+                Err(Errno::EINTR) => {}
+                other => return Err(failed(format_args!("KVM_RUN: {other:?}"))),
+            }
+        }
+    }
+}
+
+fn timers_moved(_: &'static Machine) -> Check {
+    let guest = Guest::new(program!(guest_timers, guest_timers_end), true, 0)?;
+    for (timer, intid) in [(0, 20_u32), (1, 21)] {
+        well("the timer's interrupt", guest.vcpu.set_attribute(TIMERS, timer, &intid))?;
+    }
+    guest.set(2, PENDING_PRIVATE)?;
+    guest.set(4, 1 << 21)?;
+    check_eq!(guest.stored(0)?, 1 << 20, "pending with the virtual timer");
+    check_eq!(guest.stored(0)?, 1 << 21, "pending with the physical timer");
+    check_eq!(guest.vcpu.set_attribute(TIMERS, 0, &27_u32), Err(Errno::EBUSY), "moving a timer of a VM that has run");
+    check!(guest.gic.is_some(), "the interrupt controller");
+    Ok(())
+}
+
+fn timers_shared(_: &'static Machine) -> Check {
+    let guest = Guest::new(program!(guest_timers, guest_timers_end), true, 0)?;
+    well("the timer's interrupt", guest.vcpu.set_attribute(TIMERS, 0, &30_u32))?;
+    check_eq!(guest.vcpu.run(), Err(Errno::EINVAL), "KVM_RUN with one interrupt for both timers");
+    well("the timer's interrupt", guest.vcpu.set_attribute(TIMERS, 0, &27_u32))?;
+    guest.set(2, PENDING_PRIVATE)?;
+    guest.set(4, 1 << 30)?;
+    check_eq!(guest.stored(0)?, 1 << 27, "pending with the virtual timer");
+    check_eq!(guest.stored(0)?, 1 << 30, "pending with the physical timer");
+    Ok(())
+}
+
+fn counter_offset(_: &'static Machine) -> Check {
+    let guest = Guest::new(program!(guest_counters, guest_counters_end), true, 0)?;
+    let offset = time::now() - 1_000_000;
+    well("KVM_ARM_SET_COUNTER_OFFSET", guest.vm.set_counter_offset(offset))?;
+    for (at, name) in [(0, "CNTVCT_EL0"), (8, "CNTPCT_EL0")] {
+        let before = mrs!("cntpct_el0") - offset;
+        let seen = guest.stored(at)?;
+        let after = mrs!("cntpct_el0") - offset;
+        check!((before..=after).contains(&seen), "{name} is {seen}, not from {before} to {after}");
+    }
+    Ok(())
+}
+
+/// Bytes of `struct kvm_pmu_event_filter`.
+fn filter(base: u16, count: u16, action: u8) -> u64 {
+    u64::from(base) | u64::from(count) << 16 | u64::from(action) << 32
+}
+
+/// A guest with a PMU whose interrupt is `intid`.
+fn with_pmu(program: &[u32], intid: u32, filters: &[u64]) -> Check<Guest> {
+    if System(Hypercall).check_extension(CAP_PMU) != Ok(1) {
+        return Err(skip::<()>("there is no PMU").unwrap_err());
+    }
+    let guest = Guest::new(program, true, FEATURE_PMU)?;
+    well("KVM_ARM_VCPU_PMU_V3_IRQ", guest.vcpu.set_attribute(PMU, PMU_IRQ, &intid))?;
+    for filter in filters {
+        well("KVM_ARM_VCPU_PMU_V3_FILTER", guest.vcpu.set_attribute(PMU, PMU_FILTER, filter))?;
+    }
+    well("KVM_ARM_VCPU_PMU_V3_INIT", guest.vcpu.set_attribute(PMU, PMU_INIT, &()))?;
+    Ok(guest)
+}
+
+fn pmu_filter(_: &'static Machine) -> Check {
+    const RETIRED: u16 = 0x08;
+    const CYCLES: u16 = 0x11;
+    const ALLOW: u8 = 0;
+    const DENY: u8 = 1;
+    for (filters, counts) in [
+        (&[][..], true),
+        (&[filter(CYCLES, 1, ALLOW)], true),
+        (&[filter(RETIRED, 1, ALLOW)], false),
+        (&[filter(CYCLES, 1, DENY)], false),
+        (&[filter(RETIRED, 1, DENY)], true),
+        (&[filter(0, 0x20, DENY), filter(CYCLES, 1, ALLOW)], true),
+        (&[filter(0, 0x20, ALLOW), filter(RETIRED, 16, DENY)], false),
+    ] {
+        let guest = with_pmu(program!(guest_counts, guest_counts_end), 23, filters)?;
+        let [cycles, increments, cycle_counter] = [guest.stored(0)?, guest.stored(8)?, guest.stored(0)?];
+        check_eq!(cycles != 0, counts, "{cycles} cycles with {filters:x?}");
+        check_eq!(cycle_counter != 0, counts, "the cycle counter's {cycle_counter} with {filters:x?}");
+        // These are no event of the machine's, and nothing filters them.
+        check_eq!(increments, 10, "software increments with {filters:x?}");
+    }
+    Ok(())
+}
+
+fn pmu_shared_interrupt(_: &'static Machine) -> Check {
+    let guest = with_pmu(program!(guest_overflow, guest_overflow_end), 40, &[])?;
+    guest.set(2, PENDING_SHARED)?;
+    check_eq!(guest.stored(0)?, 1 << 8, "pending with the overflow");
+    check_eq!(guest.stored(8)?, 0, "pending without it");
+    Ok(())
+}
+
+fn no_interrupt_controller(_: &'static Machine) -> Check {
+    const IRQ: u32 = 0;
+    /// ISR_EL1.I.
+    const PENDING: u64 = 1 << 7;
+    const PFR0: u64 = 0x6030_0000_0013_c020;
+    let guest = Guest::new(program!(guest_pins, guest_pins_end), false, 0)?;
+    let (vm, vcpu) = (&guest.vm, &guest.vcpu);
+    check_eq!(vcpu.set_attribute(TIMERS, 0, &20_u32), Err(Errno::EINVAL), "moving a timer");
+    check_eq!(vm.irq_line(1 << 24 | 32, true), Err(Errno::ENXIO), "an SPI");
+    check_eq!(vm.irq_line(2, true), Err(Errno::EINVAL), "a third pin");
+    // The root's own interrupts end runs too, and change no level.
+    let level_after = |wanted: u64| {
+        for _ in 0..1000 {
+            let result = vcpu.run();
+            check_eq!(result, Err(Errno::EINTR), "KVM_RUN while the level changes");
+            if vcpu.page().device_irq_level() == wanted {
+                return Ok(());
+            }
+        }
+        Err(failed(format_args!("the level did not become {wanted}")))
+    };
+    level_after(1)?;
+    well("KVM_IRQ_LINE", vm.irq_line(IRQ, true))?;
+    check_eq!(guest.stored(0)?, PENDING, "ISR_EL1 with the pin high");
+    check_eq!(vcpu.page().device_irq_level(), 0, "the level with an exit that comes after its change");
+    well("KVM_IRQ_LINE", vm.irq_line(IRQ, false))?;
+    check_eq!(guest.stored(8)?, 0, "ISR_EL1 with the pin low");
+    // FIQ wakes it from WFI.
+    well("KVM_IRQ_LINE", vm.irq_line(1, true))?;
+    check_eq!(guest.stored(0)?, PENDING >> 1, "ISR_EL1 with FIQ high");
+    let pfr0 = well("KVM_GET_ONE_REG", vcpu.register(PFR0))?;
+    check_eq!(pfr0 >> 24 & 0xf, 0, "ID_AA64PFR0_EL1.GIC");
+    check!(RAM[0].address() % PAGE as u64 == 0, "the page");
+    Ok(())
+}
