@@ -236,6 +236,8 @@ pub mod vgic {
     pub const GROUP_ADDR: u32 = 0;
     /// KVM_DEV_ARM_VGIC_GRP_DIST_REGS.
     pub const GROUP_DIST_REGS: u32 = 1;
+    /// KVM_DEV_ARM_VGIC_GRP_CPU_REGS.
+    pub const GROUP_CPU_REGS: u32 = 2;
     /// KVM_DEV_ARM_VGIC_GRP_NR_IRQS.
     pub const GROUP_NR_IRQS: u32 = 3;
     /// KVM_DEV_ARM_VGIC_GRP_CTRL.

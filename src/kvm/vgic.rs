@@ -12,8 +12,8 @@ use super::{
     uapi::{
         DEVICE_ARM_VGIC_ITS, DEVICE_ARM_VGIC_V2, DEVICE_ARM_VGIC_V3,
         vgic::{
-            self, ADDR_V3_DIST, ADDR_V3_REDIST, CTRL_INIT, CTRL_SAVE_PENDING_TABLES, GROUP_ADDR, GROUP_CPU_SYSREGS,
-            GROUP_CTRL, GROUP_DIST_REGS, GROUP_LEVEL_INFO, GROUP_NR_IRQS, GROUP_REDIST_REGS,
+            self, ADDR_V3_DIST, ADDR_V3_REDIST, CTRL_INIT, CTRL_SAVE_PENDING_TABLES, GROUP_ADDR, GROUP_CPU_REGS,
+            GROUP_CPU_SYSREGS, GROUP_CTRL, GROUP_DIST_REGS, GROUP_LEVEL_INFO, GROUP_NR_IRQS, GROUP_REDIST_REGS,
         },
     },
     vcpu::{Inner, Vcpu},
@@ -26,7 +26,7 @@ use crate::{
         its::Its,
         vgic::{
             DEFAULT_SPIS, Frame, MAX_SPIS, MAX_VCPUS, MAX_VCPUS_V2, UserAccessError, Version, Vgic, VgicConfig,
-            VgicHost,
+            VgicCpu, VgicHost,
             cpu_registers::{self, Abilities},
         },
     },
@@ -48,6 +48,8 @@ const GITS_TRANSLATER: u64 = 0x1_0040;
 enum Register {
     Frame(Frame, u64),
     Cpu(usize, u16),
+    /// Of a GICv2's CPU interface.
+    CpuV2(usize, u64),
     /// Levels of 32 lines from this INTID on, of a vCPU's private ones.
     Levels(usize, u32),
 }
@@ -70,6 +72,16 @@ impl Register {
 
     fn find(vgic: &Vgic, group: u32, attribute: u64) -> Result<Self, Errno> {
         let low = attribute & 0xffff_ffff;
+        if vgic.version() == Version::V2 {
+            // The vCPU is a number there, in bits 39:32.
+            let vcpu = (attribute >> 32 & 0xff) as usize;
+            return match group {
+                _ if vcpu >= vgic.vcpus() => Err(Errno::EINVAL),
+                GROUP_DIST_REGS => Ok(Register::Frame(Frame::DistributorV2(vcpu), low)),
+                GROUP_CPU_REGS => Ok(Register::CpuV2(vcpu, low)),
+                _ => Err(Errno::ENXIO),
+            };
+        }
         Ok(match group {
             GROUP_DIST_REGS => Register::Frame(Frame::Distributor, low),
             GROUP_REDIST_REGS => Register::Frame(Frame::Redistributor(Self::vcpu(vgic, attribute)?), low),
@@ -407,8 +419,15 @@ impl Vm {
         &self,
         access: impl FnOnce(&Vgic, &dyn VgicHost, &mut [MutexGuard<'_, Inner>]) -> Result<R, Errno>,
     ) -> Result<R, Errno> {
-        let vgic = self.setup.lock().vgic.vgic.clone().ok_or(Errno::EBUSY)?;
         let vcpus = self.vcpus();
+        let vgic = {
+            let mut setup = self.setup.lock();
+            if setup.vgic.version == Some(Version::V2) {
+                // It needs nobody to say that it is complete.
+                setup.vgic.initialise(&vcpus, self.shared_slots())?;
+            }
+            setup.vgic.vgic.clone().ok_or(Errno::EBUSY)?
+        };
         let parked: Option<Vec<_>> = vcpus.iter().map(|vcpu| vcpu.try_parked()).collect();
         let mut parked = parked.ok_or(Errno::EBUSY)?;
         match self.machine.get() {
@@ -417,13 +436,24 @@ impl Vm {
         }
     }
 
-    /// KVM_HAS_DEVICE_ATTR of the vGICv3.
+    /// KVM_HAS_DEVICE_ATTR of the vGIC.
     ///
     /// # Errors
     ///
     /// `ENXIO` for what is not there.
     pub fn has_vgic_attr(&self, group: u32, attribute: u64) -> Result<(), Errno> {
         let low = attribute & 0xffff_ffff;
+        if self.setup.lock().vgic.version == Some(Version::V2) {
+            let there = match group {
+                GROUP_ADDR => matches!(attribute, vgic::ADDR_V2_DIST | vgic::ADDR_V2_CPU),
+                GROUP_NR_IRQS => true,
+                GROUP_CTRL => attribute == CTRL_INIT,
+                GROUP_DIST_REGS => Frame::DistributorV2(0).has(low),
+                GROUP_CPU_REGS => VgicCpu::has(low),
+                _ => false,
+            };
+            return if there { Ok(()) } else { Err(Errno::ENXIO) };
+        }
         let there = match group {
             GROUP_ADDR => matches!(attribute, ADDR_V3_DIST | ADDR_V3_REDIST | vgic::ADDR_V3_REDIST_REGION),
             GROUP_NR_IRQS => true,
@@ -437,7 +467,7 @@ impl Vm {
         if there { Ok(()) } else { Err(Errno::ENXIO) }
     }
 
-    /// KVM_GET_DEVICE_ATTR of the vGICv3.
+    /// KVM_GET_DEVICE_ATTR of the vGIC.
     ///
     /// # Errors
     ///
@@ -447,13 +477,17 @@ impl Vm {
         {
             let setup = self.setup.lock();
             let vgic = &setup.vgic;
-            if vgic.version != Some(Version::V3) {
-                return Err(Errno::ENXIO);
-            }
-            let address = |address: Option<Ipa>| address.map_or(UNSET, |Ipa(address)| address);
+            let version = vgic.version.ok_or(Errno::ENXIO)?;
+            let address = |address: Option<Ipa>| Ok(address.map_or(UNSET, |Ipa(address)| address));
             match (group, attribute) {
-                (GROUP_ADDR, ADDR_V3_DIST) => return Ok(address(vgic.distributor)),
-                (GROUP_ADDR, ADDR_V3_REDIST) => return Ok(address(vgic.redistributors)),
+                (GROUP_ADDR, kind) => {
+                    return match (version, kind) {
+                        (Version::V2, vgic::ADDR_V2_DIST) | (Version::V3, ADDR_V3_DIST) => address(vgic.distributor),
+                        (Version::V2, vgic::ADDR_V2_CPU) => address(vgic.cpu_interface),
+                        (Version::V3, ADDR_V3_REDIST) => address(vgic.redistributors),
+                        _ => Err(Errno::ENXIO),
+                    };
+                }
                 (GROUP_NR_IRQS, _) => return Ok(vgic.interrupts.map_or(PRIVATE_ONLY, u64::from)),
                 _ => {}
             }
@@ -466,23 +500,27 @@ impl Vm {
                     let inner = vcpus.get(vcpu).ok_or(Errno::EINVAL)?;
                     cpu_registers::read(&inner.vgic, abilities(), encoding).map_err(cpu_error)?
                 }
+                // An unknown register reads as zero there, too.
+                Register::CpuV2(vcpu, offset) => {
+                    vcpus.get(vcpu).ok_or(Errno::EINVAL)?.vgic.user_read(offset).unwrap_or(0).into()
+                }
                 Register::Levels(vcpu, intid) => vgic.line_levels(vcpu, intid).into(),
             })
         })
     }
 
-    /// KVM_SET_DEVICE_ATTR of the vGICv3's registers, and its control operations beside INIT.
+    /// KVM_SET_DEVICE_ATTR of the vGIC's registers, and its control operations beside INIT.
     ///
     /// # Errors
     ///
     /// As [`get_vgic_attr`](Self::get_vgic_attr); `EINVAL` for a value that a register does not take; `EFAULT` if a table for
     /// pending LPIs is not memory.
     pub fn set_vgic_attr(&self, group: u32, attribute: u64, value: u64) -> Result<(), Errno> {
-        if self.setup.lock().vgic.version != Some(Version::V3) {
+        if self.setup.lock().vgic.version.is_none() {
             return Err(Errno::ENXIO);
         }
         self.stopped(|vgic, host, vcpus| {
-            if (group, attribute) == (GROUP_CTRL, CTRL_SAVE_PENDING_TABLES) {
+            if vgic.version() == Version::V3 && (group, attribute) == (GROUP_CTRL, CTRL_SAVE_PENDING_TABLES) {
                 return if vgic.save_pending_lpis() { Ok(()) } else { Err(Errno::EFAULT) };
             }
             match Register::find(vgic, group, attribute)? {
@@ -496,6 +534,11 @@ impl Vm {
                 Register::Cpu(vcpu, encoding) => {
                     let inner = vcpus.get_mut(vcpu).ok_or(Errno::EINVAL)?;
                     cpu_registers::write(&mut inner.vgic, abilities(), encoding, value).map_err(cpu_error)
+                }
+                Register::CpuV2(vcpu, offset) => {
+                    // A write of an unknown register is ignored.
+                    let _ = vcpus.get_mut(vcpu).ok_or(Errno::EINVAL)?.vgic.user_write(offset, value as u32);
+                    Ok(())
                 }
                 Register::Levels(vcpu, intid) => {
                     vgic.set_line_levels(vcpu, intid, value as u32, host);

@@ -349,6 +349,11 @@ impl Vgic {
         Control::from_bits_retain(self.always.load(Relaxed))
     }
 
+    /// Which it is.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
     /// How many vCPUs there are.
     pub fn vcpus(&self) -> usize {
         self.redistributors.len()

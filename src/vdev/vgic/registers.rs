@@ -402,7 +402,11 @@ impl Frame {
     /// Whether there is a 32-bit register for save and restore at `offset`.
     #[inline(never)]
     pub fn has(self, offset: u64) -> bool {
-        let rows = if self == Self::Distributor { DISTRIBUTOR } else { REDISTRIBUTOR };
+        let rows = match self {
+            Self::Distributor => DISTRIBUTOR,
+            Self::Redistributor(_) => REDISTRIBUTOR,
+            Self::DistributorV2(_) => v2::DISTRIBUTOR,
+        };
         find(rows, offset, AccessSize::Word).is_some()
     }
 }

@@ -295,6 +295,11 @@ impl VgicCpu {
         INTERFACE.iter().find(|row| row.offset == offset).ok_or(UserAccessError::Unknown)
     }
 
+    /// Whether there is a register of a GICv2's CPU interface at `offset`.
+    pub fn has(offset: u64) -> bool {
+        Self::interface(offset).is_ok()
+    }
+
     /// Reads the register at `offset` of a GICv2's CPU interface, to save it.
     ///
     /// # Errors
