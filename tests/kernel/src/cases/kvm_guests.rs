@@ -7,15 +7,18 @@
 use super::kvm::{clean, well};
 use crate::{
     check, check_eq,
-    harness::{Case, Check, Under::*, case, failed, skip},
+    harness::{Case, Check, Under::*, case, failed, join, skip, start},
 };
-use core::arch::global_asm;
+use core::{
+    arch::global_asm,
+    sync::atomic::{AtomicI64, AtomicU64, Ordering::SeqCst},
+};
 use keel_kvm::{
-    Device, Errno, Exit, Hypercall, System, Vcpu, Vm,
+    Backend, Device, Errno, Exit, Hypercall, System, Vcpu, Vm, number,
     page::{PAGE, Page},
     uapi::{VcpuInit, device, feature, reg, vgic},
 };
-use keel_test_kernel::{machine::Machine, mrs, time};
+use keel_test_kernel::{irq, machine::Machine, mrs, time};
 
 pub const CASES: &[Case] = &[
     case("kvm/timers_moved", 1, Root, timers_moved),
@@ -24,10 +27,21 @@ pub const CASES: &[Case] = &[
     case("kvm/pmu_filter", 1, Root, pmu_filter),
     case("kvm/pmu_shared_interrupt", 1, Root, pmu_shared_interrupt),
     case("kvm/no_interrupt_controller", 1, Root, no_interrupt_controller),
+    case("kvm/two_vcpus", 2, Root, two_vcpus),
 ];
 
 static RUN: Page = Page::ZERO;
 static RAM: [Page; 1] = [Page::ZERO];
+/// The second vCPU's, and the memory that both have.
+static OTHER_RUN: Page = Page::ZERO;
+static SHARED: [Page; 2] = [const { Page::ZERO }; 2];
+/// The vCPU that another CPU of the root runs, until it is told to end.
+static OTHER: AtomicU64 = AtomicU64::new(0);
+static STOP: AtomicU64 = AtomicU64::new(0);
+/// The SGI that ends its run.
+const WAKE: u32 = 5;
+/// What its last run ended with.
+static LAST: AtomicI64 = AtomicI64::new(0);
 
 const BASE: u64 = 0x4000_0000;
 const DEVICE: u64 = 0x0a00_0000;
@@ -159,6 +173,56 @@ global_asm!(
     "cbz x0, 4b",
     "str x0, [x1]",
     "guest_end guest_pins",
+    // Two vCPUs. The first starts the second (x5: where), sends it an SGI (x6: ICC_SGI1R_EL1) again and again, each time when the
+    // last one was counted (x3: the counter), and stores the count. The second sleeps until one is pending, and counts it.
+    "guest guest_two",
+    "mov x19, x1",
+    "mov x20, x3",
+    "mov x21, x6",
+    "mov w0, #2",
+    "str w0, [x7]", // GICD_CTLR.EnableGrp1
+    "mov w0, #3",
+    "movk w0, #0xc400, lsl #16", // CPU_ON
+    "mov x1, #1",
+    "mov x2, x5",
+    "mov x3, x4",
+    "hvc #0",
+    "str x0, [x19]",
+    "2: ldr x9, [x20, #8]",
+    "cbz x9, 2b", // it is ready
+    "mov x10, #0",
+    "3: dsb sy",
+    "msr S3_0_C12_C11_5, x21",
+    "isb",
+    "add x10, x10, #1",
+    "4: ldr x9, [x20]",
+    "cmp x9, x10",
+    "b.ne 4b",
+    "cmp x10, #200",
+    "b.ne 3b",
+    "str x10, [x19, #8]",
+    "guest_end guest_two",
+    // x0: the counter.
+    "guest guest_sleeper",
+    "mov x20, x0",
+    "mov x1, #0xf0",
+    "msr S3_0_C4_C6_0, x1", // ICC_PMR_EL1
+    "mov x1, #1",
+    "msr S3_0_C12_C12_7, x1", // ICC_IGRPEN1_EL1
+    "isb",
+    "str x1, [x20, #8]",
+    "2: wfi",
+    "mrs x1, isr_el1",
+    "cbz x1, 2b",
+    "mrs x1, S3_0_C12_C12_0", // ICC_IAR1_EL1
+    "dsb sy",
+    "msr S3_0_C12_C12_1, x1", // ICC_EOIR1_EL1
+    "isb",
+    "ldr x2, [x20]",
+    "add x2, x2, #1",
+    "str x2, [x20]",
+    "b 2b",
+    "guest_end guest_sleeper",
 );
 
 macro_rules! programs {
@@ -170,7 +234,8 @@ macro_rules! programs {
 }
 programs!(
     guest_timers guest_timers_end, guest_counters guest_counters_end, guest_counts guest_counts_end,
-    guest_overflow guest_overflow_end, guest_pins guest_pins_end
+    guest_overflow guest_overflow_end, guest_pins guest_pins_end, guest_two guest_two_end,
+    guest_sleeper guest_sleeper_end
 );
 
 /// The instructions between two labels.
@@ -355,5 +420,64 @@ fn no_interrupt_controller(_: &'static Machine) -> Check {
     let pfr0 = well("KVM_GET_ONE_REG", vcpu.register(PFR0))?;
     check_eq!(pfr0 >> 24 & 0xf, 0, "ID_AA64PFR0_EL1.GIC");
     check!(RAM[0].address() % PAGE as u64 == 0, "the page");
+    Ok(())
+}
+
+/// Runs the other vCPU on this CPU until it is told to end, or something is wrong.
+fn run_other(cpu: usize) {
+    irq::enable(WAKE, cpu);
+    while STOP.load(SeqCst) == 0 {
+        let result = Hypercall.call(OTHER.load(SeqCst), number::RUN, 0);
+        LAST.store(result, SeqCst);
+        if result != -4 {
+            return;
+        }
+    }
+}
+
+fn two_vcpus(machine: &'static Machine) -> Check {
+    const SHARED_AT: u64 = BASE + 0x1000;
+    const SLEEPER_AT: u64 = BASE + 0x2000;
+    RAM[0].load(program!(guest_two, guest_two_end));
+    SHARED[0].clear();
+    SHARED[1].load(program!(guest_sleeper, guest_sleeper_end));
+    [&RAM[0], &SHARED[0], &SHARED[1]].into_iter().for_each(clean);
+    let vm = well("KVM_CREATE_VM", System(Hypercall).create_vm(0))?;
+    well("KVM_SET_USER_MEMORY_REGION", vm.set_memory(0, 0, BASE, &RAM))?;
+    well("KVM_SET_USER_MEMORY_REGION", vm.set_memory(1, 0, SHARED_AT, &SHARED))?;
+    let gic = well("KVM_CREATE_DEVICE", vm.create_device(device::VGIC_V3))?;
+    let first = well("KVM_CREATE_VCPU", vm.create_vcpu(0, &RUN))?;
+    let second = well("KVM_CREATE_VCPU", vm.create_vcpu(1, &OTHER_RUN))?;
+    for (kind, address) in [(vgic::V3_DIST, GICD), (vgic::V3_REDIST, GICR)] {
+        well("KVM_SET_DEVICE_ATTR", gic.set_attribute(vgic::ADDR, kind, &address))?;
+    }
+    well("KVM_SET_DEVICE_ATTR", gic.set_attribute(vgic::CTRL, vgic::INIT, &()))?;
+    let target = well("KVM_ARM_PREFERRED_TARGET", vm.preferred_target())?;
+    for (vcpu, features) in [(&first, feature::PSCI_0_2), (&second, feature::PSCI_0_2 | feature::POWER_OFF)] {
+        well("KVM_ARM_VCPU_INIT", vcpu.init(&VcpuInit { features: [features, 0, 0, 0, 0, 0, 0], ..target }))?;
+    }
+    // ICC_SGI1R_EL1: SGI 1 to Aff0 1.
+    let sgi = 1 << 24 | 1 << 1;
+    let registers = [(1, DEVICE), (3, SHARED_AT), (4, SHARED_AT), (5, SLEEPER_AT), (6, sgi), (7, GICD)]
+        .map(|(n, v)| (reg::x(n), v));
+    for (id, value) in registers.into_iter().chain([(reg::PC, BASE)]) {
+        well("KVM_SET_ONE_REG", first.set_register(id, value))?;
+    }
+    OTHER.store(second.handle(), SeqCst);
+    STOP.store(0, SeqCst);
+    start(machine, 1, run_other, 1)?;
+    let guest = Guest { vcpu: first, gic: Some(gic), vm };
+    let result = guest.stored(0).and_then(|started| {
+        check_eq!(started, 0, "CPU_ON of the second vCPU");
+        guest.stored(8)
+    });
+    STOP.store(1, SeqCst);
+    // What ends the run of a vCPU that sleeps is an interrupt for the CPU that runs it, which need not take it.
+    irq::send(WAKE, machine.cpus()[1]);
+    let joined = join(machine, 1);
+    check_eq!(result?, 200, "SGIs that were counted");
+    joined?;
+    check_eq!(LAST.load(SeqCst), -4, "the other's last KVM_RUN");
+    drop(second);
     Ok(())
 }
