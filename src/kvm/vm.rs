@@ -27,7 +27,7 @@ use crate::{
     mm::{
         Ipa, Pa,
         addr::PAGE_SIZE,
-        frame::{Block, TableMemory},
+        frame::{self, Block, TableMemory},
         stage2::{Memory, Stage2, Stage2Error, Tlb},
     },
     vdev::{
@@ -272,6 +272,10 @@ impl Vm {
             // Pages that are read-only still become writable as they are written to.
             self.slots.dirty.stop(slot);
             return Ok(());
+        }
+        // A bit for each page.
+        if !frame::can_spare(region.memory_size / PAGE_SIZE / 8) {
+            return Err(Errno::ENOMEM);
         }
         self.slots.dirty.start(slot, region.guest())?;
         if self.logs_begin_full.load(Ordering::Relaxed) {

@@ -69,6 +69,15 @@ pub unsafe fn donate(range: Range<Pa>) {
     }
 }
 
+/// Bytes that are left for small objects, which have nobody to tell that there is no memory: what can be refused, tables of
+/// stage 2 and objects that a guest asks for, is refused when there are fewer.
+pub const RESERVE: u64 = 1 << 20;
+
+/// Whether `bytes` more leave the [`RESERVE`].
+pub fn can_spare(bytes: u64) -> bool {
+    free_bytes() >= bytes.saturating_add(RESERVE)
+}
+
 /// Bytes that are neither allocated nor lost to rounding.
 pub fn free_bytes() -> u64 {
     let heap = HEAP.0.lock();
@@ -236,7 +245,7 @@ pub struct TableMemory;
 
 impl super::stage2::Tables for TableMemory {
     fn allocate(&mut self, pages: usize) -> Option<Pa> {
-        allocate_tables(pages)
+        if can_spare(pages as u64 * PAGE_SIZE) { allocate_tables(pages) } else { None }
     }
 
     fn free(&mut self, start: Pa, pages: usize) {

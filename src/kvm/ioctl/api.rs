@@ -19,7 +19,12 @@ use super::{
 };
 use crate::{
     arch::features,
-    mm::{Ipa, addr::PAGE_SIZE, frame::Block, stage2::Memory},
+    mm::{
+        Ipa,
+        addr::PAGE_SIZE,
+        frame::{self, Block},
+        stage2::Memory,
+    },
     vdev::{idregs::GuestIdRegisters, platform::MAX_VCPUS},
 };
 use alloc::sync::Arc;
@@ -179,6 +184,10 @@ impl Api {
         };
         if is_dead {
             return Err(Errno::EIO);
+        }
+        // Whatever is made for a caller is small, and few of it at a time. A vCPU that has run needs nothing more.
+        if call != Call::Run && !frame::can_spare(0) {
+            return Err(Errno::ENOMEM);
         }
         match object {
             None => self.system(call, argument).map(Answer::Value),

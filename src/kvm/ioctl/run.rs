@@ -13,7 +13,10 @@ use super::{
     },
     api::{Claim, RunPage},
 };
-use crate::arch::{cpu, timer};
+use crate::{
+    arch::{cpu, timer},
+    mm::frame,
+};
 
 /// Offsets in `struct kvm_run`.
 mod offset {
@@ -114,6 +117,9 @@ pub(in super::super) fn run(claim: &Claim, host: &impl Host) -> Result<u64, Errn
     let vcpu = &*claim.vcpu;
     if !vcpu.is_initialised() {
         return Err(Errno::ENOEXEC);
+    }
+    if !claim.vm.vm.has_run() && !frame::can_spare(0) {
+        return Err(Errno::ENOMEM);
     }
     let machine = claim.vm.vm.machine()?;
     let is_mmio = page.word(offset::EXIT_REASON) as u32 == reason::MMIO;
