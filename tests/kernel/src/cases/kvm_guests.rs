@@ -13,12 +13,14 @@ use core::{
     arch::global_asm,
     sync::atomic::{AtomicI64, AtomicU64, Ordering::SeqCst},
 };
+use heapless::Vec;
 use keel_kvm::{
     Backend, Device, Errno, Exit, Hypercall, System, Vcpu, Vm, number,
     page::{PAGE, Page},
-    uapi::{VcpuInit, device, feature, reg, vgic},
+    uapi::{VcpuEvents, VcpuInit, device, feature, reg, vgic},
 };
 use keel_test_kernel::{irq, machine::Machine, mrs, time};
+use spin::Mutex;
 
 pub const CASES: &[Case] = &[
     case("kvm/timers_moved", 1, Root, timers_moved),
@@ -28,6 +30,7 @@ pub const CASES: &[Case] = &[
     case("kvm/pmu_shared_interrupt", 1, Root, pmu_shared_interrupt),
     case("kvm/no_interrupt_controller", 1, Root, no_interrupt_controller),
     case("kvm/two_vcpus", 2, Root, two_vcpus),
+    case("kvm/save_and_restore", 2, Root, save_and_restore),
 ];
 
 static RUN: Page = Page::ZERO;
@@ -173,12 +176,13 @@ global_asm!(
     "cbz x0, 4b",
     "str x0, [x1]",
     "guest_end guest_pins",
-    // Two vCPUs. The first starts the second (x5: where), sends it an SGI (x6: ICC_SGI1R_EL1) again and again, each time when the
-    // last one was counted (x3: the counter), and stores the count. The second sleeps until one is pending, and counts it.
+    // Two vCPUs. The first starts the second (x5: where), sends it an SGI (x6: ICC_SGI1R_EL1) x8 times, each time when the last one
+    // was counted (x3: the counter), and stores the count. The second sleeps until one is pending, and counts it.
     "guest guest_two",
     "mov x19, x1",
     "mov x20, x3",
     "mov x21, x6",
+    "mov x22, x8",
     "mov w0, #2",
     "str w0, [x7]", // GICD_CTLR.EnableGrp1
     "mov w0, #3",
@@ -198,7 +202,7 @@ global_asm!(
     "4: ldr x9, [x20]",
     "cmp x9, x10",
     "b.ne 4b",
-    "cmp x10, #200",
+    "cmp x10, x22",
     "b.ne 3b",
     "str x10, [x19, #8]",
     "guest_end guest_two",
@@ -285,14 +289,18 @@ impl Guest {
         well("KVM_SET_ONE_REG", self.vcpu.set_register(id, value))
     }
 
-    /// What it stores to the device at `offset` next, whatever interrupts the root meanwhile.
     fn stored(&self, offset: u64) -> Check<u64> {
-        loop {
-            match self.vcpu.run() {
-                Ok(Exit::MmioWrite { address, value, .. }) if address == DEVICE + offset => return Ok(value),
-                Err(Errno::EINTR) => {}
-                other => return Err(failed(format_args!("KVM_RUN: {other:?}"))),
-            }
+        stored(&self.vcpu, offset)
+    }
+}
+
+/// What a vCPU stores to the device at `offset` next, whatever interrupts the root meanwhile.
+fn stored(vcpu: &Vcpu<Hypercall>, offset: u64) -> Check<u64> {
+    loop {
+        match vcpu.run() {
+            Ok(Exit::MmioWrite { address, value, .. }) if address == DEVICE + offset => return Ok(value),
+            Err(Errno::EINTR) => {}
+            other => return Err(failed(format_args!("KVM_RUN: {other:?}"))),
         }
     }
 }
@@ -435,49 +443,211 @@ fn run_other(cpu: usize) {
     }
 }
 
+const SHARED_AT: u64 = BASE + 0x1000;
+const SLEEPER_AT: u64 = BASE + 0x2000;
+
+/// A VM with two vCPUs and a GICv3, which nobody has run yet.
+struct Pair {
+    // Dropped in this order.
+    first: Vcpu<Hypercall>,
+    second: Vcpu<Hypercall>,
+    gic: Device<Hypercall>,
+    _vm: Vm<Hypercall>,
+}
+
+impl Pair {
+    fn new() -> Check<Self> {
+        let vm = well("KVM_CREATE_VM", System(Hypercall).create_vm(0))?;
+        well("KVM_SET_USER_MEMORY_REGION", vm.set_memory(0, 0, BASE, &RAM))?;
+        well("KVM_SET_USER_MEMORY_REGION", vm.set_memory(1, 0, SHARED_AT, &SHARED))?;
+        let gic = well("KVM_CREATE_DEVICE", vm.create_device(device::VGIC_V3))?;
+        let first = well("KVM_CREATE_VCPU", vm.create_vcpu(0, &RUN))?;
+        let second = well("KVM_CREATE_VCPU", vm.create_vcpu(1, &OTHER_RUN))?;
+        for (kind, address) in [(vgic::V3_DIST, GICD), (vgic::V3_REDIST, GICR)] {
+            well("KVM_SET_DEVICE_ATTR", gic.set_attribute(vgic::ADDR, kind, &address))?;
+        }
+        well("KVM_SET_DEVICE_ATTR", gic.set_attribute(vgic::CTRL, vgic::INIT, &()))?;
+        let target = well("KVM_ARM_PREFERRED_TARGET", vm.preferred_target())?;
+        for (vcpu, features) in [(&first, feature::PSCI_0_2), (&second, feature::PSCI_0_2 | feature::POWER_OFF)] {
+            well("KVM_ARM_VCPU_INIT", vcpu.init(&VcpuInit { features: [features, 0, 0, 0, 0, 0, 0], ..target }))?;
+        }
+        Ok(Self { first, second, gic, _vm: vm })
+    }
+
+    /// The programs of [`guest_two`] and [`guest_sleeper`], for so many SGIs.
+    fn load(&self, count: u64) -> Check {
+        RAM[0].load(program!(guest_two, guest_two_end));
+        SHARED[0].clear();
+        SHARED[1].load(program!(guest_sleeper, guest_sleeper_end));
+        [&RAM[0], &SHARED[0], &SHARED[1]].into_iter().for_each(clean);
+        // ICC_SGI1R_EL1: SGI 1 to Aff0 1.
+        let sgi = 1 << 24 | 1 << 1;
+        let values = [(1, DEVICE), (3, SHARED_AT), (4, SHARED_AT), (5, SLEEPER_AT), (6, sgi), (7, GICD), (8, count)];
+        for (id, value) in values.map(|(n, value)| (reg::x(n), value)).into_iter().chain([(reg::PC, BASE)]) {
+            well("KVM_SET_ONE_REG", self.first.set_register(id, value))?;
+        }
+        Ok(())
+    }
+
+    /// Does something while another CPU of the root runs the second vCPU.
+    fn with_second<T>(&self, machine: &'static Machine, run: impl FnOnce() -> Check<T>) -> Check<T> {
+        OTHER.store(self.second.handle(), SeqCst);
+        STOP.store(0, SeqCst);
+        start(machine, 1, run_other, 1)?;
+        let result = run();
+        STOP.store(1, SeqCst);
+        // What ends the run of a vCPU that sleeps is an interrupt for the CPU that runs it, which need not take it.
+        irq::send(WAKE, machine.cpus()[1]);
+        join(machine, 1)?;
+        check_eq!(LAST.load(SeqCst), -4, "the second's last KVM_RUN");
+        result
+    }
+}
+
 fn two_vcpus(machine: &'static Machine) -> Check {
-    const SHARED_AT: u64 = BASE + 0x1000;
-    const SLEEPER_AT: u64 = BASE + 0x2000;
-    RAM[0].load(program!(guest_two, guest_two_end));
-    SHARED[0].clear();
-    SHARED[1].load(program!(guest_sleeper, guest_sleeper_end));
-    [&RAM[0], &SHARED[0], &SHARED[1]].into_iter().for_each(clean);
-    let vm = well("KVM_CREATE_VM", System(Hypercall).create_vm(0))?;
-    well("KVM_SET_USER_MEMORY_REGION", vm.set_memory(0, 0, BASE, &RAM))?;
-    well("KVM_SET_USER_MEMORY_REGION", vm.set_memory(1, 0, SHARED_AT, &SHARED))?;
-    let gic = well("KVM_CREATE_DEVICE", vm.create_device(device::VGIC_V3))?;
-    let first = well("KVM_CREATE_VCPU", vm.create_vcpu(0, &RUN))?;
-    let second = well("KVM_CREATE_VCPU", vm.create_vcpu(1, &OTHER_RUN))?;
-    for (kind, address) in [(vgic::V3_DIST, GICD), (vgic::V3_REDIST, GICR)] {
-        well("KVM_SET_DEVICE_ATTR", gic.set_attribute(vgic::ADDR, kind, &address))?;
-    }
-    well("KVM_SET_DEVICE_ATTR", gic.set_attribute(vgic::CTRL, vgic::INIT, &()))?;
-    let target = well("KVM_ARM_PREFERRED_TARGET", vm.preferred_target())?;
-    for (vcpu, features) in [(&first, feature::PSCI_0_2), (&second, feature::PSCI_0_2 | feature::POWER_OFF)] {
-        well("KVM_ARM_VCPU_INIT", vcpu.init(&VcpuInit { features: [features, 0, 0, 0, 0, 0, 0], ..target }))?;
-    }
-    // ICC_SGI1R_EL1: SGI 1 to Aff0 1.
-    let sgi = 1 << 24 | 1 << 1;
-    let registers = [(1, DEVICE), (3, SHARED_AT), (4, SHARED_AT), (5, SLEEPER_AT), (6, sgi), (7, GICD)]
-        .map(|(n, v)| (reg::x(n), v));
-    for (id, value) in registers.into_iter().chain([(reg::PC, BASE)]) {
-        well("KVM_SET_ONE_REG", first.set_register(id, value))?;
-    }
-    OTHER.store(second.handle(), SeqCst);
-    STOP.store(0, SeqCst);
-    start(machine, 1, run_other, 1)?;
-    let guest = Guest { vcpu: first, gic: Some(gic), vm };
-    let result = guest.stored(0).and_then(|started| {
-        check_eq!(started, 0, "CPU_ON of the second vCPU");
-        guest.stored(8)
+    let pair = Pair::new()?;
+    pair.load(200)?;
+    let counted = pair.with_second(machine, || {
+        check_eq!(stored(&pair.first, 0)?, 0, "CPU_ON of the second vCPU");
+        stored(&pair.first, 8)
+    })?;
+    check_eq!(counted, 200, "SGIs that were counted");
+    Ok(())
+}
+
+/// A vCPU's state: registers by id, and what is in none.
+struct VcpuState {
+    registers: Vec<(u64, [u8; 16]), 640>,
+    events: VcpuEvents,
+    mp_state: u32,
+    /// The CPU interface, by attribute.
+    interface: Vec<(u64, u64), 16>,
+}
+
+/// A VM's state.
+struct State {
+    vcpus: [Option<VcpuState>; 2],
+    /// Registers of the interrupt controller, by group and attribute.
+    gic: Vec<(u32, u64, u32), 512>,
+    memory: [Page; 3],
+}
+
+static SAVED: Mutex<State> =
+    Mutex::new(State { vcpus: [const { None }; 2], gic: Vec::new(), memory: [const { Page::ZERO }; 3] });
+
+/// The registers of a vGICv3 that are its state, in the order in which they are restored: groups, and attributes without the
+/// vCPU.
+fn gic_registers() -> impl Iterator<Item = (u32, u64)> {
+    let words = |group, start: u64, count: u64| (0..count).map(move |n| (group, start + 4 * n));
+    // GICD_IIDR; IGROUPR, ISENABLER, ISPENDR, ISACTIVER, IPRIORITYR, ICFGR, IROUTER of 224 SPIs; CTLR.
+    let distributor =
+        [(0x8, 1), (0x84, 7), (0x104, 7), (0x204, 7), (0x304, 7), (0x420, 56), (0xc08, 14), (0x6100, 0), (0, 1)];
+    let shared = distributor.into_iter().flat_map(move |(start, count)| words(vgic::DIST_REGS, start, count));
+    // GICR_CTLR, WAKER; IGROUPR0, ISENABLER0, ISPENDR0, ISACTIVER0, IPRIORITYR, ICFGR.
+    let redistributor =
+        [(0, 1), (0x14, 1), (0x1_0080, 1), (0x1_0100, 1), (0x1_0200, 1), (0x1_0300, 1), (0x1_0400, 8), (0x1_0c00, 2)];
+    let private = (0..2_u64).flat_map(move |vcpu| {
+        redistributor.into_iter().flat_map(move |(start, count)| words(vgic::REDIST_REGS, vcpu << 32 | start, count))
     });
-    STOP.store(1, SeqCst);
-    // What ends the run of a vCPU that sleeps is an interrupt for the CPU that runs it, which need not take it.
-    irq::send(WAKE, machine.cpus()[1]);
-    let joined = join(machine, 1);
-    check_eq!(result?, 200, "SGIs that were counted");
-    joined?;
-    check_eq!(LAST.load(SeqCst), -4, "the other's last KVM_RUN");
-    drop(second);
+    let levels = (0..2_u64).map(|vcpu| (vgic::LEVEL_INFO, vcpu << 32));
+    shared.chain(private).chain(levels)
+}
+
+/// ICC_PMR_EL1, BPR0, AP0R0, AP1R0, BPR1, CTLR, SRE, IGRPEN0, IGRPEN1.
+const INTERFACE: [u64; 9] = [0xc230, 0xc643, 0xc644, 0xc648, 0xc663, 0xc664, 0xc665, 0xc666, 0xc667];
+
+fn size_of_register(id: u64) -> usize {
+    1 << (id >> reg::SIZE_SHIFT & 0xf)
+}
+
+fn save(pair: &Pair, state: &mut State) -> Check {
+    let full = |_| failed(format_args!("more registers than there is room for"));
+    state.gic.clear();
+    for (group, attribute) in gic_registers() {
+        let value = well("KVM_GET_DEVICE_ATTR", pair.gic.attribute::<u32>(group, attribute))?;
+        state.gic.push((group, attribute, value)).map_err(|_| full(()))?;
+    }
+    for (index, (vcpu, slot)) in [&pair.first, &pair.second].into_iter().zip(&mut state.vcpus).enumerate() {
+        let mut list = [0; 641];
+        let ids = well("KVM_GET_REG_LIST", vcpu.register_list(&mut list))?;
+        let mut registers = Vec::new();
+        for &id in ids {
+            let mut value = [0; 16];
+            well("KVM_GET_ONE_REG", vcpu.get_one_reg(id, &mut value[..size_of_register(id)]))?;
+            registers.push((id, value)).map_err(|_| full(()))?;
+        }
+        let mut interface = Vec::new();
+        for attribute in INTERFACE.map(|register| (index as u64) << 32 | register) {
+            let value = well("KVM_GET_DEVICE_ATTR", pair.gic.attribute::<u64>(vgic::CPU_SYSREGS, attribute))?;
+            interface.push((attribute, value)).map_err(|_| full(()))?;
+        }
+        let events = well("KVM_GET_VCPU_EVENTS", vcpu.events())?;
+        let mp_state = well("KVM_GET_MP_STATE", vcpu.mp_state())?;
+        *slot = Some(VcpuState { registers, events, mp_state, interface });
+    }
+    copy([&RAM[0], &SHARED[0], &SHARED[1]], state.memory.each_ref());
+    Ok(())
+}
+
+fn copy(from: [&Page; 3], to: [&Page; 3]) {
+    for (from, to) in from.into_iter().zip(to) {
+        clean(from);
+        (0..PAGE).step_by(8).for_each(|offset| to.write(offset, 8, from.read(offset, 8)));
+        clean(to);
+    }
+}
+
+fn restore(pair: &Pair, state: &State) -> Check {
+    copy(state.memory.each_ref(), [&RAM[0], &SHARED[0], &SHARED[1]]);
+    for (vcpu, saved) in [&pair.first, &pair.second].into_iter().zip(&state.vcpus) {
+        let saved = saved.as_ref().ok_or_else(|| failed(format_args!("nothing was saved")))?;
+        for (id, value) in &saved.registers {
+            let result = vcpu.set_one_reg(*id, &value[..size_of_register(*id)]);
+            check_eq!(result, Ok(()), "KVM_SET_ONE_REG of {id:#x}, {value:x?}");
+        }
+        well("KVM_SET_VCPU_EVENTS", vcpu.set_events(&saved.events))?;
+        well("KVM_SET_MP_STATE", vcpu.set_mp_state(saved.mp_state))?;
+    }
+    for (group, attribute, value) in &state.gic {
+        let result = pair.gic.set_attribute(*group, *attribute, value);
+        check_eq!(result, Ok(()), "KVM_SET_DEVICE_ATTR of group {group}, {attribute:#x}");
+    }
+    for (attribute, value) in state.vcpus.iter().flatten().flat_map(|saved| &saved.interface) {
+        let result = pair.gic.set_attribute(vgic::CPU_SYSREGS, *attribute, value);
+        check_eq!(result, Ok(()), "KVM_SET_DEVICE_ATTR of {attribute:#x}, {value:#x}");
+    }
+    Ok(())
+}
+
+/// Two vCPUs that send each other interrupts are stopped wherever they are, saved, destroyed, made anew from what was saved, and
+/// go on; more than once.
+fn save_and_restore(machine: &'static Machine) -> Check {
+    const COUNT: u64 = 4000;
+    let mut state = SAVED.lock();
+    let mut pair = Pair::new()?;
+    pair.load(COUNT)?;
+    let mut is_first = true;
+    for wanted in [100, 500, 1000, 2000] {
+        pair.with_second(machine, || {
+            if core::mem::take(&mut is_first) {
+                check_eq!(stored(&pair.first, 0)?, 0, "CPU_ON of the second vCPU");
+            }
+            while SHARED[0].read(0, 8) < wanted {
+                // The end of a run that has no other.
+                time::Timer::Virtual.arm(300);
+                let result = pair.first.run();
+                time::Timer::Virtual.stop();
+                check_eq!(result, Err(Errno::EINTR), "KVM_RUN, with {} of {COUNT} counted", SHARED[0].read(0, 8));
+            }
+            Ok(())
+        })?;
+        save(&pair, &mut state)?;
+        drop(pair);
+        [&RAM[0], &SHARED[0], &SHARED[1]].into_iter().for_each(Page::clear);
+        pair = Pair::new()?;
+        restore(&pair, &state)?;
+    }
+    let counted = pair.with_second(machine, || stored(&pair.first, 8))?;
+    check_eq!(counted, COUNT, "SGIs that were counted");
     Ok(())
 }
