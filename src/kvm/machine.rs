@@ -145,6 +145,8 @@ pub(super) struct MachineSetup {
     pub pages: Option<PageStates>,
     pub id_registers: GuestIdRegisters,
     pub pointer_authentication: bool,
+    /// EL1 of its vCPUs is AArch32.
+    pub aarch32: bool,
     pub serial: Serial,
     pub vttbr: u64,
     pub vtcr: u64,
@@ -255,6 +257,8 @@ pub struct Machine {
     pub(super) vttbr: u64,
     pub(super) vtcr: u64,
     pub(super) hcr: u64,
+    /// EL1 of its vCPUs is AArch32.
+    pub(super) is_aarch32: bool,
     counter_offset: AtomicU64,
     pub(super) is_offset: bool,
     event: AtomicU32,
@@ -343,6 +347,9 @@ impl Machine {
         if features::has_fwb() {
             hcr |= hcr::HCR_FWB;
         }
+        if setup.aarch32 {
+            hcr &= !hcr::HCR_RW;
+        }
         if let Some(owner) = &setup.owner {
             let late = owner.traps().is_some();
             hcr = if late { hcr::late_owner_hcr(features::has_fwb()) } else { hcr::owner_hcr(hcr) };
@@ -375,6 +382,7 @@ impl Machine {
             vttbr: setup.vttbr,
             vtcr: setup.vtcr,
             hcr,
+            is_aarch32: setup.aarch32,
             counter_offset: AtomicU64::new(setup.counter_offset),
             is_offset: setup.is_offset,
             event: AtomicU32::new(0),

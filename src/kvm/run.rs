@@ -36,6 +36,7 @@ use crate::{
     mm::Ipa,
     vcpu::{
         Exit, GuestFault,
+        aarch32::PSTATE_E,
         context::ASK_FOR_PSCI_VERSION,
         exit::{self, DataAbort, ExternalAbort, INSTRUCTION_BYTES, InstructionAbort, SystemAccess, Wait},
         switch,
@@ -53,6 +54,8 @@ use core::{
 };
 use log::error;
 use spin::MutexGuard;
+
+mod aarch32;
 
 /// Why a run ended. The vCPU still holds this CPU, and [`Resident::run`] may be called again, until it is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,6 +130,8 @@ pub struct Resident<'a> {
     mdcr: u64,
     /// The PMU asked for its shared interrupt, and is watched until it no longer does.
     overflowed: bool,
+    /// Running it, loading or unloading it takes more than usual: its counters pause, or its EL1 is AArch32.
+    is_special: bool,
     /// The PMU's counters would count EL2: they stand still at least while this CPU does other things than this guest's.
     pauses: bool,
     /// Those that do.
@@ -191,6 +196,9 @@ impl<'a> Resident<'a> {
         }
         let pauses = inner.state.pmu.is_some() && guest_pmu::needs_pause() && !machine.is_owner();
         let paused = if pauses { guest_pmu::pause() } else { 0 };
+        if machine.is_aarch32 {
+            inner.kept.aarch32.load();
+        }
         inner.context.psci_version = machine.plain_psci_version().map_or(ASK_FOR_PSCI_VERSION, u64::from);
         if machine.note_running(vcpu.index()) {
             crate::arch::tlb::flush_local_vmid();
@@ -211,6 +219,7 @@ impl<'a> Resident<'a> {
             trap: false,
             mdcr,
             overflowed: false,
+            is_special: pauses || machine.is_aarch32,
             pauses,
             paused,
             inner: guard,
@@ -273,12 +282,17 @@ impl<'a> Resident<'a> {
 
     /// Runs the guest until its caller has something to do.
     pub fn run(&mut self) -> Leave {
-        if !self.pauses {
-            return self.run_until();
+        if self.is_special { self.run_special() } else { self.run_until() }
+    }
+
+    fn run_special(&mut self) -> Leave {
+        if self.pauses {
+            guest_pmu::resume(self.paused);
         }
-        guest_pmu::resume(self.paused);
-        let leave = self.run_until();
-        self.paused = guest_pmu::pause();
+        let leave = if self.machine.is_aarch32 { self.run_aarch32() } else { self.run_until() };
+        if self.pauses {
+            self.paused = guest_pmu::pause();
+        }
         leave
     }
 
@@ -322,7 +336,7 @@ impl<'a> Resident<'a> {
                     self.finish(outcome, INSTRUCTION_BYTES);
                     continue;
                 } else {
-                    self.rare(Exit::decode(esr, switch::fault_address()))
+                    self.rare(Exit::decode(esr, switch::fault_address()), INSTRUCTION_BYTES)
                 }
             } else if trap.is_serror() {
                 self.serror()
@@ -349,9 +363,19 @@ impl<'a> Resident<'a> {
         }
     }
 
+    /// The same for guests in either state.
+    #[cold]
+    fn finish_rare(&mut self, outcome: Result<(), GuestFault>, bytes: u64) {
+        match outcome {
+            Ok(()) => self.inner.context.step_over(bytes),
+            Err(fault) => switch::inject(&mut self.inner.context, fault),
+        }
+    }
+
+    /// `bytes`: of the instruction.
     #[cold]
     #[inline(never)]
-    fn rare(&mut self, exit: Exit) -> Option<Leave> {
+    fn rare(&mut self, exit: Exit, bytes: u64) -> Option<Leave> {
         let fault = match exit {
             Exit::Smc { immediate } => {
                 self.count(ExitKind::Smc);
@@ -363,7 +387,7 @@ impl<'a> Resident<'a> {
             }
             Exit::Wait(wait) => {
                 self.count(ExitKind::Wait);
-                self.inner.context.skip_instruction(INSTRUCTION_BYTES);
+                self.inner.context.step_over(bytes);
                 return self.wait(wait);
             }
             Exit::Unexpected { esr } => return Some(self.crash(esr)),
@@ -375,7 +399,7 @@ impl<'a> Resident<'a> {
             Exit::Undefined => GuestFault::Undefined,
         };
         self.count(ExitKind::Fault);
-        self.finish(Err(fault), 0);
+        switch::inject(&mut self.inner.context, fault);
         None
     }
 
@@ -402,7 +426,7 @@ impl<'a> Resident<'a> {
             return leave;
         }
         let registers = self.inner.context.gpr.first_chunk::<18>()?;
-        let call = Call { conduit, immediate, aarch32: false, registers };
+        let call = Call { conduit, immediate, aarch32: self.machine.is_aarch32, registers };
         let outcome = hypercall::dispatch(&Caller { machine: self.machine, vcpu: self.vcpu }, &call);
         match outcome.results() {
             Results::None => {}
@@ -557,7 +581,7 @@ impl<'a> Resident<'a> {
         } else {
             Err(GuestFault::DataAbort { far, write })
         };
-        self.finish(outcome, abort.instruction_bytes());
+        self.finish_rare(outcome, abort.instruction_bytes());
     }
 
     /// Memory of the guest's has failed under its access. It is told what the machine says; if the error may be anywhere,
@@ -965,8 +989,13 @@ impl Drop for Resident<'_> {
             // Before the timers stop: which of their interrupts are active is still to be seen.
             Some(owner) => owner.gic.unload(self.vcpu.index(), &mut inner.owner, &mut Hardware, owner),
         }
-        if self.pauses {
-            guest_pmu::resume(self.paused);
+        if self.is_special {
+            if self.pauses {
+                guest_pmu::resume(self.paused);
+            }
+            if self.machine.is_aarch32 {
+                inner.kept.aarch32.save();
+            }
         }
         if self.overflowed
             && let Some(intid) = physical::interrupts().and_then(|host| host.pmu)
@@ -1057,7 +1086,11 @@ pub fn is_runnable(machine: &Machine, vcpu: &Vcpu, now: u64) -> (bool, Option<u6
     (is_runnable, next)
 }
 
-/// SCTLR_EL1.EE of the guest that this CPU holds.
+/// Whether the guest that this CPU holds, and that has just left, works with big-endian data: SCTLR_EL1.EE, in AArch32
+/// PSTATE.E.
 pub(super) fn caller_is_big_endian() -> bool {
+    if state::is_el1_aarch32() {
+        return read_sysreg!("spsr_el2") & PSTATE_E != 0;
+    }
     read_sysreg!("sctlr_el1") & (1 << 25) != 0
 }

@@ -4,6 +4,7 @@
 //! come from here.
 
 use super::{
+    aarch32,
     context::VcpuContext,
     exit::FaultAddress,
     fault::{ExceptionEntry, GuestFault, Surroundings},
@@ -108,9 +109,23 @@ pub fn esr() -> u64 {
 #[inline(never)]
 pub fn inject(context: &mut VcpuContext, fault: GuestFault) {
     let ExceptionState { vbar, sctlr } = state::exception_state();
+    if state::is_el1_aarch32() {
+        return inject_aarch32(context, fault, vbar, sctlr);
+    }
     let el1 = Surroundings { vbar, sctlr, has_pan: features::has_pan(), has_ssbs: features::has_ssbs() };
     let ExceptionEntry { esr, far, elr, spsr, pc, pstate } = fault.entry(context, &el1);
     state::set_exception_registers(esr, far, elr, spsr);
+    context.pc = pc;
+    context.pstate = pstate;
+}
+
+fn inject_aarch32(context: &mut VcpuContext, fault: GuestFault, vbar: u64, sctlr: u64) {
+    let [ttbcr, far] = state::aarch32_exception_state();
+    let (has_pan, has_ssbs) = (features::has_pan(), features::has_ssbs());
+    let el1 = aarch32::Surroundings { vbar, sctlr, ttbcr, far, has_pan, has_ssbs };
+    let aarch32::Entry { lr, spsr, dfsr, ifsr, far, pc, pstate } = fault.entry_aarch32(context, &el1);
+    state::set_aarch32_exception_registers(dfsr, ifsr, far, spsr);
+    context.set_register(lr.0, lr.1);
     context.pc = pc;
     context.pstate = pstate;
 }
