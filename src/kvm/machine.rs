@@ -257,8 +257,6 @@ pub struct Machine {
     pub(super) vttbr: u64,
     pub(super) vtcr: u64,
     pub(super) hcr: u64,
-    /// EL1 of its vCPUs is AArch32.
-    pub(super) is_aarch32: bool,
     counter_offset: AtomicU64,
     pub(super) is_offset: bool,
     event: AtomicU32,
@@ -382,7 +380,6 @@ impl Machine {
             vttbr: setup.vttbr,
             vtcr: setup.vtcr,
             hcr,
-            is_aarch32: setup.aarch32,
             counter_offset: AtomicU64::new(setup.counter_offset),
             is_offset: setup.is_offset,
             event: AtomicU32::new(0),
@@ -390,6 +387,12 @@ impl Machine {
             frequency: timer::frequency().max(1),
         })
         .inspect(|_| debug_assert!(setup.ipa_bits >= 32))
+    }
+
+    /// EL1 of its vCPUs is AArch32.
+    #[inline]
+    pub(super) fn is_aarch32(&self) -> bool {
+        self.hcr & hcr::HCR_RW == 0
     }
 
     /// The version of PSCI that guests see.

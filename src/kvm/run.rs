@@ -130,8 +130,6 @@ pub struct Resident<'a> {
     mdcr: u64,
     /// The PMU asked for its shared interrupt, and is watched until it no longer does.
     overflowed: bool,
-    /// Running it, loading or unloading it takes more than usual: its counters pause, or its EL1 is AArch32.
-    is_special: bool,
     /// The PMU's counters would count EL2: they stand still at least while this CPU does other things than this guest's.
     pauses: bool,
     /// Those that do.
@@ -196,7 +194,7 @@ impl<'a> Resident<'a> {
         }
         let pauses = inner.state.pmu.is_some() && guest_pmu::needs_pause() && !machine.is_owner();
         let paused = if pauses { guest_pmu::pause() } else { 0 };
-        if machine.is_aarch32 {
+        if machine.is_aarch32() {
             inner.kept.aarch32.load();
         }
         inner.context.psci_version = machine.plain_psci_version().map_or(ASK_FOR_PSCI_VERSION, u64::from);
@@ -219,7 +217,6 @@ impl<'a> Resident<'a> {
             trap: false,
             mdcr,
             overflowed: false,
-            is_special: pauses || machine.is_aarch32,
             pauses,
             paused,
             inner: guard,
@@ -282,17 +279,12 @@ impl<'a> Resident<'a> {
 
     /// Runs the guest until its caller has something to do.
     pub fn run(&mut self) -> Leave {
-        if self.is_special { self.run_special() } else { self.run_until() }
-    }
-
-    fn run_special(&mut self) -> Leave {
-        if self.pauses {
-            guest_pmu::resume(self.paused);
+        if !self.pauses {
+            return self.run_until();
         }
-        let leave = if self.machine.is_aarch32 { self.run_aarch32() } else { self.run_until() };
-        if self.pauses {
-            self.paused = guest_pmu::pause();
-        }
+        guest_pmu::resume(self.paused);
+        let leave = self.run_until();
+        self.paused = guest_pmu::pause();
         leave
     }
 
@@ -338,15 +330,21 @@ impl<'a> Resident<'a> {
                 } else {
                     self.rare(Exit::decode(esr, switch::fault_address()), INSTRUCTION_BYTES)
                 }
-            } else if trap.is_serror() {
-                self.serror()
-            } else {
+            } else if trap.is_interrupt() {
                 self.interrupt::<G>()
+            } else {
+                self.rare_trap::<G>(trap)
             };
             if let Some(leave) = leave {
                 return leave;
             }
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn rare_trap<G: HostGic>(&mut self, trap: switch::Trap) -> Option<Leave> {
+        if trap.is_serror() { self.serror() } else { self.exit_aarch32::<G>() }
     }
 
     #[inline(always)]
@@ -416,6 +414,11 @@ impl<'a> Resident<'a> {
 
     #[inline(never)]
     fn call(&mut self, conduit: Conduit, immediate: u16) -> Option<Leave> {
+        self.call_from(false, conduit, immediate)
+    }
+
+    #[inline(always)]
+    fn call_from(&mut self, aarch32: bool, conduit: Conduit, immediate: u16) -> Option<Leave> {
         let registers = self.inner.context.gpr.first_chunk::<18>()?;
         if stub::is_stub_number(registers[0])
             && let Some(leave) = self.stub_call(conduit)
@@ -426,7 +429,7 @@ impl<'a> Resident<'a> {
             return leave;
         }
         let registers = self.inner.context.gpr.first_chunk::<18>()?;
-        let call = Call { conduit, immediate, aarch32: self.machine.is_aarch32, registers };
+        let call = Call { conduit, immediate, aarch32, registers };
         let outcome = hypercall::dispatch(&Caller { machine: self.machine, vcpu: self.vcpu }, &call);
         match outcome.results() {
             Results::None => {}
@@ -989,13 +992,12 @@ impl Drop for Resident<'_> {
             // Before the timers stop: which of their interrupts are active is still to be seen.
             Some(owner) => owner.gic.unload(self.vcpu.index(), &mut inner.owner, &mut Hardware, owner),
         }
-        if self.is_special {
-            if self.pauses {
-                guest_pmu::resume(self.paused);
-            }
-            if self.machine.is_aarch32 {
-                inner.kept.aarch32.save();
-            }
+        if self.pauses {
+            guest_pmu::resume(self.paused);
+        }
+        if self.machine.is_aarch32() {
+            inner.context.narrow();
+            inner.kept.aarch32.save();
         }
         if self.overflowed
             && let Some(intid) = physical::interrupts().and_then(|host| host.pmu)

@@ -20,6 +20,7 @@ const EXIT_SYNC: u64 = 0;
 const EXIT_IRQ: u64 = 1;
 const EXIT_FIQ: u64 = 2;
 const EXIT_SERROR: u64 = 3;
+const EXIT_AARCH32: u64 = 4;
 
 core::arch::global_asm!(
     include_str!("../../boot/macros.S"),
@@ -28,6 +29,7 @@ core::arch::global_asm!(
     exit_irq = const EXIT_IRQ,
     exit_fiq = const EXIT_FIQ,
     exit_serror = const EXIT_SERROR,
+    exit_aarch32 = const EXIT_AARCH32,
     ctx_gpr = const offset_of!(VcpuContext, gpr),
     ctx_elr = const offset_of!(VcpuContext, pc),
     ctx_psci_version = const offset_of!(VcpuContext, psci_version),
@@ -59,14 +61,19 @@ pub fn forward_workarounds() {
 pub struct Trap(u64);
 
 impl Trap {
-    /// Something it did, described by a syndrome that is still in the registers.
+    /// Something it did in AArch64, described by a syndrome that is still in the registers.
     #[inline(always)]
     pub const fn is_synchronous(self) -> bool {
         self.0 == EXIT_SYNC
     }
 
-    /// A physical SError. What is neither is a physical interrupt.
+    /// A physical interrupt.
     #[inline(always)]
+    pub const fn is_interrupt(self) -> bool {
+        matches!(self.0, EXIT_IRQ | EXIT_FIQ)
+    }
+
+    /// A physical SError. What is none of these it did in AArch32.
     pub const fn is_serror(self) -> bool {
         self.0 == EXIT_SERROR
     }

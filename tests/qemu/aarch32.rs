@@ -11,7 +11,7 @@ use libtest_mimic::{Completion, Failed, Trial};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use crate::debian::{HOST_IS_BUSY, judge as judge_report, shell_reads, wait};
+use crate::debian::{HOST_IS_BUSY, judge as judge_report, shell_reads, vm as wide_debian, wait};
 use crate::kernel::{judge, vm as wide_vm};
 use crate::trial::{ignorable_test, test};
 use crate::{LIMIT, Outcome, board, failure, run_well};
@@ -139,6 +139,19 @@ pub fn trials() -> Vec<Trial> {
     ] {
         let title = format!("aarch32::debian_gicv{version}_{cpu}_{cpus}_vcpus");
         trials.push(debian_trial(title, move || boots(gic, cpu, cpus)));
+    }
+    for cpu in ["cortex-a72", "neoverse-n1"] {
+        // EL0 can be AArch32 where EL1 is not.
+        trials.push(debian_trial(format!("aarch32::programs_under_a_64_bit_kernel_{cpu}"), move || {
+            if let Some(reason) = fetch::missing("linux-6.1") {
+                return Err(reason.into());
+            }
+            let mut vm = wide_debian("linux-6.1", "keel.test=1", 2);
+            vm.initrd = Some(fetch::initramfs_path_armhf());
+            let mut board = board(&format!("programs-{cpu}"), &[vm])?;
+            board.cpu = cpu.into();
+            judge_report(&run_well(&board)?, "linux-6.1", 2, &[HOST_IS_BUSY])
+        }));
     }
     trials.push(debian_trial("aarch32::debian_reboot_comes_up_again".into(), || {
         let mut board = board("armhf-reboot", &[debian_vm("keel.test=reboot", 2)])?;

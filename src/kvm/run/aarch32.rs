@@ -1,17 +1,16 @@
-//! KVM_RUN of a vCPU whose EL1 is AArch32: the same loop, in which syndromes are read as AArch32's.
+//! Exits in AArch32: of a vCPU whose EL1 is AArch32, or of a 32-bit program under a 64-bit EL1.
 //!
-//! What answers an exit is what answers AArch64's: a trapped CP15 register is the AArch64 one that it is a view of, a load or
-//! store is of the register that holds the mode's, and calls go to the same table. It is a loop of its own, so that what is
-//! asked here costs other guests nothing.
+//! What answers them is what answers AArch64's: a trapped CP15 register is the AArch64 one that it is a view of, a load or
+//! store is of the register that holds the mode's, and calls go to the same table. They have vectors of their own, so what is
+//! asked here costs no exit in AArch64 anything.
 
 use super::{Leave, Resident};
 use crate::{
     arch::{cpu, pmuv3::PmuRegister, state, timer},
     hypercall::Conduit,
     kvm::{
-        interface::{Hardware, HardwareV2, HostGic},
+        interface::{Hardware, HostGic},
         interrupts::{Exiting, Outside},
-        physical,
         vcpu::ExitKind,
     },
     vcpu::{
@@ -25,42 +24,17 @@ use crate::{
         sysreg::{Action, MachineRegister, SysRegId},
     },
 };
-use core::{cell::RefCell, sync::atomic::Ordering};
+use core::cell::RefCell;
 
 const LOW: u64 = 0xffff_ffff;
 
 impl Resident<'_> {
-    /// Runs the guest until its caller has something to do.
     #[cold]
-    pub(super) fn run_aarch32(&mut self) -> Leave {
-        if physical::has_gicv2() { self.run_aarch32_on::<HardwareV2>() } else { self.run_aarch32_on::<Hardware>() }
-    }
-
-    fn run_aarch32_on<G: HostGic>(&mut self) -> Leave {
-        loop {
-            if self.attention.load(Ordering::Relaxed) {
-                return Leave::Attention;
-            }
-            if self.dirty.load(Ordering::Relaxed) {
-                let index = self.vcpu.index();
-                self.machine.vgic.flush(index, &mut self.inner.vgic, &mut { G::HERE }, &Outside(self.machine));
-            }
-            let trap = switch::enter(&mut self.inner.context);
+    #[inline(never)]
+    pub(super) fn exit_aarch32<G: HostGic>(&mut self) -> Option<Leave> {
+        if self.machine.is_aarch32() {
             self.inner.context.narrow();
-            let leave = if trap.is_synchronous() {
-                self.synchronous::<G>()
-            } else if trap.is_serror() {
-                self.serror()
-            } else {
-                self.interrupt::<G>()
-            };
-            if let Some(leave) = leave {
-                return leave;
-            }
         }
-    }
-
-    fn synchronous<G: HostGic>(&mut self) -> Option<Leave> {
         let (esr, pstate) = (switch::esr(), self.inner.context.pstate);
         let bytes = aarch32::instruction_bytes(esr);
         if !aarch32::passes(esr, pstate) {
@@ -77,15 +51,17 @@ impl Resident<'_> {
             return self.unclaimed(&abort);
         }
         match Exit32::decode(esr, pstate) {
+            // A program's: of a register that is not there for it, or that its EL1 traps to itself.
+            Exit32::System(_) if !self.machine.is_aarch32() => self.rare(Exit::Undefined, bytes),
             Exit32::Hvc { immediate } => {
                 self.count(ExitKind::Hvc);
-                self.call(Conduit::Hvc, immediate)
+                self.call_from_aarch32(Conduit::Hvc, immediate)
             }
             Exit32::Smc => {
                 self.count(ExitKind::Smc);
                 // It has four bytes in both instruction sets. Its immediate, of which EL2 is not told, cannot matter.
                 self.inner.context.step_over(INSTRUCTION_BYTES);
-                self.call(Conduit::Smc, 0)
+                self.call_from_aarch32(Conduit::Smc, 0)
             }
             Exit32::System(access) => {
                 self.count(ExitKind::System);
@@ -95,6 +71,10 @@ impl Resident<'_> {
             }
             Exit32::Other => self.rare(Exit::decode(esr, switch::fault_address()), bytes),
         }
+    }
+
+    fn call_from_aarch32(&mut self, conduit: Conduit, immediate: u16) -> Option<Leave> {
+        self.call_from(true, conduit, immediate)
     }
 
     /// A trapped system register.
