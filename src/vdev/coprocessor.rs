@@ -46,7 +46,7 @@ const fn high(op0: u8, op1: u8, crn: u8, crm: u8, op2: u8) -> View {
 
 /// Registers that follow no rule of [`find`].
 #[rustfmt::skip]
-static ROWS: [Row; 28] = [
+static ROWS: [Row; 31] = [
     // HCR_EL2.TID1: TCMTR, TLBTR (no tightly coupled memory; one TLB for both), REVIDR, AIDR.
     word(15, 0, 0, 0, 2, View::Zero),
     word(15, 0, 0, 0, 3, View::Zero),
@@ -59,7 +59,10 @@ static ROWS: [Row; 28] = [
     word(10, 7, 7, 0, 0, low(3, 0, 0, 3, 0)),
     word(10, 7, 6, 0, 0, low(3, 0, 0, 3, 1)),
     word(10, 7, 5, 0, 0, low(3, 0, 0, 3, 2)),
-    // ICH_HCR_EL2.TDIR: ICC_DIR. ICC_SRE_EL2.Enable = 0: ICC_SRE.
+    // ICH_HCR_EL2.TDIR: ICC_DIR. ICH_HCR_EL2.TC: ICC_PMR, ICC_CTLR, ICC_RPR, too. ICC_SRE_EL2.Enable = 0: ICC_SRE.
+    word(15, 0, 4, 6, 0, low(3, 0, 4, 6, 0)),
+    word(15, 0, 12, 12, 4, low(3, 0, 12, 12, 4)),
+    word(15, 0, 12, 11, 3, low(3, 0, 12, 11, 3)),
     word(15, 0, 12, 11, 1, low(3, 0, 12, 11, 1)),
     word(15, 0, 12, 12, 5, low(3, 0, 12, 12, 5)),
     // HCR_EL2.IMO and FMO: ICC_SGI1R, ICC_ASGI1R, ICC_SGI0R.

@@ -94,6 +94,17 @@ pub fn trials() -> Vec<Trial> {
             judge(&run_well(&board)?)
         }));
     }
+    for (feature, case) in [("test-common-trap", "gic/sgi"), ("pmu", "pmu/counts")] {
+        trials.push(kernel_trial(format!("aarch32::kernel_with_{feature}"), move |kernel| {
+            let mut vm = kernel_vm(kernel, 2);
+            vm.features.push(feature.into());
+            let mut board = board(&format!("narrow-{feature}"), &[vm])?;
+            board.cpu = "cortex-a72".into();
+            let console = run_well(&board)?;
+            judge(&console)?;
+            crate::expect(&console, &format!("test {case} ... ok"))
+        }));
+    }
     for (gic, version) in [(Gic::V2, 2), (Gic::V3, 3)] {
         trials.push(kernel_trial(format!("aarch32::kernel_alone_gicv{version}"), move |kernel| {
             let mut board = Board::virt(kernel);
@@ -116,6 +127,16 @@ pub fn trials() -> Vec<Trial> {
         }
         Ok(())
     }));
+    for (cpu, answer) in [("cortex-a72", "ok"), ("max", "ok"), ("neoverse-n1", "skipped")] {
+        trials.push(test(format!("aarch32::made_by_kvm_ioctl_{cpu}"), move || {
+            let mut vm = wide_vm("hyp=root only=kvm/aarch32", 1)?;
+            (vm.name, vm.root) = ("root".into(), true);
+            let mut board = board(&format!("narrow-ioctl-{cpu}"), &[vm])?;
+            board.cpu = cpu.into();
+            let ending = run_to_end(&board, LIMIT)?;
+            crate::expect(&ending.output, &format!("test kvm/aarch32 ... {answer}"))
+        }));
+    }
     trials.push(test("aarch32::refused_where_el1_is_always_64_bit", || {
         let vm = narrow(wide_vm("", 1)?);
         let mut board = board("narrow-refused", &[vm])?;

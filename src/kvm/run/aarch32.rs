@@ -9,8 +9,9 @@ use crate::{
     arch::{cpu, pmuv3::PmuRegister, state, timer},
     hypercall::Conduit,
     kvm::{
-        interface::{Hardware, HostGic},
+        interface::{self, Hardware, HostGic},
         interrupts::{Exiting, Outside},
+        machine::Controller,
         vcpu::ExitKind,
     },
     vcpu::{
@@ -112,7 +113,8 @@ impl Resident<'_> {
             Action::Machine(MachineRegister::Revidr) => cpu::revidr(),
             Action::Machine(MachineRegister::Aidr) => cpu::aidr(),
             Action::OsLockStatus => state::os_lock_status(),
-            Action::ReadAs(_) if G::IS_V2 && is_gic(id) => return Err(GuestFault::Undefined),
+            _ if is_gic(id) && !self.has_gic::<G>() => return Err(GuestFault::Undefined),
+            Action::Common(register) => interface::access_common(register, None),
             Action::ReadAs(value) => value,
             _ => return self.other(id, None),
         })
@@ -121,8 +123,10 @@ impl Resident<'_> {
     fn write<G: HostGic>(&mut self, id: SysRegId, value: u64) -> Result<(), GuestFault> {
         let (machine, index) = (self.machine, self.vcpu.index());
         match id.action(true) {
-            // A guest with a GICv2 has none of the GIC's system registers, whatever its CPU has.
-            _ if G::IS_V2 && is_gic(id) => return Err(GuestFault::Undefined),
+            _ if is_gic(id) && !self.has_gic::<G>() => return Err(GuestFault::Undefined),
+            Action::Common(register) => {
+                interface::access_common(register, Some(value));
+            }
             Action::Sgi(sgi) => {
                 let vgic = RefCell::new(&mut self.inner.vgic);
                 machine.vgic.send_sgi(index, sgi, value, &Exiting { machine, vcpu: self.vcpu, vgic });
@@ -143,6 +147,11 @@ impl Resident<'_> {
         if id.action(true) == Action::WriteIgnore { Ok(()) } else { Err(GuestFault::Undefined) }
     }
 
+    /// A guest with a GICv2, or without any, has none of the GIC's system registers, whatever its CPU has.
+    fn has_gic<G: HostGic>(&self) -> bool {
+        !G::IS_V2 && self.machine.controller != Controller::None
+    }
+
     /// A register that only some VMs have: of the PMU, or the physical timer's.
     fn other(&mut self, id: SysRegId, value: Option<u64>) -> Result<u64, GuestFault> {
         let result = if let Some(register) = PmuRegister::decode(id.fields()) {
@@ -156,7 +165,7 @@ impl Resident<'_> {
     }
 }
 
-/// ICC_*: op0 3, op1 0, CRn 12, CRm 8 to 12.
+/// ICC_*: op0 3, op1 0; CRn 4 with CRm 6, and CRn 12 with CRm 8 to 12.
 const fn is_gic(id: SysRegId) -> bool {
-    matches!(id.fields(), [3, 0, 12, 8..=12, _])
+    matches!(id.fields(), [3, 0, 4, 6, _] | [3, 0, 12, 8..=12, _])
 }
