@@ -80,7 +80,7 @@
     guest_slot {exit_fiq}
     guest_slot {exit_serror}
 
-    guest_slot {exit_sync}              // lower EL, AArch32
+    guest_slot {exit_aarch32}           // lower EL, AArch32: a program's, or all of a 32-bit guest
     guest_slot {exit_irq}
     guest_slot {exit_fiq}
     guest_slot {exit_serror}

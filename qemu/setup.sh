@@ -2,7 +2,8 @@
 # Installs what building and running keel needs, and only what is missing.
 #
 #   sh qemu/setup.sh run      a C linker, Rust with the bare-metal target, QEMU
-#   sh qemu/setup.sh test     the same, and Rust's target for programs that run on the Linux in QEMU
+#   sh qemu/setup.sh test     the same, Rust's target for programs that run on the Linux in QEMU, and a C compiler for
+#                             32-bit Arm
 #   sh qemu/setup.sh check    a C linker, Rust with both targets, clippy and rustfmt
 #
 # Knows Debian 12 and 13, Ubuntu 24.04 and macOS with Homebrew. Elsewhere, or without the right to install, it says
@@ -228,10 +229,25 @@ debian_source() {
     done | head -n 1
 }
 
+# The 32-bit test kernel is C: Rust has no AArch32 target here. Without it, its tests are ignored with the reason.
+arm_compiler() {
+    have arm-linux-gnueabihf-gcc && return 0
+    if ! have apt-get; then
+        say "no arm-linux-gnueabihf-gcc: the tests of the 32-bit test kernel will be left out"
+        return 0
+    fi
+    [ -n "$(apt_candidate gcc-arm-linux-gnueabihf)" ] || apt_update
+    apt_install "the 32-bit test kernel is compiled with it" gcc-arm-linux-gnueabihf
+}
+
 linker
 rust
 case $goal in
-run | test) qemu ;;
+run) qemu ;;
+test)
+    qemu
+    arm_compiler
+    ;;
 check) ;;
 *) fail "unknown goal $goal; use run, test or check" ;;
 esac

@@ -1,9 +1,9 @@
-//! `cargo keel fetch debian`: Debian's arm64 kernels and busybox, without touching the host's package database.
+//! `cargo keel fetch debian`: Debian's kernels and busybox, without touching the host's package database.
 //!
-//! apt runs with directories of its own under `build/guests/apt` and the architecture set to arm64; its sources are
-//! the Debian mirrors the machine already uses (no mirror is named here), with Debian 12 and its backports added,
-//! because those carry both kernels the tests want. Packages are unpacked, never installed, and are kept, so that a
-//! second run only looks whether everything is there.
+//! They are arm64's, and armhf's for machines whose EL1 is AArch32. apt runs with directories of its own under
+//! `build/guests/apt` (`apt-armhf`) and the architecture set; its sources are the Debian mirrors the machine already uses (no
+//! mirror is named here), with Debian 12 and its backports added, because those carry the kernels the tests want. Packages
+//! are unpacked, never installed, and are kept, so that a second run only looks whether everything is there.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -21,6 +21,24 @@ pub const KERNELS: &[(&str, &str)] = &[("linux-6.1", "6.1."), ("linux-6.12", "6.
 /// of the kernel 6.12.
 pub const BOARD_TREES: &[(&str, &str)] =
     &[("bcm2711-rpi-4-b.dtb", "./usr/lib/linux-image-*/broadcom/bcm2711-rpi-4-b.dtb")];
+
+/// The folder under `build/guests` of Debian's 32-bit kernel, and how its release starts.
+pub const KERNEL_ARMHF: (&str, &str) = ("linux-armhf", "6.1.");
+
+/// The 32-bit kernel.
+pub fn kernel_path_armhf() -> PathBuf {
+    tree::guest(KERNEL_ARMHF.0).join("zImage")
+}
+
+/// The archive that goes with it.
+pub fn initramfs_path_armhf() -> PathBuf {
+    tree::guest(KERNEL_ARMHF.0).join("initramfs.cpio")
+}
+
+/// What is missing of it, as a reason to skip.
+pub fn missing_armhf() -> Option<String> {
+    absent(&[kernel_path_armhf(), initramfs_path_armhf()])
+}
 
 /// Where the archive is that all kernels share.
 pub fn initramfs_path() -> PathBuf {
@@ -63,10 +81,10 @@ pub fn debian(mirror: Option<&str>, again: bool) -> Result<()> {
     let complete = |folder: &str| kernel_path(folder).exists() && module(folder).is_some();
     let wanted: Vec<_> = KERNELS.iter().filter(|(folder, _)| again || !complete(folder)).collect();
     if !wanted.is_empty() || again || !busybox.exists() {
-        let apt = Apt::new(mirror)?;
+        let apt = Apt::new(mirror, "arm64")?;
         apt.update()?;
         for (folder, series) in wanted {
-            let package = apt.kernel_package(series)?;
+            let package = apt.kernel_package("linux-image-arm64", series)?;
             let deb = apt.download(&package)?;
             let image = read_member(&deb, "./boot/vmlinuz-*")?;
             tree::store(&kernel_path(folder), &image)?;
@@ -98,10 +116,29 @@ pub fn debian(mirror: Option<&str>, again: bool) -> Result<()> {
         tree::store(&initramfs_path(), &archive)?;
         println!("{}: {} bytes", tree::show(&initramfs_path()), archive.len());
     }
-    for (folder, _) in KERNELS {
+    armhf(mirror, again)?;
+    for folder in KERNELS.iter().map(|(folder, _)| folder).chain([&KERNEL_ARMHF.0]) {
         let package = std::fs::read_to_string(tree::guest(folder).join("package")).unwrap_or_default();
-        println!("{}: ready ({})", tree::show(&kernel_path(folder)), package.trim());
+        println!("{}: ready ({})", tree::show(&tree::guest(folder)), package.trim());
     }
+    Ok(())
+}
+
+/// The 32-bit kernel for CPUs with long descriptors, and a busybox for it.
+fn armhf(mirror: Option<&str>, again: bool) -> Result<()> {
+    let (folder, series) = KERNEL_ARMHF;
+    if !again && missing_armhf().is_none() {
+        return Ok(());
+    }
+    let apt = Apt::new(mirror, "armhf")?;
+    apt.update()?;
+    let package = apt.kernel_package("linux-image-armmp-lpae", series)?;
+    let image = read_member(&apt.download(&package)?, "./boot/vmlinuz-*")?;
+    tree::store(&kernel_path_armhf(), &image)?;
+    let busybox = read_member(&apt.download("busybox-static")?, "./bin/busybox")?;
+    tree::store(&initramfs_path_armhf(), &initramfs::pack(&busybox, &[]))?;
+    tree::store(&tree::guest(folder).join("package"), format!("{package}\n").as_bytes())?;
+    println!("{}: {package}, {} bytes", tree::show(&kernel_path_armhf()), image.len());
     Ok(())
 }
 
@@ -143,10 +180,11 @@ fn read_member(deb: &Path, pattern: &str) -> Result<Vec<u8>> {
 /// apt with directories of its own.
 struct Apt {
     folder: PathBuf,
+    architecture: &'static str,
 }
 
 impl Apt {
-    fn new(mirror: Option<&str>) -> Result<Self> {
+    fn new(mirror: Option<&str>, architecture: &'static str) -> Result<Self> {
         for program in ["apt-get", "apt-cache", "dpkg-deb", "tar"] {
             let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
             if found.is_err() {
@@ -163,7 +201,7 @@ impl Apt {
                  name one with --mirror URL and install debian-archive-keyring"
             );
         }
-        let folder = tree::guest("apt");
+        let folder = tree::guest(if architecture == "arm64" { "apt" } else { "apt-armhf" });
         for sub in ["state/lists/partial", "cache/archives/partial", "debs"] {
             std::fs::create_dir_all(folder.join(sub))?;
         }
@@ -172,11 +210,11 @@ impl Apt {
         for source in &sources {
             let (mirror, keyring) = source.split_once('\t').unwrap_or((source, KEYRING));
             for suite in SUITES {
-                list.push_str(&format!("deb [arch=arm64 signed-by={keyring}] {mirror} {suite} main\n"));
+                list.push_str(&format!("deb [arch={architecture} signed-by={keyring}] {mirror} {suite} main\n"));
             }
         }
         std::fs::write(folder.join("sources.list"), list)?;
-        Ok(Apt { folder: folder.canonicalize()? })
+        Ok(Apt { folder: folder.canonicalize()?, architecture })
     }
 
     fn command(&self, program: &str) -> Command {
@@ -192,8 +230,8 @@ impl Apt {
         option("Dir::Etc::SourceParts", "/dev/null");
         option("Dir::Etc::Preferences", "/dev/null");
         option("Dir::Etc::PreferencesParts", "/dev/null");
-        option("APT::Architecture", "arm64");
-        option("APT::Architectures::", "arm64");
+        option("APT::Architecture", self.architecture);
+        option("APT::Architectures::", self.architecture);
         option("Acquire::Languages", "none");
         option("Acquire::Retries", "2");
         // The sandbox user cannot write below a user's directory; these directories are all apt may touch.
@@ -221,11 +259,11 @@ impl Apt {
         Ok(())
     }
 
-    /// The package behind the newest `linux-image-arm64` of a series.
-    fn kernel_package(&self, series: &str) -> Result<String> {
-        let output = self.command("apt-cache").args(["show", "linux-image-arm64"]).output()?;
+    /// The package behind the newest `name` of a series.
+    fn kernel_package(&self, name: &str, series: &str) -> Result<String> {
+        let output = self.command("apt-cache").args(["show", name]).output()?;
         newest_kernel(&String::from_utf8_lossy(&output.stdout), series)
-            .with_context(|| format!("no linux-image-arm64 {series}* in {}", SUITES.join(", ")))
+            .with_context(|| format!("no {name} {series}* in {}", SUITES.join(", ")))
     }
 
     fn download(&self, package: &str) -> Result<PathBuf> {
@@ -280,7 +318,7 @@ fn only_deb(folder: &Path) -> Option<PathBuf> {
     entries.filter_map(Result::ok).map(|entry| entry.path()).find(|path| path.extension().is_some_and(|e| e == "deb"))
 }
 
-/// The first real package of a series that a `linux-image-arm64` stanza depends on; stanzas come newest first.
+/// The first real package of a series that a kernel's stanza depends on; stanzas come newest first.
 fn newest_kernel(stanzas: &str, series: &str) -> Option<String> {
     let depends = stanzas.lines().filter_map(|line| line.strip_prefix("Depends: "));
     let packages = depends.flat_map(|list| list.split(',')).filter_map(|item| item.split_whitespace().next());

@@ -201,7 +201,8 @@ impl Images {
         let title = file.file_name().map(|title| title.to_string_lossy().replace('\0', "")).unwrap_or_default();
         set(&mut node, config::DESCRIPTION, title.as_str());
         set(&mut node, config::TYPE, kind.fit_type());
-        set(&mut node, config::ARCH, "arm64");
+        let aarch32 = vm.features.iter().any(|feature| feature == "aarch32");
+        set(&mut node, config::ARCH, if aarch32 { "arm" } else { "arm64" });
         if kind != Kind::Tree {
             set(&mut node, "os", "linux");
         }

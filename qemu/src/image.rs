@@ -126,6 +126,48 @@ pub fn build_oracle() -> Result<Vec<u8>> {
     read_artifact(&bins, "keel-oracle")
 }
 
+/// The C compiler of the 32-bit test kernel: no target of this tree's toolchain makes AArch32 code.
+pub const ARM_COMPILER: &str = "arm-linux-gnueabihf-gcc";
+
+/// Builds `build/test-kernel-32`, an ELF32 file, from `tests/kernel32`; `None` where there is no compiler for it.
+///
+/// # Errors
+///
+/// The compiler fails, or the product cannot be written.
+pub fn build_kernel32() -> Result<Option<PathBuf>> {
+    const FLAGS: &[&str] = &[
+        "-march=armv7ve",
+        "-marm",
+        "-mfloat-abi=soft",
+        // With the MMU off all memory is Device memory.
+        "-mno-unaligned-access",
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-ffreestanding",
+        "-fno-pic",
+        "-nostdlib",
+        "-static",
+        "-s",
+        "-Wl,--build-id=none,-zmax-page-size=4096,--no-warn-rwx-segments",
+    ];
+    let folder = tree::root().join("tests/kernel32");
+    let output = tree::product(&format!(".test-kernel-32.{}", std::process::id()));
+    let mut command = Command::new(ARM_COMPILER);
+    command.current_dir(&folder).args(FLAGS).args(["-T", "kernel.ld", "start.S", "main.c", "gic.c", "-o"]).arg(&output);
+    let result = match command.output() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        result => result.with_context(|| format!("cannot start {ARM_COMPILER}"))?,
+    };
+    if !result.status.success() {
+        bail!("{ARM_COMPILER} failed:\n{}", String::from_utf8_lossy(&result.stderr));
+    }
+    let file = std::fs::read(&output)?;
+    std::fs::remove_file(&output)?;
+    keep("test-kernel-32", &file).map(Some)
+}
+
 fn flatten(file: &[u8], name: &str) -> Result<Vec<u8>> {
     elf::flatten(file).with_context(|| format!("cannot make a raw image of {name}"))
 }

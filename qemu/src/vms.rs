@@ -52,7 +52,7 @@ pub struct VmSpec {
     /// May create other machines.
     #[serde(default)]
     pub root: bool,
-    /// Optional features by name (`pmu`, `el1-32bit`, …).
+    /// Optional features by name (`pmu`, `aarch32`, …).
     #[serde(default)]
     pub features: Vec<String>,
     /// What keel does when it crashes: `stop`, `restart` or `halt`; keel's default when absent.

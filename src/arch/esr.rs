@@ -6,12 +6,28 @@
 pub mod ec {
     /// WFI, WFE, WFIT or WFET.
     pub const WFX: u64 = 0x01;
+    /// MCR or MRC of CP15, from AArch32.
+    pub const CP15: u64 = 0x03;
+    /// MCRR or MRRC of CP15.
+    pub const CP15_PAIR: u64 = 0x04;
+    /// MCR or MRC of CP14.
+    pub const CP14: u64 = 0x05;
+    /// LDC or STC of CP14.
+    pub const CP14_LOAD: u64 = 0x06;
     /// FP, SIMD or SVE access trapped by CPTR_EL2 or CPACR_EL1.
     pub const FP_SIMD: u64 = 0x07;
+    /// VMRS of an ID register, from AArch32.
+    pub const CP10: u64 = 0x08;
+    /// MRRC of CP14.
+    pub const CP14_PAIR: u64 = 0x0c;
     /// Pointer authentication trapped by HCR_EL2.API.
     pub const PAUTH: u64 = 0x09;
     /// Illegal execution state.
     pub const ILLEGAL_STATE: u64 = 0x0e;
+    /// HVC from AArch32.
+    pub const HVC32: u64 = 0x12;
+    /// SMC from AArch32.
+    pub const SMC32: u64 = 0x13;
     /// HVC from AArch64.
     pub const HVC64: u64 = 0x16;
     /// SMC from AArch64.

@@ -58,6 +58,11 @@ pub fn has_aarch32_el0() -> bool {
     field(read_sysreg!("S3_0_C0_C4_0"), 0) == 2
 }
 
+/// EL1 can be in AArch32 (ID_AA64PFR0_EL1.EL1).
+pub fn has_aarch32_el1() -> bool {
+    field(read_sysreg!("S3_0_C0_C4_0"), 4) == 2
+}
+
 /// Whether the CPU has features that guests are not shown, and whose EL2 controls or registers do not change hands with the
 /// vCPU: SVE, SME, FEAT_HCX, FEAT_FGT, MPAM.
 pub fn has_state_that_stays() -> bool {

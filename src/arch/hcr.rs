@@ -16,6 +16,8 @@ pub const HCR_VSE: u64 = HCR_EL2::VSE::SET.value;
 pub const HCR_VI: u64 = HCR_EL2::VI::SET.value;
 /// HCR_EL2.VF: a virtual FIQ is pending.
 pub const HCR_VF: u64 = HCR_EL2::VF::SET.value;
+/// HCR_EL2.RW: EL1 is AArch64.
+pub const HCR_RW: u64 = HCR_EL2::RW::EL1IsAarch64.value;
 /// HCR_EL2.TWI: WFI traps.
 pub const HCR_TWI: u64 = HCR_EL2::TWI::SET.value;
 /// HCR_EL2.FWB: stage 2 decides the memory type (FEAT_S2FWB).

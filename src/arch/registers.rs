@@ -129,6 +129,31 @@ pub struct Timers {
     pub physical_compare: u64,
 }
 
+/// Registers that only AArch32's EL1 has. A CPU holds them while such a vCPU runs; for others they are only remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Aarch32Registers {
+    /// SPSR_abt, SPSR_und, SPSR_irq, SPSR_fiq. (SPSR_svc is SPSR_EL1.)
+    pub spsr: [u64; 4],
+    /// DBGVCR32_EL2.
+    pub dbgvcr: u64,
+    /// DACR32_EL2.
+    pub dacr: u64,
+    /// IFSR32_EL2.
+    pub ifsr: u64,
+    /// FPEXC32_EL2.
+    pub fpexc: u64,
+}
+
+impl Aarch32Registers {
+    /// Which of [`spsr`](Self::spsr) is SPSR_abt.
+    pub const SPSR_ABT: usize = 0;
+    /// Which of [`spsr`](Self::spsr) is SPSR_und.
+    pub const SPSR_UND: usize = 1;
+
+    /// After reset, as KVM has it: FPEXC32_EL2 has its RES1 bits.
+    pub const RESET: Self = Self { spsr: [0; 4], dbgvcr: 0, dacr: 0, ifsr: 0, fpexc: 0x700 };
+}
+
 /// The registers of a vCPU that no CPU holds, wherever each is kept.
 #[derive(Debug)]
 pub struct Parked<'a> {

@@ -8,7 +8,7 @@ use super::{
     guest_pmu::{self, GuestPmu},
     hcr,
     pmuv3::EventSet,
-    registers::{Debug, El1Registers, FpState, Keys, Parked, Timers, with_el1_registers},
+    registers::{Aarch32Registers, Debug, El1Registers, FpState, Keys, Parked, Timers, with_el1_registers},
     sysreg::{isb, read_sysreg, write_sysreg},
 };
 
@@ -290,6 +290,41 @@ impl GuestState {
     }
 }
 
+impl Aarch32Registers {
+    /// Takes them out of this CPU, which has an AArch32 EL1.
+    pub fn save(&mut self) {
+        *self = Self {
+            spsr: [
+                read_sysreg!("spsr_abt"),
+                read_sysreg!("spsr_und"),
+                read_sysreg!("spsr_irq"),
+                read_sysreg!("spsr_fiq"),
+            ],
+            dbgvcr: read_sysreg!("dbgvcr32_el2"),
+            dacr: read_sysreg!("dacr32_el2"),
+            ifsr: read_sysreg!("ifsr32_el2"),
+            fpexc: read_sysreg!("fpexc32_el2"),
+        };
+    }
+
+    /// Puts them into it; an exception return synchronizes.
+    pub fn load(&self) {
+        write_sysreg!("spsr_abt", self.spsr[Self::SPSR_ABT]);
+        write_sysreg!("spsr_und", self.spsr[Self::SPSR_UND]);
+        write_sysreg!("spsr_irq", self.spsr[2]);
+        write_sysreg!("spsr_fiq", self.spsr[3]);
+        write_sysreg!("dbgvcr32_el2", self.dbgvcr);
+        write_sysreg!("dacr32_el2", self.dacr);
+        write_sysreg!("ifsr32_el2", self.ifsr);
+        write_sysreg!("fpexc32_el2", self.fpexc);
+    }
+}
+
+/// EL1 of the guest that is loaded is AArch32.
+pub fn is_el1_aarch32() -> bool {
+    read_sysreg!("hcr_el2") & hcr::HCR_RW == 0
+}
+
 /// OSLSR_EL1.OSLK: the OS lock is closed.
 const OSLK: u64 = 1 << 1;
 
@@ -388,6 +423,27 @@ pub struct ExceptionState {
 /// Reads it.
 pub fn exception_state() -> ExceptionState {
     ExceptionState { vbar: read_sysreg!("vbar_el1"), sctlr: read_sysreg!("sctlr_el1") }
+}
+
+/// TCR_EL1, whose low half is TTBCR, and FAR_EL1, which is DFAR and IFAR.
+pub fn aarch32_exception_state() -> [u64; 2] {
+    [read_sysreg!("tcr_el1"), read_sysreg!("far_el1")]
+}
+
+/// Writes what an exception to an AArch32 EL1 leaves behind: DFSR, IFSR, DFAR and IFAR, and the SPSR of Undefined or Abort mode.
+pub fn set_aarch32_exception_registers(dfsr: Option<u64>, ifsr: Option<u64>, far: u64, spsr: (usize, u64)) {
+    if let Some(dfsr) = dfsr {
+        write_sysreg!("esr_el1", dfsr);
+    }
+    if let Some(ifsr) = ifsr {
+        write_sysreg!("ifsr32_el2", ifsr);
+    }
+    write_sysreg!("far_el1", far);
+    if spsr.0 == Aarch32Registers::SPSR_UND {
+        write_sysreg!("spsr_und", spsr.1);
+    } else {
+        write_sysreg!("spsr_abt", spsr.1);
+    }
 }
 
 /// Writes what the exception leaves behind.

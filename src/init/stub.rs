@@ -314,6 +314,7 @@ fn run(
     };
     let format = match loaded.format {
         Format::Arm64Image => "arm64 Image",
+        Format::ZImage => "zImage",
         Format::Elf => "ELF file",
         Format::Flat => "flat binary",
     };

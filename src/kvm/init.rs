@@ -13,6 +13,8 @@ use super::{
 pub struct Offer {
     /// FEAT_PAuth, for addresses and for data, on every CPU alike.
     pub pointer_authentication: bool,
+    /// EL1 can be AArch32, on every CPU alike.
+    pub aarch32_el1: bool,
 }
 
 /// A feature.
@@ -28,7 +30,7 @@ const fn row(bit: u32, is_offered: fn(Offer) -> bool) -> Row {
 /// All features that are known, by bit.
 const FEATURES: [Row; feature::LAST as usize + 1] = [
     row(feature::POWER_OFF, |_| true),
-    row(feature::EL1_32BIT, |_| false),
+    row(feature::EL1_32BIT, |offer| offer.aarch32_el1),
     row(feature::PSCI_0_2, |_| true),
     // Whether the machine has a PMU is asked when all else is right: that is another error.
     row(feature::PMU_V3, |_| true),
@@ -97,8 +99,8 @@ pub fn finalize(features: u32, what: i32) -> Result<(), Errno> {
 mod tests {
     use super::*;
 
-    const BARE: Offer = Offer { pointer_authentication: false };
-    const FULL: Offer = Offer { pointer_authentication: true };
+    const BARE: Offer = Offer { pointer_authentication: false, aarch32_el1: false };
+    const FULL: Offer = Offer { pointer_authentication: true, aarch32_el1: true };
     const CORTEX_A53: u64 = 0x410f_d034;
 
     fn ask(target: u32, features: u32) -> Result<Request, Errno> {
@@ -121,9 +123,9 @@ mod tests {
     fn features() {
         assert_eq!(ask(5, 0b101), Ok(Request { features: 0b100, off: true }));
         assert_eq!(ask(5, 0b110_0100), Ok(Request { features: 0b110_0100, off: false }));
+        assert_eq!(ask(5, 0b111), Ok(Request { features: 0b110, off: true }));
         assert_eq!(ask(5, 0b1000), Ok(Request { features: 0b1000, off: false }));
         for (features, errno) in [
-            (1 << 1, Errno::EINVAL),
             (1 << 4, Errno::EINVAL),
             (1 << 5, Errno::EINVAL),
             (1 << 6, Errno::EINVAL),
@@ -141,9 +143,11 @@ mod tests {
             init.features[word] = 1;
             assert_eq!(check(&init, FULL, CORTEX_A53), Err(Errno::ENOENT), "{word}");
         }
+        let narrow = VcpuInit { target: 5, features: [0b110, 0, 0, 0, 0, 0, 0] };
+        assert_eq!(check(&narrow, BARE, CORTEX_A53), Err(Errno::EINVAL), "no such EL1");
         let both = VcpuInit { target: 5, features: [POINTER_AUTHENTICATION, 0, 0, 0, 0, 0, 0] };
         assert_eq!(check(&both, BARE, CORTEX_A53), Err(Errno::EINVAL), "no such CPU");
-        assert_eq!((offered(BARE), offered(FULL)), (0b1101, 0b110_1101));
+        assert_eq!((offered(BARE), offered(FULL)), (0b1101, 0b110_1111));
     }
 
     #[test]

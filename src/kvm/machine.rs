@@ -145,6 +145,8 @@ pub(super) struct MachineSetup {
     pub pages: Option<PageStates>,
     pub id_registers: GuestIdRegisters,
     pub pointer_authentication: bool,
+    /// EL1 of its vCPUs is AArch32.
+    pub aarch32: bool,
     pub serial: Serial,
     pub vttbr: u64,
     pub vtcr: u64,
@@ -343,6 +345,9 @@ impl Machine {
         if features::has_fwb() {
             hcr |= hcr::HCR_FWB;
         }
+        if setup.aarch32 {
+            hcr &= !hcr::HCR_RW;
+        }
         if let Some(owner) = &setup.owner {
             let late = owner.traps().is_some();
             hcr = if late { hcr::late_owner_hcr(features::has_fwb()) } else { hcr::owner_hcr(hcr) };
@@ -382,6 +387,12 @@ impl Machine {
             frequency: timer::frequency().max(1),
         })
         .inspect(|_| debug_assert!(setup.ipa_bits >= 32))
+    }
+
+    /// EL1 of its vCPUs is AArch32.
+    #[inline]
+    pub(super) fn is_aarch32(&self) -> bool {
+        self.hcr & hcr::HCR_RW == 0
     }
 
     /// The version of PSCI that guests see.

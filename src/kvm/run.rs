@@ -36,6 +36,7 @@ use crate::{
     mm::Ipa,
     vcpu::{
         Exit, GuestFault,
+        aarch32::PSTATE_E,
         context::ASK_FOR_PSCI_VERSION,
         exit::{self, DataAbort, ExternalAbort, INSTRUCTION_BYTES, InstructionAbort, SystemAccess, Wait},
         switch,
@@ -53,6 +54,8 @@ use core::{
 };
 use log::error;
 use spin::MutexGuard;
+
+mod aarch32;
 
 /// Why a run ended. The vCPU still holds this CPU, and [`Resident::run`] may be called again, until it is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,6 +194,9 @@ impl<'a> Resident<'a> {
         }
         let pauses = inner.state.pmu.is_some() && guest_pmu::needs_pause() && !machine.is_owner();
         let paused = if pauses { guest_pmu::pause() } else { 0 };
+        if machine.is_aarch32() {
+            inner.kept.aarch32.load();
+        }
         inner.context.psci_version = machine.plain_psci_version().map_or(ASK_FOR_PSCI_VERSION, u64::from);
         if machine.note_running(vcpu.index()) {
             crate::arch::tlb::flush_local_vmid();
@@ -322,17 +328,23 @@ impl<'a> Resident<'a> {
                     self.finish(outcome, INSTRUCTION_BYTES);
                     continue;
                 } else {
-                    self.rare(Exit::decode(esr, switch::fault_address()))
+                    self.rare(Exit::decode(esr, switch::fault_address()), INSTRUCTION_BYTES)
                 }
-            } else if trap.is_serror() {
-                self.serror()
-            } else {
+            } else if trap.is_interrupt() {
                 self.interrupt::<G>()
+            } else {
+                self.rare_trap::<G>(trap)
             };
             if let Some(leave) = leave {
                 return leave;
             }
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn rare_trap<G: HostGic>(&mut self, trap: switch::Trap) -> Option<Leave> {
+        if trap.is_serror() { self.serror() } else { self.exit_aarch32::<G>() }
     }
 
     #[inline(always)]
@@ -349,9 +361,19 @@ impl<'a> Resident<'a> {
         }
     }
 
+    /// The same for guests in either state.
+    #[cold]
+    fn finish_rare(&mut self, outcome: Result<(), GuestFault>, bytes: u64) {
+        match outcome {
+            Ok(()) => self.inner.context.step_over(bytes),
+            Err(fault) => switch::inject(&mut self.inner.context, fault),
+        }
+    }
+
+    /// `bytes`: of the instruction.
     #[cold]
     #[inline(never)]
-    fn rare(&mut self, exit: Exit) -> Option<Leave> {
+    fn rare(&mut self, exit: Exit, bytes: u64) -> Option<Leave> {
         let fault = match exit {
             Exit::Smc { immediate } => {
                 self.count(ExitKind::Smc);
@@ -363,7 +385,7 @@ impl<'a> Resident<'a> {
             }
             Exit::Wait(wait) => {
                 self.count(ExitKind::Wait);
-                self.inner.context.skip_instruction(INSTRUCTION_BYTES);
+                self.inner.context.step_over(bytes);
                 return self.wait(wait);
             }
             Exit::Unexpected { esr } => return Some(self.crash(esr)),
@@ -375,7 +397,7 @@ impl<'a> Resident<'a> {
             Exit::Undefined => GuestFault::Undefined,
         };
         self.count(ExitKind::Fault);
-        self.finish(Err(fault), 0);
+        switch::inject(&mut self.inner.context, fault);
         None
     }
 
@@ -392,6 +414,11 @@ impl<'a> Resident<'a> {
 
     #[inline(never)]
     fn call(&mut self, conduit: Conduit, immediate: u16) -> Option<Leave> {
+        self.call_from(false, conduit, immediate)
+    }
+
+    #[inline(always)]
+    fn call_from(&mut self, aarch32: bool, conduit: Conduit, immediate: u16) -> Option<Leave> {
         let registers = self.inner.context.gpr.first_chunk::<18>()?;
         if stub::is_stub_number(registers[0])
             && let Some(leave) = self.stub_call(conduit)
@@ -402,7 +429,7 @@ impl<'a> Resident<'a> {
             return leave;
         }
         let registers = self.inner.context.gpr.first_chunk::<18>()?;
-        let call = Call { conduit, immediate, aarch32: false, registers };
+        let call = Call { conduit, immediate, aarch32, registers };
         let outcome = hypercall::dispatch(&Caller { machine: self.machine, vcpu: self.vcpu }, &call);
         match outcome.results() {
             Results::None => {}
@@ -557,7 +584,7 @@ impl<'a> Resident<'a> {
         } else {
             Err(GuestFault::DataAbort { far, write })
         };
-        self.finish(outcome, abort.instruction_bytes());
+        self.finish_rare(outcome, abort.instruction_bytes());
     }
 
     /// Memory of the guest's has failed under its access. It is told what the machine says; if the error may be anywhere,
@@ -968,6 +995,10 @@ impl Drop for Resident<'_> {
         if self.pauses {
             guest_pmu::resume(self.paused);
         }
+        if self.machine.is_aarch32() {
+            inner.context.narrow();
+            inner.kept.aarch32.save();
+        }
         if self.overflowed
             && let Some(intid) = physical::interrupts().and_then(|host| host.pmu)
         {
@@ -1057,7 +1088,11 @@ pub fn is_runnable(machine: &Machine, vcpu: &Vcpu, now: u64) -> (bool, Option<u6
     (is_runnable, next)
 }
 
-/// SCTLR_EL1.EE of the guest that this CPU holds.
+/// Whether the guest that this CPU holds, and that has just left, works with big-endian data: SCTLR_EL1.EE, in AArch32
+/// PSTATE.E.
 pub(super) fn caller_is_big_endian() -> bool {
+    if state::is_el1_aarch32() {
+        return read_sysreg!("spsr_el2") & PSTATE_E != 0;
+    }
     read_sysreg!("sctlr_el1") & (1 << 25) != 0
 }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     arch::{cache, features, gic::CpuInterface, state::GuestState},
-    vcpu::{VcpuContext, context::PSTATE_RESET, exit::Load},
+    vcpu::{VcpuContext, aarch32, context::PSTATE_RESET, exit::Load},
     vdev::{owner_gic::OwnerCpu, vgic::VgicCpu},
 };
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -80,7 +80,7 @@ pub struct Start {
     pub entry: u64,
     /// x0.
     pub context: u64,
-    /// SCTLR_EL1.EE, as the caller of CPU_ON has it.
+    /// SCTLR_EL1.EE, in AArch32 PSTATE.E, as the caller of CPU_ON has it.
     pub big_endian: bool,
 }
 
@@ -233,7 +233,7 @@ impl Vcpu {
             if let Some(load) = access.load {
                 inner.context.finish_load(load, data());
             }
-            inner.context.skip_instruction(access.bytes);
+            inner.context.step_over(access.bytes);
         }
         inner.access = None;
     }
@@ -424,8 +424,11 @@ impl Vcpu {
 impl Inner {
     fn reset(&mut self, start: Option<Start>) {
         let psci_version = self.context.psci_version;
-        self.context = VcpuContext { psci_version, pstate: PSTATE_RESET, ..VcpuContext::reset() };
-        self.state = GuestState::reset(self.features.is_some_and(|features| features & 1 << feature::PMU_V3 != 0));
+        let has = |bit: u32| self.features.is_some_and(|features| features & 1 << bit != 0);
+        let is_aarch32 = has(feature::EL1_32BIT);
+        let pstate = if is_aarch32 { aarch32::PSTATE_RESET } else { PSTATE_RESET };
+        self.context = VcpuContext { psci_version, pstate, ..VcpuContext::reset() };
+        self.state = GuestState::reset(has(feature::PMU_V3));
         self.kept = KeptRegisters::RESET;
         self.vgic = interface::reset_state();
         self.owner = OwnerCpu::new();
@@ -434,7 +437,9 @@ impl Inner {
         if let Some(start) = start {
             self.context.pc = start.entry;
             self.context.gpr[0] = start.context;
-            if start.big_endian {
+            if is_aarch32 {
+                self.context.start_aarch32(start.big_endian);
+            } else if start.big_endian {
                 self.state.el1.sctlr |= 1 << 25;
             }
         }

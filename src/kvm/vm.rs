@@ -107,6 +107,10 @@ impl Setup {
     fn has_pointer_authentication(&self) -> bool {
         self.features.is_some_and(|features| features & init::POINTER_AUTHENTICATION != 0)
     }
+
+    fn has_aarch32_el1(&self) -> bool {
+        self.features.is_some_and(|features| features & 1 << feature::EL1_32BIT != 0)
+    }
 }
 
 /// A virtual machine.
@@ -480,12 +484,16 @@ impl Vm {
 
     /// What its vCPUs can have.
     pub fn offer(&self) -> Offer {
-        Offer { pointer_authentication: self.with_id_registers(GuestIdRegisters::has_pointer_authentication) }
+        Offer {
+            pointer_authentication: self.with_id_registers(GuestIdRegisters::has_pointer_authentication),
+            aarch32_el1: features::has_aarch32_el1(),
+        }
     }
 
     /// What its vCPUs have of the optional registers.
     pub(super) fn options(&self) -> Options {
-        Options { pointer_authentication: self.setup.lock().has_pointer_authentication() }
+        let setup = self.setup.lock();
+        Options { pointer_authentication: setup.has_pointer_authentication(), aarch32_el1: setup.has_aarch32_el1() }
     }
 
     /// Whether a vCPU has run: what the machine is made of is settled.
@@ -846,6 +854,7 @@ impl Vm {
             pages,
             id_registers: setup.id_registers.clone(),
             pointer_authentication: setup.has_pointer_authentication(),
+            aarch32: setup.has_aarch32_el1(),
             serial: self.serial,
             vttbr: u64::from(self.vmid.0) << 48 | stage2.root().0,
             vtcr: stage2.vtcr(mmu::ps_field(), features::has_vmid16()),

@@ -3,6 +3,7 @@
 //! A trap is decoded once, into an [`Exit`]. Only this layer reads syndromes, and only the PC-moving methods of [`VcpuContext`] and
 //! [`GuestFault`] injection move a guest's PC.
 
+pub mod aarch32;
 pub mod context;
 pub mod exit;
 pub mod fault;

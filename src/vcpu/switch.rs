@@ -4,6 +4,7 @@
 //! come from here.
 
 use super::{
+    aarch32,
     context::VcpuContext,
     exit::FaultAddress,
     fault::{ExceptionEntry, GuestFault, Surroundings},
@@ -19,6 +20,7 @@ const EXIT_SYNC: u64 = 0;
 const EXIT_IRQ: u64 = 1;
 const EXIT_FIQ: u64 = 2;
 const EXIT_SERROR: u64 = 3;
+const EXIT_AARCH32: u64 = 4;
 
 core::arch::global_asm!(
     include_str!("../../boot/macros.S"),
@@ -27,6 +29,7 @@ core::arch::global_asm!(
     exit_irq = const EXIT_IRQ,
     exit_fiq = const EXIT_FIQ,
     exit_serror = const EXIT_SERROR,
+    exit_aarch32 = const EXIT_AARCH32,
     ctx_gpr = const offset_of!(VcpuContext, gpr),
     ctx_elr = const offset_of!(VcpuContext, pc),
     ctx_psci_version = const offset_of!(VcpuContext, psci_version),
@@ -58,14 +61,19 @@ pub fn forward_workarounds() {
 pub struct Trap(u64);
 
 impl Trap {
-    /// Something it did, described by a syndrome that is still in the registers.
+    /// Something it did in AArch64, described by a syndrome that is still in the registers.
     #[inline(always)]
     pub const fn is_synchronous(self) -> bool {
         self.0 == EXIT_SYNC
     }
 
-    /// A physical SError. What is neither is a physical interrupt.
+    /// A physical interrupt.
     #[inline(always)]
+    pub const fn is_interrupt(self) -> bool {
+        matches!(self.0, EXIT_IRQ | EXIT_FIQ)
+    }
+
+    /// A physical SError. What is none of these it did in AArch32.
     pub const fn is_serror(self) -> bool {
         self.0 == EXIT_SERROR
     }
@@ -108,9 +116,23 @@ pub fn esr() -> u64 {
 #[inline(never)]
 pub fn inject(context: &mut VcpuContext, fault: GuestFault) {
     let ExceptionState { vbar, sctlr } = state::exception_state();
+    if state::is_el1_aarch32() {
+        return inject_aarch32(context, fault, vbar, sctlr);
+    }
     let el1 = Surroundings { vbar, sctlr, has_pan: features::has_pan(), has_ssbs: features::has_ssbs() };
     let ExceptionEntry { esr, far, elr, spsr, pc, pstate } = fault.entry(context, &el1);
     state::set_exception_registers(esr, far, elr, spsr);
+    context.pc = pc;
+    context.pstate = pstate;
+}
+
+fn inject_aarch32(context: &mut VcpuContext, fault: GuestFault, vbar: u64, sctlr: u64) {
+    let [ttbcr, far] = state::aarch32_exception_state();
+    let (has_pan, has_ssbs) = (features::has_pan(), features::has_ssbs());
+    let el1 = aarch32::Surroundings { vbar, sctlr, ttbcr, far, has_pan, has_ssbs };
+    let aarch32::Entry { lr, spsr, dfsr, ifsr, far, pc, pstate } = fault.entry_aarch32(context, &el1);
+    state::set_aarch32_exception_registers(dfsr, ifsr, far, spsr);
+    context.set_register(lr.0, lr.1);
     context.pc = pc;
     context.pstate = pstate;
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod console;
+pub mod coprocessor;
 pub mod idregs;
 pub mod its;
 pub mod memory;

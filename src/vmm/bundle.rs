@@ -155,9 +155,9 @@ fn read_image<'a>(node: Node<'_, 'a>, path: String) -> Result<Image<'a>, ConfigE
         });
     };
     if let Some(value) = node.property(config::ARCH)
-        && tree::string(value) != Some("arm64")
+        && !matches!(tree::string(value), Some("arm64" | "arm"))
     {
-        return Err(bad(node, config::ARCH, value, "\"arm64\""));
+        return Err(bad(node, config::ARCH, value, "\"arm64\" or \"arm\""));
     }
     let compression = match node.property(config::COMPRESSION) {
         None => Compression::None,
@@ -452,13 +452,8 @@ mod tests {
         ),
         (
             "keel,autostart = <0>",
-            "keel,features = \"el1-32bit\"",
-            "/configurations/debian: keel,features \"el1-32bit\" is not available in this version of keel; remove it",
-        ),
-        (
-            "keel,autostart = <0>",
             "keel,features = \"warp\"",
-            "/configurations/debian: property keel,features is \"warp\", expected some of its, pmu, el1-32bit, protected-memory, test-injection, test-common-trap; correct it",
+            "/configurations/debian: property keel,features is \"warp\", expected some of its, pmu, aarch32, protected-memory, test-injection, test-common-trap; correct it",
         ),
         (
             "kernel = \"linux\"; ramdisk",
@@ -478,8 +473,8 @@ mod tests {
         ),
         (
             "arch = \"arm64\"",
-            "arch = \"arm\"",
-            "/images/linux: property arch is \"arm\", expected \"arm64\"; correct it",
+            "arch = \"mips\"",
+            "/images/linux: property arch is \"mips\", expected \"arm64\" or \"arm\"; correct it",
         ),
         (
             "compression = \"none\"",

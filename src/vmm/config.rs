@@ -69,7 +69,7 @@ pub const DATA: &str = "data";
 pub const EXTERNAL_DATA: [&str; 3] = ["data-position", "data-offset", "data-size"];
 /// Image property: what it is (FIT), optional; checked against its use when there.
 pub const TYPE: &str = "type";
-/// Image property: the architecture (FIT), optional; `arm64` when there.
+/// Image property: the architecture (FIT), optional; `arm64` or `arm` when there. What the image is, its bytes say.
 pub const ARCH: &str = "arch";
 /// Image property: how the bytes are stored (FIT): `none` (also when absent) or `gzip`.
 pub const COMPRESSION: &str = "compression";
@@ -103,7 +103,7 @@ pub enum Feature {
     /// A performance monitoring unit (PMUv3).
     Pmu,
     /// EL1 in AArch32.
-    El1Aarch32,
+    Aarch32,
     /// An interrupt translation service, and with it LPIs.
     Its,
     /// Page states, as a protected guest of KVM has them.
@@ -119,7 +119,7 @@ pub enum Feature {
 pub const FEATURES: [(&str, Feature, bool); 6] = [
     ("its", Feature::Its, true),
     ("pmu", Feature::Pmu, true),
-    ("el1-32bit", Feature::El1Aarch32, false),
+    ("aarch32", Feature::Aarch32, true),
     ("protected-memory", Feature::ProtectedMemory, true),
     ("test-injection", Feature::TestInjection, true),
     ("test-common-trap", Feature::TestCommonTrap, true),

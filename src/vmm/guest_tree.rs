@@ -70,7 +70,7 @@ fn generate(vm: &VmConfig, machine: &GuestMachine, ramdisk: Option<Range<u64>>, 
     tree.cell("#size-cells", 2);
     tree.cell("#address-cells", 2);
     tree.text("compatible", "linux,dummy-virt");
-    psci(&mut tree);
+    psci(&mut tree, vm.features.contains(&Feature::Aarch32));
     memory(&mut tree, machine, &[machine.ram_base.0, vm.memory].map(u64::to_be_bytes).concat());
     cpus(&mut tree, vm.cpus, machine);
     interrupt_controller(&mut tree, vm, machine);
@@ -168,13 +168,14 @@ pub(super) fn chosen(tree: &mut TreeWriter, vm: &VmConfig, ramdisk: Option<Range
     tree.property("kaslr-seed", &seed);
 }
 
-fn psci(tree: &mut TreeWriter) {
+fn psci(tree: &mut TreeWriter, aarch32: bool) {
     tree.begin("psci");
     // Function ids for kernels that know only PSCI 0.1 (DEN0022 §5.1).
-    tree.cell("migrate", 0xc400_0005);
-    tree.cell("cpu_on", 0xc400_0003);
+    let native = if aarch32 { 0x8400_0000 } else { 0xc400_0000 };
+    tree.cell("migrate", native | 5);
+    tree.cell("cpu_on", native | 3);
     tree.cell("cpu_off", 0x8400_0002);
-    tree.cell("cpu_suspend", 0xc400_0001);
+    tree.cell("cpu_suspend", native | 1);
     tree.text("method", "hvc");
     tree.list("compatible", &["arm,psci-1.0", "arm,psci-0.2", "arm,psci"]);
     tree.end();

@@ -11,6 +11,7 @@ use core::ops::Range;
 use super::config;
 use super::error::ConfigError;
 use super::image::Image;
+use super::kernel_aarch32;
 use crate::mm::Ipa;
 use crate::mm::addr::BLOCK_2M;
 
@@ -29,13 +30,13 @@ const IMAGE_HEADER: usize = 0x40;
 const IMAGE_FLAG_BIG_ENDIAN: u64 = 1 << 0;
 
 // ELF64 (gABI, "ELF Header" and "Program Header").
-const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
+pub(super) const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
 const ELF_CLASS_64: u8 = 2;
-const ELF_DATA_LITTLE: u8 = 1;
+pub(super) const ELF_DATA_LITTLE: u8 = 1;
 const ELF_MACHINE_AARCH64: u16 = 183;
 const ELF_HEADER: usize = 64;
 const ELF_PROGRAM_HEADER: usize = 56;
-const PT_LOAD: u32 = 1;
+pub(super) const PT_LOAD: u32 = 1;
 
 const ELF_EXPECTED: &str =
     "an ELF64 executable for AArch64, little endian, with its program headers in the first 4 KiB";
@@ -46,6 +47,8 @@ const IMAGE_EXPECTED: &str = "a little-endian arm64 Image";
 pub enum Format {
     /// arm64's `Image`.
     Arm64Image,
+    /// 32-bit Arm's `zImage`.
+    ZImage,
     /// ELF64.
     Elf,
     /// Raw bytes.
@@ -97,19 +100,39 @@ impl Executable {
     ///
     /// [`ConfigError::BadImage`] or [`ConfigError::BadProperty`] (`load`, `entry`), naming the image.
     pub fn examine(image: &Image, ram_base: Ipa) -> Result<Self, ConfigError> {
+        Self::examine_as(image, |head, size| {
+            if head.starts_with(&ELF_MAGIC) {
+                elf(image, head, size)
+            } else if is_arm64_image(head) {
+                arm64_image(image, head, size, ram_base)
+            } else if kernel_aarch32::is_zimage(head) {
+                Err(image.bad("is a 32-bit Arm zImage", "a kernel for arm64, or keel,features = \"aarch32\""))
+            } else {
+                let address = Ipa(image.load.unwrap_or(ram_base.0 + FLAT_OFFSET));
+                Ok(single(Format::Flat, size, address, size))
+            }
+        })
+    }
+
+    /// The same for a VM whose EL1 is AArch32, and which has `memory` bytes of RAM.
+    ///
+    /// # Errors
+    ///
+    /// As [`examine`](Self::examine).
+    pub fn examine_aarch32(image: &Image, ram_base: Ipa, memory: u64) -> Result<Self, ConfigError> {
+        Self::examine_as(image, |head, size| kernel_aarch32::examine(image, head, size, ram_base, memory))
+    }
+
+    fn examine_as(
+        image: &Image,
+        read: impl FnOnce(&[u8], u64) -> Result<Self, ConfigError>,
+    ) -> Result<Self, ConfigError> {
         let size = image.size()?;
         let head = image.head(HEAD)?;
         if size == 0 || head.is_empty() {
             return Err(image.bad("is empty", "an executable"));
         }
-        let mut executable = if head.starts_with(&ELF_MAGIC) {
-            elf(image, &head, size)?
-        } else if head.get(IMAGE_MAGIC..IMAGE_HEADER - 4) == Some(&IMAGE_MAGIC_VALUE) {
-            arm64_image(image, &head, size, ram_base)?
-        } else {
-            let address = Ipa(image.load.unwrap_or(ram_base.0 + FLAT_OFFSET));
-            single(Format::Flat, size, address, size)
-        };
+        let mut executable = read(&head, size)?;
         if let Some(entry) = image.entry {
             if !executable.contains(Ipa(entry)) {
                 return Err(ConfigError::BadProperty {
@@ -129,6 +152,10 @@ impl Executable {
             .iter()
             .any(|segment| address.0.checked_sub(segment.address.0).is_some_and(|offset| offset < segment.memory))
     }
+}
+
+pub(super) fn is_arm64_image(head: &[u8]) -> bool {
+    head.get(IMAGE_MAGIC..IMAGE_HEADER - 4) == Some(&IMAGE_MAGIC_VALUE)
 }
 
 fn single(format: Format, size: u64, address: Ipa, memory: u64) -> Executable {
@@ -216,11 +243,11 @@ fn elf(image: &Image, head: &[u8], size: u64) -> Result<Executable, ConfigError>
     Ok(Executable { format: Format::Elf, segments, entry })
 }
 
-fn read_u16(bytes: &[u8], offset: usize) -> Option<u16> {
+pub(super) fn read_u16(bytes: &[u8], offset: usize) -> Option<u16> {
     bytes.get(offset..)?.first_chunk().map(|bytes| u16::from_le_bytes(*bytes))
 }
 
-fn read_u32(bytes: &[u8], offset: usize) -> Option<u32> {
+pub(super) fn read_u32(bytes: &[u8], offset: usize) -> Option<u32> {
     bytes.get(offset..)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes))
 }
 

@@ -6,7 +6,7 @@ use super::{
     config::{Feature, OnCrash, VmConfig},
     console, entropy,
     error::OutsideRam,
-    load::{self, GuestMemory},
+    load::{self, GuestMemory, Loaded},
     root::{self, HostMachine},
     scheduler,
 };
@@ -27,6 +27,7 @@ use crate::{
         addr::BLOCK_1G,
         frame::{self, Block},
     },
+    vcpu::aarch32,
     vdev::{
         console::VmState,
         idregs::{GuestFeatures, GuestIdRegisters, HostIdRegisters},
@@ -113,6 +114,7 @@ pub(super) enum StartError {
     Memory { wanted: u64, free: u64 },
     Cpu { wanted: u32, cpus: usize },
     NoPmu,
+    NoAarch32,
     Api(&'static str, Errno),
 }
 
@@ -149,6 +151,11 @@ impl fmt::Display for StartError {
             Self::NoPmu => write!(
                 f,
                 "keel,features asks for \"pmu\", but not every CPU has one (FEAT_PMUv3): remove it, or use another machine"
+            ),
+            Self::NoAarch32 => write!(
+                f,
+                "keel,features asks for \"aarch32\", but EL1 of this machine's CPUs is always AArch64: use a machine with CPUs \
+                 such as Cortex-A53 or A72"
             ),
             Self::Api(call, errno) => write!(f, "{call} failed: {errno:?}"),
         }
@@ -283,7 +290,7 @@ fn finish(
         vm.trap_common_registers().map_err(|errno| StartError::Api("test-common-trap", errno))?;
     }
     let has_pmu = has(Feature::Pmu);
-    initialise_vcpus(&vm, cpus, has_pmu)?;
+    initialise_vcpus(&vm, cpus, has_pmu, has(Feature::Aarch32))?;
     if has_pmu {
         give_pmus(&vm, name, cpus)?;
     }
@@ -345,8 +352,12 @@ fn guest_machine() -> GuestMachine {
 }
 
 /// KVM_ARM_VCPU_INIT for all: the first runs, the others wait for CPU_ON. They have pointer authentication if the machine has.
-fn initialise_vcpus(vm: &Vm, count: usize, has_pmu: bool) -> Result<(), StartError> {
-    let offered = init::offered(vm.offer()) & init::POINTER_AUTHENTICATION;
+fn initialise_vcpus(vm: &Vm, count: usize, has_pmu: bool, aarch32: bool) -> Result<(), StartError> {
+    let offered = init::offered(vm.offer());
+    if aarch32 && offered & 1 << feature::EL1_32BIT == 0 {
+        return Err(StartError::NoAarch32);
+    }
+    let offered = offered & init::POINTER_AUTHENTICATION | u32::from(aarch32) << feature::EL1_32BIT;
     for index in 0..count {
         let vcpu = vm.vcpu(index).ok_or(StartError::Api("KVM_ARM_VCPU_INIT", Errno::EINVAL))?;
         let off = if index == 0 { 0 } else { 1 << feature::POWER_OFF };
@@ -379,8 +390,21 @@ impl Guest {
         );
         let api = |errno| StartError::Api("KVM_SET_ONE_REG", errno);
         let vcpu = self.vm.vcpu(0).ok_or(StartError::Api("KVM_SET_ONE_REG", Errno::EINVAL))?;
+        if config.features.contains(&Feature::Aarch32) {
+            return self.start_aarch32(&vcpu, &loaded).map_err(api);
+        }
         vcpu.set_one_reg(&self.vm, reg::PC, loaded.entry.0).map_err(api)?;
         vcpu.set_one_reg(&self.vm, reg::x(0), loaded.dtb.0).map_err(api)
+    }
+
+    /// As Linux's arch/arm booting document has it: Supervisor mode, MMU off, r0 = 0, r1 = all ones, r2 = device tree. Bit 0
+    /// of the entry says that it is of T32.
+    fn start_aarch32(&self, vcpu: &Vcpu, loaded: &Loaded) -> Result<(), Errno> {
+        let thumb = if loaded.entry.0 & 1 != 0 { aarch32::PSTATE_T } else { 0 };
+        vcpu.set_one_reg(&self.vm, reg::PSTATE, aarch32::PSTATE_RESET | thumb)?;
+        vcpu.set_one_reg(&self.vm, reg::PC, loaded.entry.0 & !1)?;
+        vcpu.set_one_reg(&self.vm, reg::x(1), u64::from(u32::MAX))?;
+        vcpu.set_one_reg(&self.vm, reg::x(2), loaded.dtb.0)
     }
 
     /// Puts the vCPUs into their queues.
@@ -602,8 +626,8 @@ pub fn parked(guest: Arc<Guest>, reason: Stop) {
 fn restart(guest: &Arc<Guest>) -> Result<(), StartError> {
     guest.vm.clear_memory();
     guest.machine.reset();
-    let has_pmu = guest.config.as_ref().is_some_and(|config| config.features.contains(&Feature::Pmu));
-    initialise_vcpus(&guest.vm, guest.machine.vcpus.len(), has_pmu)?;
+    let has = |feature| guest.config.as_ref().is_some_and(|config| config.features.contains(&feature));
+    initialise_vcpus(&guest.vm, guest.machine.vcpus.len(), has(Feature::Pmu), has(Feature::Aarch32))?;
     guest.load()?;
     guest.entered.store(false, Ordering::Relaxed);
     guest.enqueue();

@@ -9,7 +9,7 @@ use alloc::format;
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use super::config::VmConfig;
+use super::config::{Feature, VmConfig};
 use super::error::{ConfigError, OutsideRam};
 use super::guest_tree::{self, Entropy, TREE_MAX};
 use super::image::Image;
@@ -41,7 +41,7 @@ pub trait GuestMemory {
 pub struct Loaded {
     /// Address of its first instruction.
     pub entry: Ipa,
-    /// Address of its device tree, for x0.
+    /// Address of its device tree, for x0, in AArch32 r2.
     pub dtb: Ipa,
     /// Where its RAM disk is.
     pub ramdisk: Option<Range<u64>>,
@@ -71,7 +71,11 @@ pub fn load(
         image.verify()?;
     }
     let kernel = &*vm.kernel;
-    let executable = Executable::examine(kernel, machine.ram_base)?;
+    let executable = if vm.features.contains(&Feature::Aarch32) {
+        Executable::examine_aarch32(kernel, machine.ram_base, vm.memory)?
+    } else {
+        Executable::examine(kernel, machine.ram_base)?
+    };
     let mut layout = Layout::new(machine.ram_base, vm.memory);
     for segment in &executable.segments {
         layout.claim(&kernel.node, segment.address.0, segment.memory)?;
@@ -123,7 +127,8 @@ pub(super) fn load_beside(
     // Firmware and bare-metal programs made for QEMU's `virt` look for the tree at the start of RAM (U-Boot's
     // qemu_arm64 does), where QEMU puts it for everything but Linux.
     let size = tree.len() as u64;
-    if executable.format != Format::Arm64Image && layout.claim("device tree", start, size).is_ok() {
+    let is_linux = matches!(executable.format, Format::Arm64Image | Format::ZImage);
+    if !is_linux && layout.claim("device tree", start, size).is_ok() {
         write(kernel, memory, Ipa(start), &tree)?;
     }
     Ok(Loaded { entry: executable.entry, dtb, ramdisk, format: executable.format })

@@ -8,6 +8,7 @@ pub mod guest_tree;
 pub mod image;
 pub mod inflate;
 pub mod kernel;
+mod kernel_aarch32;
 pub mod layout;
 pub mod load;
 pub mod payload;

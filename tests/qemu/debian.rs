@@ -139,7 +139,7 @@ fn boots_alone(folder: &str) -> Outcome {
 }
 
 /// Types commands at a shell and reads its answers; `end` is how the run ends after `poweroff`.
-fn shell_reads(board: &Board, end: Verdict) -> Outcome {
+pub fn shell_reads(board: &Board, end: Verdict) -> Outcome {
     let mut session = Session::start(board, LIMIT)?;
     wait(&mut session, initramfs::SHELL)?;
     wait(&mut session, "# ")?;
@@ -163,7 +163,7 @@ fn shell_reads(board: &Board, end: Verdict) -> Outcome {
 }
 
 /// Waits for a text; an error says what came instead.
-fn wait(session: &mut Session, text: &str) -> Outcome {
+pub fn wait(session: &mut Session, text: &str) -> Outcome {
     match session.wait_for(text) {
         Event::Seen => Ok(()),
         event => Err(format!("waiting for `{text}`: {event:?}\n{}\n{}", session.command(), session.output()).into()),

@@ -4,6 +4,7 @@
 //! host tool's library. A test that cannot run (Debian's kernels were not fetched) is reported as ignored with its
 //! reason. Two boards run at a time; `cargo test -p keel-qemu --test qemu -- NAME` chooses tests by name.
 
+mod aarch32;
 mod bundles;
 mod debian;
 mod demo;
@@ -126,6 +127,7 @@ fn main() -> ExitCode {
     trials.extend(bundles::trials());
     trials.extend(debian::trials());
     trials.extend(gicv2::trials());
+    trials.extend(aarch32::trials());
     trials.extend(stub::trials());
     trials.extend(root::trials());
     trials.extend(late::trials());

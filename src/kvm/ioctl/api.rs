@@ -233,7 +233,7 @@ impl Api {
             ras: features::has_ras(),
             pauth: features::has_pauth(),
             pmu: self.id_registers.pmu_version() != 0,
-            aarch32_el1: false,
+            aarch32_el1: features::has_aarch32_el1(),
         }
     }
 

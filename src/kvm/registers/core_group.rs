@@ -4,7 +4,7 @@ use super::{Errno, KeptRegisters, Value};
 use crate::{
     arch::registers::Parked,
     kvm::uapi::{Regs, reg},
-    vcpu::VcpuContext,
+    vcpu::{VcpuContext, aarch32},
 };
 use core::mem::offset_of;
 
@@ -100,15 +100,36 @@ impl Register {
     }
 }
 
-/// The modes of PSTATE.M that a vCPU may be put into.
+/// PSTATE.M of AArch64.
 mod mode {
-    /// PSTATE.M.
-    pub(super) const MASK: u64 = 0x1f;
     pub(super) const EL0T: u64 = 0;
     pub(super) const EL1T: u64 = 4;
     pub(super) const EL1H: u64 = 5;
-    /// User mode of AArch32.
-    pub(super) const USR: u64 = 0x10;
+}
+
+/// Which modes a vCPU may be put into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Modes {
+    /// EL0 can be AArch32.
+    pub(super) aarch32_el0: bool,
+    /// EL1 is AArch32.
+    pub(super) aarch32_el1: bool,
+}
+
+impl Modes {
+    fn have(self, pstate: u64) -> bool {
+        match pstate & aarch32::mode::MASK {
+            mode::EL0T | mode::EL1T | mode::EL1H => !self.aarch32_el1,
+            aarch32::mode::USR => self.aarch32_el0,
+            aarch32::mode::FIQ
+            | aarch32::mode::IRQ
+            | aarch32::mode::SVC
+            | aarch32::mode::ABT
+            | aarch32::mode::UND
+            | aarch32::mode::SYS => self.aarch32_el1,
+            _ => false,
+        }
+    }
 }
 
 /// The registers of the group.
@@ -129,7 +150,7 @@ impl File<'_, '_> {
             Place::SpEl1 => Some(&mut self.parked.el1.sp_el1),
             Place::ElrEl1 => Some(&mut self.parked.el1.elr),
             Place::Spsr if n == 0 => Some(&mut self.parked.el1.spsr),
-            Place::Spsr => self.kept.spsr.get_mut(n - 1),
+            Place::Spsr => self.kept.aarch32.spsr.get_mut(n - 1),
             Place::Fpsr => Some(&mut self.parked.fp.fpsr),
             Place::Fpcr => Some(&mut self.parked.fp.fpcr),
             Place::V => None,
@@ -149,20 +170,15 @@ impl File<'_, '_> {
     ///
     /// # Errors
     ///
-    /// `EINVAL` for a PSTATE that a vCPU cannot have, or a value of another size; `aarch32`: EL0 can be AArch32.
-    pub(super) fn set(&mut self, register: Register, value: Value, aarch32: bool) -> Result<(), Errno> {
+    /// `EINVAL` for a PSTATE that a vCPU with these modes cannot have, or a value of another size.
+    pub(super) fn set(&mut self, register: Register, value: Value, modes: Modes) -> Result<(), Errno> {
         match value {
             Value::U128(value) if register.place == Place::V => {
                 let place = self.parked.fp.v.get_mut(register.n).ok_or(Errno::EINVAL)?;
                 *place = [value as u64, (value >> 64) as u64];
             }
             Value::U64(value) if register.words == 2 => {
-                let is_possible = match value & mode::MASK {
-                    mode::EL0T | mode::EL1T | mode::EL1H => true,
-                    mode::USR => aarch32,
-                    _ => false,
-                };
-                if register.place == Place::Pstate && !is_possible {
+                if register.place == Place::Pstate && !modes.have(value) {
                     return Err(Errno::EINVAL);
                 }
                 *self.word(register).ok_or(Errno::EINVAL)? = value;
@@ -171,8 +187,11 @@ impl File<'_, '_> {
             _ => return Err(Errno::EINVAL),
         }
         if self.context.is_aarch32() {
-            // r0 to r14.
-            self.context.gpr[..15].iter_mut().for_each(|register| *register = u64::from(*register as u32));
+            // What the mode sees: r0 to r14, or all that are banked.
+            let user = matches!(self.context.pstate & aarch32::mode::MASK, aarch32::mode::USR | aarch32::mode::SYS);
+            self.context.gpr[..if user { 15 } else { 31 }]
+                .iter_mut()
+                .for_each(|register| *register = u64::from(*register as u32));
             self.context.pc = u64::from(self.context.pc as u32);
         }
         Ok(())

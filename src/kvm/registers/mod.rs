@@ -13,7 +13,7 @@ mod core_group;
 mod system;
 
 use self::{
-    core_group::File,
+    core_group::{File, Modes},
     system::{KeptRegister, Kind, Row, oslsr},
 };
 use super::{
@@ -21,7 +21,7 @@ use super::{
     uapi::{FEATURE_ID_RANGE_SIZE, reg},
 };
 use crate::{
-    arch::registers::Parked,
+    arch::registers::{Aarch32Registers, Parked},
     vcpu::VcpuContext,
     vdev::{
         idregs::{GuestIdRegisters, IdRegister, Refused},
@@ -89,20 +89,12 @@ impl From<u64> for Value {
     }
 }
 
-/// Registers that KVM's API has for every vCPU, and no CPU ever holds: of AArch32's EL1, and of features that guests do not
-/// have.
+/// Registers that KVM's API has for every vCPU: of AArch32's EL1, which a CPU holds only for vCPUs that have it, and of
+/// features that guests do not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeptRegisters {
-    /// SPSR_abt, SPSR_und, SPSR_irq, SPSR_fiq.
-    pub spsr: [u64; 4],
-    /// DBGVCR32_EL2.
-    pub dbgvcr: u64,
-    /// DACR32_EL2.
-    pub dacr: u64,
-    /// IFSR32_EL2.
-    pub ifsr: u64,
-    /// FPEXC32_EL2.
-    pub fpexc: u64,
+    /// Of AArch32's EL1.
+    pub aarch32: Aarch32Registers,
     /// TCR2_EL1.
     pub tcr2: u64,
     /// PIRE0_EL1.
@@ -112,8 +104,8 @@ pub struct KeptRegisters {
 }
 
 impl KeptRegisters {
-    /// After reset, as KVM has it: FPEXC32_EL2 has its RES1 bits.
-    pub const RESET: Self = Self { spsr: [0; 4], dbgvcr: 0, dacr: 0, ifsr: 0, fpexc: 0x700, tcr2: 0, pire0: 0, pir: 0 };
+    /// After reset, as KVM has it.
+    pub const RESET: Self = Self { aarch32: Aarch32Registers::RESET, tcr2: 0, pire0: 0, pir: 0 };
 }
 
 /// Optional registers that a vCPU has.
@@ -121,6 +113,8 @@ impl KeptRegisters {
 pub struct Options {
     /// The keys of pointer authentication.
     pub pointer_authentication: bool,
+    /// Its EL1 is AArch32 (KVM_ARM_VCPU_EL1_32BIT).
+    pub aarch32_el1: bool,
 }
 
 /// The machine and the VM around a vCPU, as far as its registers depend on them.
@@ -331,8 +325,9 @@ impl<'a, S: Surroundings> Registers<'a, S> {
     pub fn set(&mut self, id: u64, value: Value) -> Result<(), Errno> {
         match find(id, self.around.options())? {
             Register::Core(register) => {
-                let aarch32 = self.around.has_aarch32();
-                self.core().set(register, value, aarch32)
+                let modes =
+                    Modes { aarch32_el0: self.around.has_aarch32(), aarch32_el1: self.around.options().aarch32_el1 };
+                self.core().set(register, value, modes)
             }
             Register::Cache(selector) => same(Value::U32(self.around.ccsidr(selector)), value),
             Register::System(row) => self.set_system(row, value.word()?),
@@ -372,10 +367,10 @@ impl<'a, S: Surroundings> Registers<'a, S> {
 
     fn kept(&mut self, register: KeptRegister) -> &mut u64 {
         match register {
-            KeptRegister::Dbgvcr => &mut self.kept.dbgvcr,
-            KeptRegister::Dacr => &mut self.kept.dacr,
-            KeptRegister::Ifsr => &mut self.kept.ifsr,
-            KeptRegister::Fpexc => &mut self.kept.fpexc,
+            KeptRegister::Dbgvcr => &mut self.kept.aarch32.dbgvcr,
+            KeptRegister::Dacr => &mut self.kept.aarch32.dacr,
+            KeptRegister::Ifsr => &mut self.kept.aarch32.ifsr,
+            KeptRegister::Fpexc => &mut self.kept.aarch32.fpexc,
             KeptRegister::Tcr2 => &mut self.kept.tcr2,
             KeptRegister::Pire0 => &mut self.kept.pire0,
             KeptRegister::Pir => &mut self.kept.pir,

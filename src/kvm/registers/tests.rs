@@ -118,7 +118,7 @@ impl Fake {
             deferred_serror: 0,
             kept: KeptRegisters::RESET,
             vm: FakeVm {
-                options: Options { pointer_authentication: true },
+                options: Options { pointer_authentication: true, aarch32_el1: false },
                 now: 1_000_000,
                 offset: Cell::new(400_000),
                 physical_offset: 0,
@@ -161,7 +161,7 @@ impl Fake {
     }
 }
 
-const ALL: Options = Options { pointer_authentication: true };
+const ALL: Options = Options { pointer_authentication: true, aarch32_el1: false };
 
 fn system(encoding: u64) -> u64 {
     0x6030_0000_0013_0000 | encoding
@@ -321,12 +321,12 @@ fn places() {
     }
     let el1 = &vcpu.el1;
     assert_eq!((el1.sp_el0, el1.sp_el1, el1.elr, el1.spsr), (1, 2, 3, 4));
-    assert_eq!((vcpu.kept.spsr, vcpu.context.gpr[30]), ([5, 0, 0, 6], 7));
+    assert_eq!((vcpu.kept.aarch32.spsr, vcpu.context.gpr[30]), ([5, 0, 0, 6], 7));
     for (id, value) in [(0xc080, 8), (0x807f, 9), (0xc119, 10), (0xc609, 11), (0x8010, 12), (0xa038, 13)] {
         vcpu.set(system(id), value).unwrap();
     }
     assert_eq!((vcpu.el1.sctlr, vcpu.debug.watchpoints[15][1], vcpu.keys.0[9]), (8, 9, 10));
-    assert_eq!((vcpu.deferred_serror, vcpu.el1.mdccint, vcpu.kept.dbgvcr), (11, 12, 13));
+    assert_eq!((vcpu.deferred_serror, vcpu.el1.mdccint, vcpu.kept.aarch32.dbgvcr), (11, 12, 13));
     assert_eq!(vcpu.get(system(0xe298)), Ok(Value::U64(0x700)));
 }
 

@@ -11,6 +11,7 @@ mod gic;
 mod gicv2;
 mod its;
 mod kvm;
+mod kvm_aarch32;
 mod kvm_guests;
 mod late;
 mod memory;
@@ -53,6 +54,7 @@ pub const ALL: &[&[Case]] = &[
 pub const ROOT: &[&[Case]] = &[
     root::CASES,
     kvm::CASES,
+    kvm_aarch32::CASES,
     kvm_guests::CASES,
     memory::CASES,
     smccc::CASES,

@@ -58,7 +58,10 @@ const GET_REG_WRITABLE_MASKS: rustix::ioctl::Opcode = 0x8040_aeb6;
 const MEANT: &[(u64, &str)] = &[(0x6030_0000_0016_0003, "VENDOR_HYP_BMAP_2 came with Linux 6.16")];
 
 /// Features that only KVM has.
-const NOT_THERE_YET: u32 = 1 << feature::EL1_32BIT | 1 << feature::SVE;
+const NOT_THERE_YET: u32 = 1 << feature::SVE;
+
+/// KVM_CAP_ARM_EL1_32BIT.
+const CAP_ARM_EL1_32BIT: std::ffi::c_ulong = 93;
 
 fn is_meant(id: u64) -> bool {
     MEANT.iter().any(|(meant, _)| *meant == id)
@@ -188,7 +191,7 @@ impl Both {
         let host = HostIdRegisters::new(&mut read);
         let ids = GuestIdRegisters::new(&host, &GuestFeatures { ipa_bits: 48, gic_system_registers: true });
         let around = Around {
-            options: Options { pointer_authentication: has_keys },
+            options: Options { pointer_authentication: has_keys, aarch32_el1: false },
             ids: ids.into(),
             firmware: Firmware::NEW.into(),
         };
@@ -309,7 +312,8 @@ fn word(result: Result<(), i32>) -> String {
 fn initialisations(both: &mut Both) -> Result<()> {
     let mut midr = [0; 8];
     both.kvm.get_one_reg(system(0xc000), &mut midr).context("MIDR_EL1")?;
-    let offer = init::Offer { pointer_authentication: both.keel.around.options.pointer_authentication };
+    let aarch32_el1 = Kvm::new().context("/dev/kvm")?.check_extension_raw(CAP_ARM_EL1_32BIT) == 1;
+    let offer = init::Offer { pointer_authentication: both.keel.around.options.pointer_authentication, aarch32_el1 };
     let features = (0..10).map(|bit| [1 << bit, 0, 0, 0, 0, 0, 0]);
     let pairs = [0, init::POINTER_AUTHENTICATION, 1 << 9 | 1 << 5, 0b101].map(|bits| [bits, 0, 0, 0, 0, 0, 0]);
     let words = [[0, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 1 << 31]];
