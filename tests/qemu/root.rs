@@ -91,6 +91,19 @@ fn beside(smp: u32) -> Outcome {
     expect(&owner, "test root/refused_beside_others ... ok")
 }
 
+/// A root that calls KVM's API at random, on every CPU, beside a VM that must not notice.
+fn hostile(seed: u64, cpu: &str) -> Outcome {
+    let arguments = format!("hyp=root fuzz-api={seed},100000 console=semihosting");
+    let owner = root(test_kernel("root", &arguments)?);
+    let mut other = test_kernel("other", "hyp=keel only=t")?;
+    other.cpus = 2;
+    let mut board = board(&format!("hostile-{seed}"), &[owner, other], cpu, 4)?;
+    let own = OwnConsole::semihosting(&mut board, &format!("root-hostile-{seed}"));
+    let console = run_well(&board)?;
+    kernel::judge(&text_of("other", &console))?;
+    kernel::judge(&own.text()?)
+}
+
 /// Two Debians, one of which owns the machine, on the same CPUs.
 fn two_debians() -> Outcome {
     let folder = "linux-6.12";
@@ -123,6 +136,9 @@ pub fn trials() -> Vec<Trial> {
         trials.push(debian::trial(title, stub::RESTARTED, move || restart(cpu, smp, words)));
     }
     trials.push(test("root::stays_beside_another_vm", || beside(2)));
+    for (seed, cpu) in [(1, "max"), (2, "cortex-a72")] {
+        trials.push(test(format!("root::hostile_api_seed_{seed}_{cpu}"), move || hostile(seed, cpu)));
+    }
     trials.push(debian::trial("root::debian_beside_debian".into(), "linux-6.12", two_debians));
     trials.push(test("root::there_is_one", || {
         let mut second = root(test_kernel("second", "hyp=root only=root/numbers")?);

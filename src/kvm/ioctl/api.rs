@@ -241,6 +241,7 @@ impl Api {
         match call {
             Call::GetApiVersion if argument == 0 => Ok(API_VERSION),
             Call::GetVcpuMmapSize if argument == 0 => Ok(MMAP_SIZE),
+            Call::FreeMemory if argument == 0 => Ok(frame::free_bytes()),
             Call::CheckExtension => capability::check(argument, &self.abilities(), None).map(u64::from),
             Call::CreateVm => {
                 let serial = Serial { vm: usize::MAX, transmit: |_, _| {} };

@@ -59,7 +59,12 @@ impl<T: Clone> Handles<T> {
     /// `EBADF` if it is none.
     pub fn close(&mut self, handle: u64) -> Result<T, Errno> {
         let place = handle.checked_sub(1).and_then(|place| usize::try_from(place).ok());
-        place.and_then(|place| self.0.get_mut(place)?.take()).ok_or(Errno::EBADF)
+        let object = place.and_then(|place| self.0.get_mut(place)?.take()).ok_or(Errno::EBADF)?;
+        while self.0.pop_if(|last| last.is_none()).is_some() {}
+        if self.0.is_empty() {
+            self.0 = Vec::new();
+        }
+        Ok(object)
     }
 
     /// Gives all handles back.

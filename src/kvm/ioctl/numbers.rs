@@ -58,6 +58,8 @@ pub enum Call {
     ArmVcpuFinalize,
     /// keel's own: gives a handle back, and what it stands for with the last one.
     Close,
+    /// keel's own: bytes of memory that keel has left.
+    FreeMemory,
     /// keel's own: the page in which KVM_RUN exchanges `struct kvm_run`; what `mmap` of a vCPU is on Linux.
     SetRunPage,
 }
@@ -85,6 +87,7 @@ pub static CALLS: &[Row] = {
         row(System, 0x0000_ae01, Call::CreateVm),
         row(System, 0x0000_ae03, Call::CheckExtension),
         row(System, 0x0000_ae04, Call::GetVcpuMmapSize),
+        row(System, KEEL_FREE_MEMORY, Call::FreeMemory),
         row(Vm, 0x0000_ae03, Call::CheckExtension),
         row(Vm, 0x0000_ae41, Call::CreateVcpu),
         row(Vm, 0x4010_ae42, Call::GetDirtyLog),
@@ -127,6 +130,8 @@ pub static CALLS: &[Row] = {
 
 /// [`Call::Close`], on any handle but the system's. Type 'k', which KVM's numbers do not have.
 pub const KEEL_CLOSE: u32 = 0x0000_6b00;
+/// [`Call::FreeMemory`].
+pub const KEEL_FREE_MEMORY: u32 = 0x0000_6b02;
 /// [`Call::SetRunPage`].
 pub const KEEL_SET_RUN_PAGE: u32 = 0x0000_6b01;
 

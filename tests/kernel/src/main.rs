@@ -1,7 +1,8 @@
 //! The EL1 test kernel: every call of every interface, good input and bad.
 //!
 //! The boot arguments say what to do: nothing runs all cases, `only=TEXT` those whose name has TEXT in it, `bench` the
-//! benchmarks, `bench-switch` the one of two vCPUs that share a CPU, `bench-kvm` that of a VM which the owner makes, `fuzz=SEED,COUNT` the hostile guest, `calls=SEED,COUNT`
+//! benchmarks, `bench-switch` the one of two vCPUs that share a CPU, `bench-kvm` that of a VM which the owner makes, `fuzz=SEED,COUNT` the hostile guest, `fuzz-api=SEED,COUNT` the
+//! hostile root, `calls=SEED,COUNT`
 //! random calls that are compared with what they should answer, `transcript` prints what the machine answers
 //! (`transcript=interrupts` what its interrupt controller does), `reset` one
 //! SYSTEM_RESET after another, `list` prints the names.
@@ -34,6 +35,8 @@ mod cases;
 #[cfg(target_os = "none")]
 mod fuzz;
 #[cfg(target_os = "none")]
+mod fuzz_api;
+#[cfg(target_os = "none")]
 mod harness;
 #[cfg(target_os = "none")]
 mod model;
@@ -44,7 +47,7 @@ mod transcript;
 
 #[cfg(target_os = "none")]
 mod kernel {
-    use crate::{bench, bench_kvm, cases, fuzz, harness, restart, transcript};
+    use crate::{bench, bench_kvm, cases, fuzz, fuzz_api, harness, restart, transcript};
     use keel_test_kernel::{arch, irq, kernel, machine::Machine, power, println};
 
     kernel!(main);
@@ -82,6 +85,8 @@ mod kernel {
             harness::run(machine, cases::LATE, machine.value("only").unwrap_or(""));
         } else if machine.over_stub() {
             harness::run(machine, cases::OVER_STUB, machine.value("only").unwrap_or(""));
+        } else if let Some(argument) = machine.value("fuzz-api").filter(|_| machine.is_root()) {
+            fuzz_api::run(machine, argument);
         } else if machine.is_root() && machine.has("bench-kvm") {
             bench_kvm::run();
         } else if machine.is_root() && machine.has("api") {

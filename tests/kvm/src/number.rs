@@ -84,5 +84,7 @@ numbers! {
 
 /// keel: gives a handle back. What `close` is on Linux.
 pub const CLOSE: u32 = number(NONE, 0, KEEL, 0);
+/// keel, system: bytes of memory that keel has left.
+pub const FREE_MEMORY: u32 = number(NONE, 0, KEEL, 2);
 /// keel, vCPU: the page of `struct kvm_run`. What `mmap` is on Linux.
 pub const SET_RUN_PAGE: u32 = number(NONE, 0, KEEL, 1);
