@@ -188,15 +188,16 @@ impl<'a> Resident<'a> {
             machine.set_timer_level(vcpu.index(), intid, level);
         }
         inner.state.load(&config, machine.pmu.as_ref().and_then(|pmu| pmu.events.as_ref()));
+        if machine.is_aarch32() {
+            // Before an exception that it is to take writes some of them.
+            inner.kept.aarch32.load();
+        }
         if core::mem::take(&mut inner.events.abort) {
             let far = inner.fault_address;
             switch::inject(&mut inner.context, GuestFault::DataAbort { far, write: false });
         }
         let pauses = inner.state.pmu.is_some() && guest_pmu::needs_pause() && !machine.is_owner();
         let paused = if pauses { guest_pmu::pause() } else { 0 };
-        if machine.is_aarch32() {
-            inner.kept.aarch32.load();
-        }
         inner.context.psci_version = machine.plain_psci_version().map_or(ASK_FOR_PSCI_VERSION, u64::from);
         if machine.note_running(vcpu.index()) {
             crate::arch::tlb::flush_local_vmid();

@@ -55,7 +55,7 @@ const PSTATE_SSBS: u64 = 1 << 23;
 const PSTATE_PAN: u64 = 1 << 22;
 const PSTATE_SS: u64 = 1 << 21;
 const SPSR32_DIT: u64 = 1 << 21;
-/// IT[7:2] in bits 15:10, IT[1:0] in bits 26:25.
+/// ITSTATE: its bits 7:2 in bits 15:10, its bits 1:0 in bits 26:25.
 const PSTATE_IT: u64 = 0x3f << 10 | 3 << 25;
 
 /// The place among x0-x30 of a register that an instruction in mode `m` names (Arm ARM D1.20.1).

@@ -484,6 +484,35 @@ static bool undefined_registers(void) {
     return true;
 }
 
+// Every MRC of CP14 and CP15 that there is reads, or is undefined.
+static bool every_read(void) {
+    static u32 code[2] __attribute__((aligned(8)));
+    u32 reads = 0, undefined = 0;
+    code[1] = 0xe12fff1e; // bx lr
+    for (u32 fields = 0; fields < 1 << 15; fields++) {
+        // opc1, CRn, CRm, opc2, and which coprocessor.
+        u32 opc1 = fields & 7, crn = fields >> 3 & 15, crm = fields >> 7 & 15, opc2 = fields >> 11 & 7;
+        u32 coprocessor = 14 | (fields >> 14 & 1);
+        // CP14 beyond debug and trace is Jazelle's and ThumbEE's.
+        if (coprocessor == 14 && opc1 > 1)
+            continue;
+        code[0] = 0xee100010 | opc1 << 21 | crn << 16 | coprocessor << 8 | opc2 << 5 | crm;
+        asm volatile("dsb\n mcr p15, 0, %0, c7, c5, 0\n dsb\n isb" ::"r"(0) : "memory");
+        expect();
+        ((void (*)(void))code)();
+        expected = false;
+        if (taken.count > 1 || (taken.count == 1 && taken.kind != UNDEFINED)) {
+            found = code[0], wanted = taken.kind;
+            complaint = "an MRC is undefined or reads";
+            return false;
+        }
+        reads += !taken.count;
+        undefined += taken.count;
+    }
+    CHECK(reads > 100 && undefined > 10000);
+    return true;
+}
+
 static bool id_registers(void) {
     EQUAL(READ(0, 0, 1, 0) & 0xff, 0x31);     // ID_PFR0: A32, T32 with Thumb-2
     EQUAL(READ(0, 0, 1, 1) & 0xff0f0, 0x10000); // ID_PFR1: no EL2, no EL3, generic timer
@@ -598,6 +627,7 @@ static const struct test tests[] = {
     {"abort/prefetch_long", ANY, 1, prefetch_abort_long},
     {"abort/walk", ANY, 1, walk_abort},
     {"sysreg/undefined", ANY, 1, undefined_registers},
+    {"sysreg/every_read", ANY, 1, every_read},
     {"sysreg/id", ANY, 1, id_registers},
     {"sysreg/debug", KEEL, 1, debug_registers},
     {"pmu/counts", PMU, 1, pmu_counts},

@@ -364,6 +364,27 @@ fn pstate() {
 }
 
 #[test]
+fn pstate_where_el1_is_aarch32() {
+    let mut vcpu = Fake::new();
+    vcpu.vm.options.aarch32_el1 = true;
+    for n in 0..31 {
+        vcpu.set(reg::x(n), u64::MAX).unwrap();
+    }
+    for m in 0..0x20 {
+        let is_there = [0x10, 0x11, 0x12, 0x13, 0x17, 0x1b, 0x1f].contains(&m);
+        let expected = if is_there { Ok(()) } else { Err(Errno::EINVAL) };
+        assert_eq!(vcpu.set(reg::PSTATE, 0x1c0 | m), expected, "{m:#x}");
+    }
+    // All that is banked has 32 bits.
+    assert!(vcpu.context.gpr.iter().all(|&register| register == 0xffff_ffff));
+    let aarch32 = |n: u64| 0x6030_0000_0010_0048 + 2 * n;
+    for n in 0..5 {
+        vcpu.set(aarch32(n), 0x1d0 + n).unwrap();
+    }
+    assert_eq!((vcpu.el1.spsr, vcpu.kept.aarch32.spsr), (0x1d0, [0x1d1, 0x1d2, 0x1d3, 0x1d4]));
+}
+
+#[test]
 fn what_is_the_machine_s() {
     let mut vcpu = Fake::new();
     for id in [0xc000, 0xc006, 0xc807, 0xc801, 0xd801, 0xc081] {
