@@ -291,11 +291,9 @@ impl Vm {
         let host: &dyn VgicHost = outside.as_ref().map_or(&nobody, |outside| outside);
         match (line, vgic) {
             (Line::Shared(intid), Some(vgic)) => vgic.set_spi(intid, level, host),
-            (Line::Private { vcpu, intid }, Some(vgic)) => {
-                // A line that a timer or the PMU drives is theirs.
-                if !vgic.is_mapped(vcpu, intid) {
-                    vgic.set_ppi(vcpu, intid, level, host);
-                }
+            // A line that a timer or the PMU drives is theirs.
+            (Line::Private { vcpu, intid }, Some(vgic)) if !vgic.is_mapped(vcpu, intid) => {
+                vgic.set_ppi(vcpu, intid, level, host);
             }
             (Line::Cpu { vcpu, pin }, _) => {
                 if let Some(vcpu) = vcpus.get(vcpu) {
