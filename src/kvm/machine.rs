@@ -182,8 +182,10 @@ pub(super) struct User {
 pub enum Stop {
     /// SYSTEM_OFF.
     Off,
-    /// SYSTEM_RESET or SYSTEM_RESET2.
+    /// SYSTEM_RESET.
     Reset,
+    /// SYSTEM_RESET2.
+    Reset2,
     /// It did something that its machine cannot answer.
     Crash,
 }
@@ -431,6 +433,7 @@ impl Machine {
             Stop::Off => 1,
             Stop::Reset => 2,
             Stop::Crash => 3,
+            Stop::Reset2 => 4,
         };
         let _ = self.event.compare_exchange(0, code, Ordering::SeqCst, Ordering::SeqCst);
         for vcpu in &self.vcpus {
@@ -445,6 +448,7 @@ impl Machine {
             0 => None,
             1 => Some(Stop::Off),
             2 => Some(Stop::Reset),
+            4 => Some(Stop::Reset2),
             _ => Some(Stop::Crash),
         }
     }
@@ -743,6 +747,7 @@ fn redistributor(offset: u64) -> (usize, u64) {
 pub(super) fn stop_of(event: SystemEvent) -> Stop {
     match event {
         SystemEvent::Off | SystemEvent::Hibernate => Stop::Off,
-        SystemEvent::Reset | SystemEvent::Reset2 { .. } => Stop::Reset,
+        SystemEvent::Reset => Stop::Reset,
+        SystemEvent::Reset2 { .. } => Stop::Reset2,
     }
 }

@@ -40,8 +40,6 @@ const UNSET: u64 = u64::MAX;
 const PRIVATE_ONLY: u64 = 32;
 /// `base` of a region of redistributors, bits 51:16.
 const REGION_BASE: u64 = 0x000f_ffff_ffff_0000;
-/// GITS_TRANSLATER, from an ITS's base (IHI 0069 12.18).
-const GITS_TRANSLATER: u64 = 0x1_0040;
 
 /// A register of a group: the part of an attribute below the vCPU.
 #[derive(Clone, Copy)]
@@ -162,6 +160,19 @@ impl VgicSetup {
         if self.version == Some(Version::V2) { MAX_VCPUS_V2 } else { MAX_VCPUS }
     }
 
+    /// Takes the place of the redistributors back if that is the distributor's, which was there before them. As KVM, which
+    /// registers those of the vCPUs there are at once.
+    fn check_redistributors(&mut self, size: u64, vcpus: usize) -> Result<(), Errno> {
+        let overlap = self.distributor.zip(self.redistributors).is_some_and(|(Ipa(distributor), Ipa(first))| {
+            distributor < first.saturating_add(size) && first < distributor.saturating_add(vgic::DIST_SIZE)
+        });
+        if overlap && vcpus > 0 {
+            self.redistributors = None;
+            return Err(Errno::EINVAL);
+        }
+        Ok(())
+    }
+
     /// How many shared interrupts there are.
     pub(super) fn spis(&self) -> usize {
         self.interrupts.map_or(DEFAULT_SPIS, |interrupts| (interrupts as usize - 32).min(MAX_SPIS))
@@ -267,8 +278,8 @@ impl Vm {
                 None => None,
                 Some(Version::V2) => Some(setup.vgic.initialise(&vcpus, self.shared_slots())?),
                 Some(Version::V3) => {
-                    let interrupts = 32 + setup.vgic.spis() as u32;
-                    irq_line::decode(irq, vcpus.len(), Some(interrupts))?;
+                    // How many interrupts there are is only known then.
+                    irq_line::decode(irq, vcpus.len(), Some(u32::MAX))?;
                     Some(setup.vgic.vgic.clone().ok_or(Errno::EBUSY)?)
                 }
             }
@@ -280,11 +291,9 @@ impl Vm {
         let host: &dyn VgicHost = outside.as_ref().map_or(&nobody, |outside| outside);
         match (line, vgic) {
             (Line::Shared(intid), Some(vgic)) => vgic.set_spi(intid, level, host),
-            (Line::Private { vcpu, intid }, Some(vgic)) => {
-                // A line that a timer or the PMU drives is theirs.
-                if !vgic.is_mapped(vcpu, intid) {
-                    vgic.set_ppi(vcpu, intid, level, host);
-                }
+            // A line that a timer or the PMU drives is theirs.
+            (Line::Private { vcpu, intid }, Some(vgic)) if !vgic.is_mapped(vcpu, intid) => {
+                vgic.set_ppi(vcpu, intid, level, host);
             }
             (Line::Cpu { vcpu, pin }, _) => {
                 if let Some(vcpu) = vcpus.get(vcpu) {
@@ -300,22 +309,25 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// `EINVAL` without an initialised interrupt controller, or without a DeviceID; `ENODEV` if no ITS is there.
+    /// `EINVAL` without an initialised interrupt controller, without a DeviceID, or where no ITS is; `ENODEV` if there is no
+    /// ITS; `EBUSY` if the guest has not enabled it.
     pub fn signal_msi(&self, address: u64, device: Option<u32>, data: u32) -> Result<bool, Errno> {
         let (vgic, its) = {
             let setup = self.setup.lock();
             let vgic = setup.vgic.vgic.clone().filter(|_| setup.vgic.version.is_some()).ok_or(Errno::EINVAL)?;
-            let here = setup
-                .vgic
-                .its
-                .as_ref()
-                .filter(|its| its.address.and_then(|base| base.checked_add(GITS_TRANSLATER)) == Some(Ipa(address)));
             let its = setup.vgic.its.as_ref().ok_or(Errno::ENODEV)?;
-            let device = device.ok_or(Errno::EINVAL)?;
-            here.ok_or(Errno::EINVAL)?;
-            (vgic, (its.its.clone(), device))
+            // Anywhere in its frames, as in KVM.
+            let inside = its
+                .address
+                .and_then(|Ipa(base)| address.checked_sub(base))
+                .is_some_and(|offset| offset < vgic::ITS_SIZE);
+            (vgic, Some(its.its.clone()).filter(|_| inside))
         };
-        let (its, device) = its;
+        let device = device.ok_or(Errno::EINVAL)?;
+        let its = its.ok_or(Errno::EINVAL)?;
+        if !its.is_enabled() {
+            return Err(Errno::EBUSY);
+        }
         Ok(match self.machine.get() {
             Some(machine) => its.send_msi(device, data, &vgic, &Outside(machine)),
             None => its.send_msi(device, data, &vgic, &Nobody),
@@ -384,12 +396,15 @@ impl Vm {
                         }
                         let size = REDIST_SIZE * count;
                         set_address(&mut vgic.redistributors, base, size, V3_ALIGNMENT, ipa_bits)?;
+                        vgic.check_redistributors(size, vcpus.len())?;
                         vgic.redistributor_count = Some(count);
                         return Ok(());
                     }
                     (Version::V3, ADDR_V3_REDIST) if vgic.redistributor_count.is_some() => return Err(Errno::EINVAL),
                     (Version::V3, ADDR_V3_REDIST) => {
-                        (&mut vgic.redistributors, REDIST_SIZE * vcpus.len().max(1) as u64, V3_ALIGNMENT)
+                        let size = REDIST_SIZE * vcpus.len().max(1) as u64;
+                        set_address(&mut vgic.redistributors, value, size, V3_ALIGNMENT, ipa_bits)?;
+                        return vgic.check_redistributors(size, vcpus.len());
                     }
                     _ => return Err(Errno::ENXIO),
                 };
@@ -443,12 +458,19 @@ impl Vm {
     /// `ENXIO` for what is not there.
     pub fn has_vgic_attr(&self, group: u32, attribute: u64) -> Result<(), Errno> {
         let low = attribute & 0xffff_ffff;
-        if self.setup.lock().vgic.version == Some(Version::V2) {
+        let (version, interrupts) = {
+            let vgic = &self.setup.lock().vgic;
+            // Before it is initialised, those that were asked for.
+            let asked = vgic.interrupts.map_or(PRIVATE_ONLY, u64::from);
+            (vgic.version, if vgic.is_initialised() { 32 + vgic.spis() as u64 } else { asked })
+        };
+        let is_interrupts = |low| interrupt_of(low).is_none_or(|intid| intid < interrupts);
+        if version == Some(Version::V2) {
             let there = match group {
                 GROUP_ADDR => matches!(attribute, vgic::ADDR_V2_DIST | vgic::ADDR_V2_CPU),
                 GROUP_NR_IRQS => true,
                 GROUP_CTRL => attribute == CTRL_INIT,
-                GROUP_DIST_REGS => Frame::DistributorV2(0).has(low),
+                GROUP_DIST_REGS => Frame::DistributorV2(0).has(low) && is_interrupts(low),
                 GROUP_CPU_REGS => VgicCpu::has(low),
                 _ => false,
             };
@@ -458,7 +480,7 @@ impl Vm {
             GROUP_ADDR => matches!(attribute, ADDR_V3_DIST | ADDR_V3_REDIST | vgic::ADDR_V3_REDIST_REGION),
             GROUP_NR_IRQS => true,
             GROUP_CTRL => matches!(attribute, CTRL_INIT | CTRL_SAVE_PENDING_TABLES),
-            GROUP_DIST_REGS => Frame::Distributor.has(low),
+            GROUP_DIST_REGS => Frame::Distributor.has(low) && is_interrupts(low),
             GROUP_REDIST_REGS => Frame::Redistributor(0).has(low),
             GROUP_CPU_SYSREGS => cpu_registers::exists(attribute as u16),
             GROUP_LEVEL_INFO => low >> 10 == 0,
@@ -489,6 +511,8 @@ impl Vm {
                     };
                 }
                 (GROUP_NR_IRQS, _) => return Ok(vgic.interrupts.map_or(PRIVATE_ONLY, u64::from)),
+                // There is no need to stop anything for what is not there.
+                _ if !has_registers(version, group) => return Err(Errno::ENXIO),
                 _ => {}
             }
         }
@@ -516,7 +540,9 @@ impl Vm {
     /// As [`get_vgic_attr`](Self::get_vgic_attr); `EINVAL` for a value that a register does not take; `EFAULT` if a table for
     /// pending LPIs is not memory.
     pub fn set_vgic_attr(&self, group: u32, attribute: u64, value: u64) -> Result<(), Errno> {
-        if self.setup.lock().vgic.version.is_none() {
+        let version = self.setup.lock().vgic.version.ok_or(Errno::ENXIO)?;
+        let saves = version == Version::V3 && (group, attribute) == (GROUP_CTRL, CTRL_SAVE_PENDING_TABLES);
+        if !saves && !has_registers(version, group) {
             return Err(Errno::ENXIO);
         }
         self.stopped(|vgic, host, vcpus| {
@@ -546,6 +572,25 @@ impl Vm {
                 }
             }
         })
+    }
+}
+
+/// Whether a group is one of registers.
+fn has_registers(version: Version, group: u32) -> bool {
+    match version {
+        Version::V2 => matches!(group, GROUP_DIST_REGS | GROUP_CPU_REGS),
+        Version::V3 => matches!(group, GROUP_DIST_REGS | GROUP_REDIST_REGS | GROUP_CPU_SYSREGS | GROUP_LEVEL_INFO),
+    }
+}
+
+/// The first interrupt that a register of the distributor is about, if it is one of many that are alike.
+fn interrupt_of(offset: u64) -> Option<u64> {
+    match offset {
+        0x0080..0x0400 => Some(offset % 0x80 * 8),
+        0x0400..0x0c00 => Some(offset % 0x400),
+        0x0c00..0x0d00 => Some(offset % 0x100 * 4),
+        0x6000..0x8000 => Some(offset % 0x2000 / 8),
+        _ => None,
     }
 }
 

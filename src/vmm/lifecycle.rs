@@ -575,7 +575,7 @@ pub fn parked(guest: Arc<Guest>, reason: Stop) {
             info!("VM {name}: powered off");
             false
         }
-        Stop::Reset => {
+        Stop::Reset | Stop::Reset2 => {
             if guest.is_notable_restart() {
                 info!("VM {name}: reset");
             }

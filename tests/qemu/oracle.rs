@@ -1,7 +1,7 @@
 //! KVM as the oracle: keel's answers are those of Debian's KVM on the same board, but for the list of differences.
 
 use keel_qemu::image;
-use keel_qemu::oracle::{self, HOSTS, Hypervisor, Options};
+use keel_qemu::oracle::{self, API_HOSTS, HOSTS, Hypervisor, Options};
 use keel_qemu::vms::{MemorySize, VmSpec};
 use libtest_mimic::{Completion, Trial};
 
@@ -49,6 +49,12 @@ pub fn trials() -> Vec<Trial> {
     for host in HOSTS {
         trials.push(trial(host.name, || {
             let result = oracle::ask(host, &oracle::differences()?)?;
+            if result.faults.is_empty() { Ok(()) } else { Err(result.faults.join("\n").into()) }
+        }));
+    }
+    for host in API_HOSTS {
+        trials.push(trial(&format!("api_{host}"), || {
+            let result = oracle::ask_api(oracle::find(host)?, &oracle::api_differences()?)?;
             if result.faults.is_empty() { Ok(()) } else { Err(result.faults.join("\n").into()) }
         }));
     }

@@ -171,20 +171,20 @@ impl Api {
             Some(Object::Vcpu(_)) => Kind::Vcpu,
             Some(Object::Device(..)) => Kind::Device,
         };
-        // Linux takes the number as an unsigned int.
-        let call = numbers::find(kind, number as u32)?;
-        if call == Call::Close {
-            // Dropped here, with no lock held.
-            return self.close(handle).map(|_| Answer::Value(0));
-        }
         let is_dead = match &object {
             None => false,
             Some(Object::Vm(vm) | Object::Device(vm, _)) => vm.vm.is_dead(),
             Some(Object::Vcpu(vcpu)) => vcpu.vm.vm.is_dead(),
         };
-        if is_dead {
-            return Err(Errno::EIO);
+        // Linux takes the number as an unsigned int.
+        let call = numbers::find(kind, number as u32);
+        match call {
+            // Dropped here, with no lock held.
+            Ok(Call::Close) => return self.close(handle).map(|_| Answer::Value(0)),
+            _ if is_dead => return Err(Errno::EIO),
+            _ => {}
         }
+        let call = call?;
         // Whatever is made for a caller is small, and few of it at a time. A vCPU that has run needs nothing more.
         if call != Call::Run && !frame::can_spare(0) {
             return Err(Errno::ENOMEM);

@@ -172,7 +172,7 @@ impl<H: Host> Run<'_, H> {
                 resident.watch_levels(seen);
             }
             let leave = resident.run();
-            let arguments = [resident.argument(0), resident.argument(1)];
+            let function = resident.argument(0);
             if let Leave::Stop(_) = leave {
                 // If it is run once more all the same (DEN0022, 5.10: there is no return): INTERNAL_FAILURE.
                 resident.set_argument(0, -6_i64 as u64);
@@ -200,17 +200,16 @@ impl<H: Host> Run<'_, H> {
                 Leave::Hypercall(is_smc) => {
                     // nr, six arguments, ret, flags.
                     let flags = if is_smc { EXIT_SMC } else { 0 };
-                    let number = u64::from(arguments[0] as u32);
+                    let number = u64::from(function as u32);
                     return page.exit(reason::HYPERCALL, [number, 0, 0, 0, 0, 0, 0, 0, flags]);
                 }
-                Leave::Suspend => return page.system_event(event::SUSPEND, Some(0)),
+                Leave::Suspend => return page.system_event(event::SUSPEND, None),
                 Leave::Off => vcpu.set_mp_state(MpState::Stopped),
                 Leave::Stop(stop) => {
                     machine.switch_off();
-                    let is_reset2 = arguments[0] as u32 & !SMC64 == SYSTEM_RESET2;
                     return match stop {
                         Stop::Off => page.system_event(event::SHUTDOWN, Some(0)),
-                        Stop::Reset if is_reset2 => page.system_event(event::RESET, Some(event::FLAG_RESET2)),
+                        Stop::Reset2 => page.system_event(event::RESET, Some(event::FLAG_RESET2)),
                         Stop::Reset => page.system_event(event::RESET, Some(0)),
                         Stop::Crash => Err(Errno::EIO),
                     };
@@ -274,7 +273,3 @@ impl<H: Host> Run<'_, H> {
         others
     }
 }
-
-/// SYSTEM_RESET2, as SMC32; bit 30 is set in SMC64's.
-const SYSTEM_RESET2: u32 = 0x8400_0012;
-const SMC64: u32 = 1 << 30;

@@ -29,6 +29,12 @@ fn size(group: u32, attribute: u64) -> usize {
 
 pub(super) fn vcpu_call(claim: &Claim, call: Call, argument: u64, caller: &Slots) -> Result<u64, Errno> {
     let (vm, this) = (&claim.vm.vm, &*claim.vcpu);
+    // Before the argument is read.
+    if matches!(call, Call::ArmVcpuFinalize | Call::GetOneReg | Call::SetOneReg | Call::GetRegList)
+        && !this.is_initialised()
+    {
+        return Err(Errno::ENOEXEC);
+    }
     match call {
         Call::ArmVcpuInit => {
             let bytes = copy_in::<32>(caller, argument)?;

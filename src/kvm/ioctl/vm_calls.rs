@@ -5,7 +5,7 @@ use super::{
         Errno,
         memory::Slots,
         slots::MemoryRegion,
-        uapi::{CounterOffset, DEVICE_ARM_VGIC_ITS, RegMaskRange, SmcccFilter, TARGET_GENERIC_V8},
+        uapi::{CounterOffset, DEVICE_ARM_VGIC_ITS, MpState, RegMaskRange, SmcccFilter, TARGET_GENERIC_V8},
     },
     api::{Api, Device, Object, UserVcpu, UserVm},
     attribute::Attribute,
@@ -148,12 +148,10 @@ impl Api {
 
     fn create_vcpu(&self, user: &Arc<UserVm>, id: u64) -> Result<u64, Errno> {
         let id = usize::try_from(id).ok().filter(|&id| id < MAX_VCPUS).ok_or(Errno::EINVAL)?;
-        let vcpu = UserVcpu {
-            vm: user.clone(),
-            vcpu: user.vm.create_vcpu(id)?,
-            page: Mutex::new(None),
-            busy: AtomicBool::new(false),
-        };
+        let vcpu = user.vm.create_vcpu(id)?;
+        // Until it is initialised, which says what it is then.
+        vcpu.set_mp_state(MpState::Runnable);
+        let vcpu = UserVcpu { vm: user.clone(), vcpu, page: Mutex::new(None), busy: AtomicBool::new(false) };
         self.open(Object::Vcpu(Arc::new(vcpu)))
     }
 

@@ -80,6 +80,11 @@ impl Its {
         self.enabled.load(SeqCst) && self.translate_and_pend(device, event, vgic, host).is_some()
     }
 
+    /// GITS_CTLR.Enabled.
+    pub fn is_enabled(&self) -> bool {
+        self.enabled.load(SeqCst)
+    }
+
     /// Whether there are commands to carry out. A CWRITER outside the queue, which a vCPU can only leave by writing it while
     /// another one writes CBASER, says of none: no CREADR would ever reach it.
     fn has_commands(&self) -> bool {

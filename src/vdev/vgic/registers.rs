@@ -169,7 +169,7 @@ const DISTRIBUTOR: &[Row] = &[
     /* IGROUPR    */ row(0x0080, 0x80, Word, read_group, write_group),
     /* IGRPMODR   */ row(0x0d00, 0x80, Word, zero, ignore),
     /* IIDR       */ row(0x0008, 4, Word, read_iidr, ignore).user(None, UserWrite::Checked(set_revision)),
-    /* TYPER2     */ row(0x000c, 4, Word, zero, ignore),
+    /* TYPER2     */ row(0x000c, 4, Word, zero, ignore).user(None, UserWrite::Checked(is_zero)),
     /* STATUSR    */ row(0x0010, 4, Word, ones, ignore),
     /* ID         */ row(0xffd0, 0x30, Word, read_id, ignore),
 ];
@@ -279,7 +279,7 @@ impl Vgic {
     ///
     /// # Errors
     ///
-    /// [`UserAccessError::Unknown`], and [`UserAccessError::Invalid`] for an IIDR of another GIC.
+    /// [`UserAccessError::Unknown`], and [`UserAccessError::Invalid`] for an IIDR or TYPER2 of another GIC.
     #[inline(never)]
     pub fn user_write(&self, frame: Frame, offset: u64, value: u32) -> Result<(), UserAccessError> {
         let row = self.find(frame, offset, AccessSize::Word).ok_or(UserAccessError::Unknown)?;
@@ -429,6 +429,11 @@ fn part(value: u64, row: &Row, access: &Access<'_>) -> u64 {
 
 fn zero(_: &Vgic, _: &Access<'_>) -> u64 {
     0
+}
+
+/// What is restored to a register that is zero has to be what was saved.
+fn is_zero(_: &Vgic, value: u64) -> bool {
+    value == 0
 }
 
 fn ones(_: &Vgic, _: &Access<'_>) -> u64 {

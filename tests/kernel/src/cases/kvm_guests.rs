@@ -427,7 +427,7 @@ fn no_interrupt_controller(_: &'static Machine) -> Check {
     check_eq!(guest.stored(0)?, PENDING >> 1, "ISR_EL1 with FIQ high");
     let pfr0 = well("KVM_GET_ONE_REG", vcpu.register(PFR0))?;
     check_eq!(pfr0 >> 24 & 0xf, 0, "ID_AA64PFR0_EL1.GIC");
-    check!(RAM[0].address() % PAGE as u64 == 0, "the page");
+    check!(RAM[0].address().is_multiple_of(PAGE as u64), "the page");
     Ok(())
 }
 

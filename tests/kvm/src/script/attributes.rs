@@ -41,9 +41,9 @@ fn pmu<B: Backend>(script: &mut Script<'_, B>) {
                 ("no PMU", "no vGIC") => "no PMU, no vGIC",
                 ("no PMU", "a vGIC") => "no PMU, vGIC",
                 ("no PMU", _) => "no PMU, complete",
-                (_, "no vGIC") => "PMU, no vGIC",
-                (_, "a vGIC") => "PMU, vGIC",
-                _ => "PMU, complete",
+                (_, "no vGIC") => "with PMU, no vGIC",
+                (_, "a vGIC") => "with PMU, vGIC",
+                _ => "with PMU, complete",
             };
             for attr in 0..5 {
                 script.has(what, first, vcpu_group::PMU, attr);

@@ -191,7 +191,7 @@ fn registers_v3<B: Backend>(script: &mut Script<'_, B>) {
         // What cannot be written stays.
         if offset != 8 {
             script.set("GICD", gic, vgic::DIST_REGS, offset, Data::U32(0xffff_ffff));
-            script.get("GICD", gic, vgic::DIST_REGS, offset);
+            script.get("GICD written", gic, vgic::DIST_REGS, offset);
         }
     }
     for value in [0x4b00_043b, 0x4b00_143b, 0x4b00_243b, 0x4b00_343b, 0x4b00_443b, 0, 0x4b00_343c, 0x4c00_343b] {
@@ -213,7 +213,7 @@ fn registers_v3<B: Backend>(script: &mut Script<'_, B>) {
         script.has("GICR", gic, vgic::REDIST_REGS, offset);
         script.get("GICR", gic, vgic::REDIST_REGS, offset);
         script.set("GICR", gic, vgic::REDIST_REGS, offset, Data::U32(0xffff_ffff));
-        script.get("GICR", gic, vgic::REDIST_REGS, offset);
+        script.get("GICR written", gic, vgic::REDIST_REGS, offset);
     }
     script.part("v3-interface");
     let registers = [
@@ -237,11 +237,11 @@ fn registers_v3<B: Backend>(script: &mut Script<'_, B>) {
         ("CBPR", control | 1),
         ("EOImode", control | 2),
         ("more priority bits", control | 7 << 8),
-        ("no priority bits", control & !(7 << 8)),
         ("more INTID bits", control | 7 << 11),
         ("SEIS", control ^ 1 << 14),
         ("A3V", control ^ 1 << 15),
         ("reserved", control | 1 << 32),
+        ("no priority bits", control & !(7 << 8)),
     ] {
         let mut word = [value];
         let attribute = crate::uapi::DeviceAttr {
@@ -251,7 +251,7 @@ fn registers_v3<B: Backend>(script: &mut Script<'_, B>) {
             addr: crate::handle::address_mut(&mut word),
         };
         script.write(format_args!("ICC_CTLR {name}"), gic, number::SET_DEVICE_ATTR, &attribute);
-        script.get("ICC_CTLR", gic, vgic::CPU_SYSREGS, 0xc664);
+        script.get(format_args!("ICC_CTLR after {name}"), gic, vgic::CPU_SYSREGS, 0xc664);
         // With CBPR the second binary point is the first's.
         script.set("ICC_BPR1", gic, vgic::CPU_SYSREGS, 0xc663, Data::U64(3));
         script.get("ICC_BPR1", gic, vgic::CPU_SYSREGS, 0xc663);
@@ -264,7 +264,7 @@ fn registers_v3<B: Backend>(script: &mut Script<'_, B>) {
         script.has("LEVEL", gic, vgic::LEVEL_INFO, info);
         script.get("LEVEL", gic, vgic::LEVEL_INFO, info);
         script.set("LEVEL", gic, vgic::LEVEL_INFO, info, Data::U32(0xffff_ffff));
-        script.get("LEVEL", gic, vgic::LEVEL_INFO, info);
+        script.get("LEVEL written", gic, vgic::LEVEL_INFO, info);
         script.set("LEVEL", gic, vgic::LEVEL_INFO, info, Data::U32(0));
     }
     latches(script, vm, gic);
@@ -361,7 +361,7 @@ fn registers_v2<B: Backend>(script: &mut Script<'_, B>) {
         script.get("GICD", gic, vgic::DIST_REGS, offset);
         if offset != 8 {
             script.set("GICD", gic, vgic::DIST_REGS, offset, Data::U32(0xffff_ffff));
-            script.get("GICD", gic, vgic::DIST_REGS, offset);
+            script.get("GICD written", gic, vgic::DIST_REGS, offset);
         }
     }
     for value in [0x4b00_043b, 0x4b00_143b, 0x4b00_243b, 0x4b00_343b, 0x4b00_443b, 0] {
@@ -390,21 +390,36 @@ fn registers_v2<B: Backend>(script: &mut Script<'_, B>) {
 /// The first KVM_RUN of a machine whose interrupt controller is not complete; what follows on a VM that died of it.
 fn first_run<B: Backend>(script: &mut Script<'_, B>) {
     script.part("first-run");
-    for stage in ["no address", "no redistributor", "no distributor", "no INIT", "an overlap", "one vCPU too many"] {
+    for stage in [
+        "no address",
+        "no redistributor",
+        "no distributor",
+        "no INIT",
+        "an overlap",
+        "a later overlap",
+        "one vCPU too many",
+    ] {
         let vm = script.vm();
         let gic = script.gic(vm);
         let vcpu = script.vcpu(vm, 0);
         let second = if stage == "one vCPU too many" { script.vcpu(vm, 1) } else { NOBODY };
         let (first, other) =
             if script.has_gicv3 { (vgic::V3_DIST, vgic::V3_REDIST) } else { (vgic::V2_DIST, vgic::V2_CPU) };
-        let [at, beside] = if stage == "an overlap" { [0x0800_0000, 0x0800_0000] } else { [0x0800_0000, 0x080a_0000] };
-        if stage != "no address" && stage != "no distributor" {
-            script.quiet_set(gic, vgic::ADDR, first, at);
+        let beside = if stage.ends_with("overlap") { 0x0800_0000 } else { 0x080a_0000 };
+        let region = stage == "one vCPU too many" && script.has_gicv3;
+        let mut addresses = [
+            (first, 0x0800_0000, stage != "no address" && stage != "no distributor"),
+            if region {
+                (vgic::V3_REDIST_REGION, 1 << 52 | beside, true)
+            } else {
+                (other, beside, stage != "no address" && stage != "no redistributor")
+            },
+        ];
+        if stage == "a later overlap" {
+            addresses.reverse();
         }
-        if stage == "one vCPU too many" && script.has_gicv3 {
-            script.quiet_set(gic, vgic::ADDR, vgic::V3_REDIST_REGION, 1 << 52 | 0x080a_0000);
-        } else if stage != "no address" && stage != "no redistributor" {
-            script.quiet_set(gic, vgic::ADDR, other, beside);
+        for (kind, address, _) in addresses.into_iter().filter(|(.., given)| *given) {
+            script.set(stage, gic, vgic::ADDR, kind, Data::U64(address));
         }
         if stage != "no INIT" {
             script.quiet_set(gic, vgic::CTRL, vgic::INIT, 0);

@@ -105,18 +105,20 @@ impl<B: Backend> Script<'_, B> {
 
     /// Puts a program in, and the vCPU at its start. It ends with a store to [`DONE`].
     pub(super) fn load(&mut self, machine: &Machine, program: &[u32]) {
-        /// str wzr, [x2]; b .-4
-        const END: [u32; 2] = [0xb900_005f, 0x17ff_ffff];
+        /// str wzr, [x27]; b .-4
+        const END: [u32; 2] = [0xb900_037f, 0x17ff_ffff];
         let mut words = [0; 64];
         words[..program.len()].copy_from_slice(program);
         words[program.len()..program.len() + 2].copy_from_slice(&END);
         RAM[0].load(&words[..program.len() + 2]);
-        // At each vector of an exception at EL1h: mrs x3, esr_el1; str x3, [x28]; b .-4 with the vector's number in x28.
+        // At each vector of an exception at EL1h, with the vector's number in x28: mrs x3, esr_el1; str x3, [x28]; b .-4
         RAM[1].clear();
         for n in 4..8 {
             let at = 0x80 * n;
+            // The syndrome of an interrupt is nothing: mov x3, xzr.
+            let syndrome = if matches!(n, 5 | 6) { 0xaa1f_03e3 } else { 0xd538_5203 };
             // add x28, x28, #8 * n
-            let handler = [0x9100_039c | (8 * n as u32) << 10, 0xd538_5203, 0xf900_0383, 0x17ff_ffff];
+            let handler = [0x9100_039c | (8 * n as u32) << 10, syndrome, 0xf900_0383, 0x17ff_ffff];
             for (m, word) in handler.into_iter().enumerate() {
                 RAM[1].write(at + 4 * m, 4, word.into());
             }
@@ -129,7 +131,7 @@ impl<B: Backend> Script<'_, B> {
             (reg::PSTATE, 0x3c5),
             (reg::x(0), 0x1122_3344_5566_7788),
             (reg::x(1), DEVICE),
-            (reg::x(2), DONE),
+            (reg::x(27), DONE),
             (reg::x(28), TAKEN),
             (reg::system(3, 0, 12, 0, 0), VECTORS),
         ] {

@@ -226,7 +226,7 @@ impl<B: Backend> Script<'_, B> {
     }
 
     /// KVM_GET_DEVICE_ATTR.
-    fn get(&mut self, what: &str, handle: u64, group: u32, attr: u64) -> u64 {
+    fn get(&mut self, what: impl fmt::Display, handle: u64, group: u32, attr: u64) -> u64 {
         let mut word = [FILL; 1];
         let attribute = DeviceAttr { flags: 0, group, attr, addr: address_mut(&mut word) };
         let answer = self.quiet(handle, number::GET_DEVICE_ATTR, address(&attribute));
@@ -238,7 +238,7 @@ impl<B: Backend> Script<'_, B> {
     }
 
     /// KVM_GET_ONE_REG; `masked` when the value is the machine's own.
-    fn get_reg(&mut self, what: &str, vcpu: u64, id: u64, masked: bool) -> [u64; 2] {
+    fn get_reg(&mut self, what: impl fmt::Display, vcpu: u64, id: u64, masked: bool) -> [u64; 2] {
         let mut value = [FILL; 256];
         let one = OneReg { id, addr: address_mut(&mut value) };
         let answer = self.quiet(vcpu, number::GET_ONE_REG, address(&one));

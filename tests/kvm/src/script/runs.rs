@@ -78,7 +78,7 @@ fn loads_and_stores<B: Backend>(script: &mut Script<'_, B>) {
     script.load(&machine, &[0xb940_0020]);
     script.go(format_args!("ldr w whose caller writes X0"), &machine);
     script.set_reg("during MMIO", machine.vcpu, reg::x(0), 5);
-    script.set_reg("during MMIO", machine.vcpu, reg::x(2), super::machine::DONE + 8);
+    script.set_reg("during MMIO", machine.vcpu, reg::x(27), super::machine::DONE + 8);
     RUN_0.answer(0xffff_ffff_0000_0007);
     script.go(format_args!("after X0 was written"), &machine);
     script.look(format_args!("after X0 was written"), &machine);

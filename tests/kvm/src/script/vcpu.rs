@@ -105,7 +105,8 @@ fn targets<B: Backend>(script: &mut Script<'_, B>) {
         let vm = script.vm();
         let vcpu = script.vcpu(vm, 0);
         script.init("new", vcpu, target, word, features);
-        script.read(format_args!("GET_MP_STATE"), vcpu, number::GET_MP_STATE, &mut [FILL]);
+        let what = format_args!("GET_MP_STATE of {target} {word}:{features:#x}");
+        script.read(what, vcpu, number::GET_MP_STATE, &mut [FILL]);
         script.close(vcpu);
         script.close(vm);
     }
