@@ -224,12 +224,10 @@ impl Api {
     }
 
     pub(super) fn abilities(&self) -> Abilities {
-        let (breakpoints, watchpoints) = features::debug_registers();
         Abilities {
             cpus: self.cpus,
             max_vcpus: MAX_VCPUS as u32,
             ipa_bits: max_ipa_bits(),
-            debug_registers: [breakpoints as u32, watchpoints as u32],
             ras: features::has_ras(),
             pauth: features::has_pauth(),
             pmu: self.id_registers.pmu_version() != 0,
