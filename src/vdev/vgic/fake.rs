@@ -326,7 +326,7 @@ impl FakeVm {
     /// The same on CPUs that cannot trap ICC_DIR_EL1 alone; `always`: they trap what they can at all times.
     pub(super) fn without_tdir(vcpus: usize, list_registers: usize, always: bool) -> Self {
         let mpidrs: Vec<u64> = (0..vcpus as u64).collect();
-        let mut vgic = Vgic::new(&super::VgicConfig { mpidrs: &mpidrs, spis: 64 }).unwrap();
+        let vgic = Vgic::new(&super::VgicConfig { mpidrs: &mpidrs, spis: 64 }).unwrap();
         if always {
             vgic.always_control(Control::TRAP_COMMON);
         }
@@ -338,7 +338,7 @@ impl FakeVm {
     /// The same with LPIs and an ITS.
     pub(super) fn with_lpis(vcpus: usize, list_registers: usize) -> Self {
         let mpidrs: Vec<u64> = (0..vcpus as u64).collect();
-        let mut vgic = Vgic::new(&super::VgicConfig { mpidrs: &mpidrs, spis: 64 }).unwrap();
+        let vgic = Vgic::new(&super::VgicConfig { mpidrs: &mpidrs, spis: 64 }).unwrap();
         let memory = Arc::new(FakeMemory::default());
         vgic.give_lpis(memory.clone()).unwrap();
         Self { its: Some(Its::new(memory.clone())), memory, ..Self::of(vgic, list_registers) }
@@ -491,7 +491,7 @@ impl FakeVm {
         (0..vcpus).for_each(|vcpu| self.unload(vcpu));
         assert!(from.save_pending_lpis());
         let mpidrs: Vec<u64> = (0..vcpus as u64).collect();
-        let mut vgic = Vgic::new(&super::VgicConfig { mpidrs: &mpidrs, spis: 64 }).unwrap();
+        let vgic = Vgic::new(&super::VgicConfig { mpidrs: &mpidrs, spis: 64 }).unwrap();
         vgic.always_control(from.always());
         if self.its.is_some() {
             vgic.give_lpis(self.memory.clone()).unwrap();
