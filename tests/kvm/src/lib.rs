@@ -2,7 +2,7 @@
 //!
 //! KVM's calls are a handle, a number and an argument, which is a number or the address of a structure. On Linux they are
 //! `ioctl`s of files; keel takes them from the VM that owns the machine by a hypercall, KVM_IOCTL. Everything above that
-//! is the same, so it is here once, over a trait with one method: [`Backend`]. [`Hypercall`] is keel's.
+//! is the same, so it is here once, over a trait with one method: [`Backend`]. `Hypercall` is keel's.
 //!
 //! [`System`], [`Vm`], [`Vcpu`] and [`Device`] are what handles stand for; dropping one closes it. Their methods are
 //! KVM's calls, structures are in [`uapi`], and [`Vcpu::run`] returns why it ended as an [`Exit`].

@@ -19,7 +19,7 @@ const PAGES: usize = 130;
 /// Behind the program's.
 const FIRST: usize = 8;
 
-/// str x0, [x1]
+/// `str x0, [x1]`
 const STORE: u32 = 0xf900_0020;
 
 pub(super) fn run<B: Backend>(script: &mut Script<'_, B>) {

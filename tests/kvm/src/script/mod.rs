@@ -5,7 +5,7 @@
 //! addresses, times) is a word in angle brackets. The last line is `transcript: N lines`.
 //!
 //! Nothing is judged here, and nothing depends on an answer, but that a call on something that could not be made is made
-//! on [`NOBODY`].
+//! on a handle that nobody has.
 
 mod attributes;
 mod gic;
