@@ -424,11 +424,11 @@ impl Vcpu {
 impl Inner {
     fn reset(&mut self, start: Option<Start>) {
         let psci_version = self.context.psci_version;
-        let has = |bit: u32| self.features.is_some_and(|features| features & 1 << bit != 0);
-        let is_aarch32 = has(feature::EL1_32BIT);
+        let features = self.features.unwrap_or(0);
+        let is_aarch32 = features & 1 << feature::EL1_32BIT != 0;
         let pstate = if is_aarch32 { aarch32::PSTATE_RESET } else { PSTATE_RESET };
         self.context = VcpuContext { psci_version, pstate, ..VcpuContext::reset() };
-        self.state = GuestState::reset(has(feature::PMU_V3));
+        self.state = GuestState::reset(features & 1 << feature::PMU_V3 != 0);
         self.kept = KeptRegisters::RESET;
         self.vgic = interface::reset_state();
         self.owner = OwnerCpu::new();

@@ -1,13 +1,15 @@
 // The 32-bit test kernel: what a guest whose EL1 is AArch32 finds, good input and bad.
 //
-// The boot arguments say what is underneath: `hyp=keel`, or nothing for a bare CPU, where the cases skip that only hold
-// under a hypervisor. `only=TEXT` runs the cases whose name has TEXT in it. It prints as the 64-bit one does.
+// The boot arguments say what is underneath: `hyp=keel`, `hyp=kvm`, or nothing for a bare CPU, where the cases skip that only
+// hold under a hypervisor. `only=TEXT` runs the cases whose name has TEXT in it. It prints as the 64-bit one does.
 #include "main.h"
 
 u32 boot_tree;
 volatile struct taken taken;
 volatile bool expected;
-static bool under_keel;
+// Under keel or KVM; under KVM, whose aborts do not say that they were stores, or of a walk, which goes by the register that
+// QEMU's CPU reports for a load, the instruction's and not the mode's, and which takes minutes for some 20 000 exits there, and which takes any odd number for DBGOSLAR's key.
+static bool under_keel, under_kvm;
 static char arguments[128];
 static u32 cpus;
 
@@ -371,7 +373,7 @@ static bool data_abort_in(u32 ttbcr, u32 status) {
     EQUAL(load.cpsr & 0x1ff, 0x1c0 | 0x13); // start.S has gone on in Supervisor mode
     EQUAL(*word(load.pc) >> 20 & 0xff, 0x59); // ldr, immediate
     EQUAL(store.count, 2);
-    EQUAL(store.dfsr & ~EXTERNAL, status | 0x800);
+    EQUAL(store.dfsr & ~EXTERNAL, status | (under_kvm ? 0 : 0x800));
     EQUAL(store.dfar, HOLE + 8);
     EQUAL(taken.count, 3);
     EQUAL(taken.dfar, HOLE + 1);
@@ -515,7 +517,8 @@ static bool every_read(void) {
 
 static bool id_registers(void) {
     EQUAL(READ(0, 0, 1, 0) & 0xff, 0x31);     // ID_PFR0: A32, T32 with Thumb-2
-    EQUAL(READ(0, 0, 1, 1) & 0xff0f0, 0x10000); // ID_PFR1: no EL2, no EL3, generic timer
+    // ID_PFR1: no EL2, which KVM does not hide, no EL3, generic timer.
+    EQUAL(READ(0, 0, 1, 1) & (under_kvm ? 0xf00f0 : 0xff0f0), 0x10000);
     CHECK((READ(0, 0, 1, 4) & 0xf) >= 5);     // ID_MMFR0: long descriptors
     CHECK(READ(0, 0, 2, 0) != 0 && READ(0, 0, 2, 4) != 0);
     CHECK((READ(0, 0, 0, 5) & 0x80ffffff) == 0x80000000); // MPIDR
@@ -599,7 +602,7 @@ static bool sgi_to_self(void) {
 
 struct test {
     const char *name;
-    enum where { ANY, KEEL, SPSR, PMU } where; // SPSR: where an SPSR is that of the mode
+    enum where { ANY, KEEL, SPSR, PMU, NOT_KVM } where; // SPSR: where an SPSR is that of the mode
     u32 cpus;
     bool (*run)(void);
 };
@@ -617,7 +620,7 @@ static const struct test tests[] = {
     {"psci/cpu_on_t32", ANY, 2, cpu_on_t32},
     {"psci/cpu_on_bad", ANY, 1, cpu_on_bad},
     {"mmio/sizes", ANY, 1, mmio_sizes},
-    {"mmio/banked", ANY, 1, mmio_banked},
+    {"mmio/banked", NOT_KVM, 1, mmio_banked},
     {"mmio/no_syndrome", KEEL, 1, no_syndrome},
     {"abort/data_short", ANY, 1, data_abort_short},
     {"abort/data_long", ANY, 1, data_abort_long},
@@ -625,11 +628,11 @@ static const struct test tests[] = {
     {"abort/data_user", SPSR, 1, data_abort_user},
     {"abort/prefetch_short", ANY, 1, prefetch_abort_short},
     {"abort/prefetch_long", ANY, 1, prefetch_abort_long},
-    {"abort/walk", ANY, 1, walk_abort},
+    {"abort/walk", NOT_KVM, 1, walk_abort},
     {"sysreg/undefined", ANY, 1, undefined_registers},
-    {"sysreg/every_read", ANY, 1, every_read},
+    {"sysreg/every_read", NOT_KVM, 1, every_read},
     {"sysreg/id", ANY, 1, id_registers},
-    {"sysreg/debug", KEEL, 1, debug_registers},
+    {"sysreg/debug", NOT_KVM, 1, debug_registers},
     {"pmu/counts", PMU, 1, pmu_counts},
     {"timer/virtual", ANY, 1, timer_interrupt},
     {"gic/sgi", ANY, 1, sgi_to_self},
@@ -703,7 +706,8 @@ void main(void) {
         tree = (const u8 *)0x40000000;
     if (cell(tree) == 0xd00dfeed)
         read_tree(tree);
-    under_keel = has(arguments, "hyp=keel");
+    under_kvm = has(arguments, "hyp=kvm");
+    under_keel = under_kvm || has(arguments, "hyp=keel");
     const char *only = "";
     for (const char *at = arguments; *at; at++)
         if (has(at, "only=") && at[0] == 'o' && at[4] == '=')
@@ -727,7 +731,7 @@ void main(void) {
         print(test->name);
         print(" ... ");
         if ((test->where == KEEL && !under_keel) || (test->where == SPSR && !spsr_follows) ||
-            (test->where == PMU && !has_pmu()) || test->cpus > cpus) {
+            (test->where == PMU && !has_pmu()) || (test->where == NOT_KVM && under_kvm) || test->cpus > cpus) {
             print("skipped\n");
             skipped++;
             continue;

@@ -7,13 +7,13 @@ use keel::vdev::platform::{GuestMachine, VIRT, VIRT_V2};
 use keel::vmm::config::{Feature, VmConfig};
 use keel::vmm::load;
 use kvm_bindings::{
-    KVM_ARM_VCPU_PMU_V3, KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_INIT, KVM_ARM_VCPU_PMU_V3_IRQ,
-    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS, KVM_ARM_VCPU_PTRAUTH_GENERIC,
-    KVM_ARM_VCPU_PVTIME_CTRL, KVM_ARM_VCPU_PVTIME_IPA, KVM_ARM_VM_SMCCC_CTRL, KVM_ARM_VM_SMCCC_FILTER,
-    KVM_CAP_ARM_NISV_TO_USER, KVM_CAP_ARM_PTRAUTH_ADDRESS, KVM_CAP_ARM_PTRAUTH_GENERIC, KVM_DEV_ARM_VGIC_CTRL_INIT,
-    KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_VGIC_ITS_ADDR_TYPE,
-    KVM_VGIC_V2_ADDR_TYPE_CPU, KVM_VGIC_V2_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_REDIST,
-    kvm_create_device, kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS,
+    KVM_ARM_VCPU_EL1_32BIT, KVM_ARM_VCPU_PMU_V3, KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_INIT,
+    KVM_ARM_VCPU_PMU_V3_IRQ, KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS,
+    KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_PVTIME_CTRL, KVM_ARM_VCPU_PVTIME_IPA, KVM_ARM_VM_SMCCC_CTRL,
+    KVM_ARM_VM_SMCCC_FILTER, KVM_CAP_ARM_NISV_TO_USER, KVM_CAP_ARM_PTRAUTH_ADDRESS, KVM_CAP_ARM_PTRAUTH_GENERIC,
+    KVM_DEV_ARM_VGIC_CTRL_INIT, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_GRP_NR_IRQS,
+    KVM_VGIC_ITS_ADDR_TYPE, KVM_VGIC_V2_ADDR_TYPE_CPU, KVM_VGIC_V2_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_DIST,
+    KVM_VGIC_V3_ADDR_TYPE_REDIST, kvm_create_device, kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS,
     kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, kvm_enable_cap,
     kvm_smccc_filter, kvm_smccc_filter_action_KVM_SMCCC_FILTER_FWD_TO_USER, kvm_vcpu_init,
 };
@@ -75,7 +75,9 @@ impl Machine {
         vm.register_coalesced_mmio(IoEventAddress::Mmio(Devices::transmit_register(&platform)), 4)
             .context("KVM_REGISTER_COALESCED_MMIO")?;
         let has_pmu = config.features.contains(&Feature::Pmu);
-        let vcpus = (0..config.cpus as u64).map(|index| new_vcpu(&vm, index, has_pmu)).collect::<Result<Vec<_>>>()?;
+        let aarch32 = config.features.contains(&Feature::Aarch32);
+        let vcpus =
+            (0..config.cpus as u64).map(|index| new_vcpu(&vm, index, has_pmu, aarch32)).collect::<Result<Vec<_>>>()?;
         set_up_gic(&gic, &platform)?;
         let its = config.features.contains(&Feature::Its).then(|| new_its(&vm, &platform)).transpose()?;
         pv_time(&vm, &vcpus)?;
@@ -83,7 +85,10 @@ impl Machine {
             give_pmus(&vcpus)?;
         }
         let boot = vcpus.first().context("the machine has no vCPU")?;
-        for (register, value) in [(X0, loaded.dtb.0), (PC, loaded.entry.0)] {
+        // x0, or as Linux's arch/arm booting document has it, r1 and r2.
+        let arguments = if aarch32 { [0, u32::MAX.into(), loaded.dtb.0] } else { [loaded.dtb.0, 0, 0] };
+        let registers = (0..).map(|n| X0 + 2 * n).zip(arguments);
+        for (register, value) in registers.chain([(PC, loaded.entry.0)]) {
             boot.set_one_reg(register, &value.to_le_bytes()).context("KVM_SET_ONE_REG")?;
         }
         Ok(Self { vcpus, platform, _vm: vm, _gic: gic, _its: its })
@@ -123,7 +128,7 @@ fn forward_test_calls(vm: &VmFd) -> Result<()> {
     vm.set_device_attr(&attribute).context("KVM_ARM_VM_SMCCC_FILTER")
 }
 
-fn new_vcpu(vm: &VmFd, index: u64, has_pmu: bool) -> Result<VcpuFd> {
+fn new_vcpu(vm: &VmFd, index: u64, has_pmu: bool, aarch32: bool) -> Result<VcpuFd> {
     let vcpu = vm.create_vcpu(index).context("KVM_CREATE_VCPU")?;
     let mut init = kvm_vcpu_init::default();
     vm.get_preferred_target(&mut init).context("KVM_ARM_PREFERRED_TARGET")?;
@@ -134,6 +139,9 @@ fn new_vcpu(vm: &VmFd, index: u64, has_pmu: bool) -> Result<VcpuFd> {
     }
     if has_pmu {
         feature(KVM_ARM_VCPU_PMU_V3);
+    }
+    if aarch32 {
+        feature(KVM_ARM_VCPU_EL1_32BIT);
     }
     // keel's machines have pointer authentication where the CPU has it.
     if [KVM_CAP_ARM_PTRAUTH_ADDRESS, KVM_CAP_ARM_PTRAUTH_GENERIC].iter().all(|&cap| has(vm, cap)) {
