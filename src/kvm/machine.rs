@@ -483,7 +483,7 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// Those of [`ioctl::run::run`].
+    /// Those of `ioctl::run::run`.
     pub fn run_for(&self, vcpu: &Vcpu, claim: &Claim, host: &impl ioctl::run::Host) -> Result<u64, Errno> {
         let now = timer::now();
         let own = super::run::deadlines(&vcpu.parked(), self).into_iter().filter_map(|(_, at)| at).min();

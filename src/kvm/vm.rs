@@ -402,7 +402,7 @@ impl Vm {
     /// Makes what was written to the VM's memory visible to a guest that starts with its caches off.
     pub fn publish_memory(&self) {
         for slot in self.slots.list.lock().iter() {
-            slot.piece.memory.publish(slot.kind == Memory::Owned);
+            slot.piece.memory.publish_part(slot.piece.offset, slot.piece.size, slot.kind == Memory::Owned);
         }
     }
 

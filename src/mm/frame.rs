@@ -130,8 +130,15 @@ impl Block {
     /// With FEAT_S2FWB stage 2 makes every guest access cacheable, and only the instruction side is left; unless the guest
     /// `decides` itself what is cacheable.
     pub fn publish(&self, decides: bool) {
+        self.publish_part(0, self.size, decides);
+    }
+
+    /// As [`publish`](Self::publish), of `size` bytes from `offset` on; what lies outside is left out.
+    pub fn publish_part(&self, offset: u64, size: u64, decides: bool) {
         if decides || !features::has_fwb() {
-            cache::clean_invalidate(self.range());
+            let start = self.start.0 + offset.min(self.size);
+            let end = start + size.min(self.size - offset.min(self.size));
+            cache::clean_invalidate(Pa(start)..Pa(end));
         }
         cache::invalidate_instructions();
     }

@@ -1,7 +1,7 @@
 //! KVM_IOCTL: KVM's API as a hypercall of the VM that owns the machine.
 //!
 //! A call has a handle, KVM's number and an argument, which is a number or the caller's address of KVM's structure. This
-//! decodes it, copies what it points to once, and calls the method of [`Vm`](super::Vm) or [`Vcpu`](super::Vcpu) that *is*
+//! decodes it, copies what it points to once, and calls the method of `Vm` or `Vcpu` that *is*
 //! the call; it decides nothing itself.
 
 #[cfg(target_os = "none")]

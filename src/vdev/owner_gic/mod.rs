@@ -244,7 +244,8 @@ impl OwnerGic {
         }
     }
 
-    /// As [`Vgic::trap_common_registers`](super::vgic::Vgic::trap_common_registers).
+    /// Has the accesses to the registers that both groups share trap at all times: for tests, as
+    /// [`Vgic::always_control`](super::vgic::Vgic::always_control).
     pub fn trap_common_registers(&mut self) {
         self.always = Control::TRAP_COMMON;
     }
