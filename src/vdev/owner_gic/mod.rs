@@ -430,13 +430,7 @@ impl OwnerGic {
     }
 
     /// The one of the highest priority, and that priority; of several the lowest INTID.
-    fn first(
-        &self,
-        vcpu: usize,
-        set: &IntidSet,
-        timers: &[u8; 16],
-        gic: &impl PhysicalGic,
-    ) -> Option<(u32, u64)> {
+    fn first(&self, vcpu: usize, set: &IntidSet, timers: &[u8; 16], gic: &impl PhysicalGic) -> Option<(u32, u64)> {
         let with_priority = set.iter().map(|intid| (intid, self.priority(vcpu, intid, timers, gic)));
         with_priority.min_by_key(|&(intid, priority)| (priority, intid))
     }
@@ -637,7 +631,7 @@ impl OwnerGic {
             untaken |= queued;
             cpu.queued.update(0, |word| word & !u64::from(queued));
         }
-        cpu.interface = interface(vif);
+        save_interface(&mut cpu.interface, vif);
         if !cpu.control.is_empty() {
             cpu.control = Control::empty();
             vif.set_control(cpu.control);
@@ -784,11 +778,18 @@ fn set_timers(vcpu: usize, gic: &impl PhysicalGic, register: u64, bits: u32) {
 }
 
 fn interface(vif: &impl VirtualInterface) -> InterfaceState {
-    let mut state = InterfaceState { vmcr: vif.vmcr(), ..InterfaceState::default() };
+    let mut state = InterfaceState::default();
+    save_interface(&mut state, vif);
+    state
+}
+
+/// What there is no register for stays as it is.
+#[inline]
+fn save_interface(state: &mut InterfaceState, vif: &impl VirtualInterface) {
+    state.vmcr = vif.vmcr();
     for n in 0..vif.active_priority_registers().min(4) {
         (state.ap0r[n], state.ap1r[n]) = (vif.ap0r(n), vif.ap1r(n));
     }
-    state
 }
 
 fn set_interface(state: &InterfaceState, vif: &mut impl VirtualInterface) {
