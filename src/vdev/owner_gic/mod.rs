@@ -373,7 +373,7 @@ impl OwnerGic {
         if !cpu.holds_more() {
             if !cpu.control.is_empty() {
                 cpu.control = Control::empty();
-                vif.set_control(cpu.control);
+                vif.set_control(self.always);
             }
             return;
         }
@@ -632,10 +632,8 @@ impl OwnerGic {
             cpu.queued.update(0, |word| word & !u64::from(queued));
         }
         save_interface(&mut cpu.interface, vif);
-        if !cpu.control.is_empty() {
-            cpu.control = Control::empty();
-            vif.set_control(cpu.control);
-        }
+        cpu.control = Control::empty();
+        vif.set_control(cpu.control);
         if cpu.timers_active != 0 {
             let (frame, offset) = registers::place(vcpu, 0, registers::SET_ACTIVE, 1);
             let active = gic.read(frame, offset, AccessSize::Word) as u32 & self.config.timers;

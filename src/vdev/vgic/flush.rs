@@ -300,8 +300,8 @@ impl Vgic {
         if !cpu.control.is_empty() {
             own.dirty.store(true, SeqCst);
             cpu.control = Control::empty();
-            vif.set_control(Control::empty());
         }
+        vif.set_control(Control::empty());
         cpu.vmcr = vif.vmcr();
         let count = vif.active_priority_registers();
         for (n, (ap0r, ap1r)) in cpu.ap0r.iter_mut().zip(&mut cpu.ap1r).take(count).enumerate() {
