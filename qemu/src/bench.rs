@@ -31,6 +31,7 @@ pub const LIMITS: &[(&str, u64)] = &[
     ("timer_irq", 600),
     ("pmu_read", 6),
     ("lpi", 2000),
+    ("kvm_run_exit", 2150),
     ("stub_call", 12),
     ("entry_to_guest", 400_000),
 ];

@@ -58,7 +58,8 @@ pub(super) use with_el1_registers;
 
 macro_rules! el1_registers {
     ($($field:ident $name:literal ($op0:literal, $op1:literal, $crn:literal, $crm:literal, $op2:literal))*) => {
-        /// EL1 and EL0 system registers that every AArch64 CPU has.
+        /// EL1 and EL0 system registers that every AArch64 CPU has, in the order of the list.
+        #[repr(C)]
         #[derive(Clone, Debug, Default)]
         pub struct El1Registers {
             $(#[doc = concat!("`", $name, "`.")] pub $field: u64,)*

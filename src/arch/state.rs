@@ -19,15 +19,67 @@ unsafe extern "C" {
     fn fpsimd_restore(state: *const FpState);
 }
 
+/// Reads system registers into words of memory in a row, from `$offset` bytes after `$at` on, two at a time.
+macro_rules! save_pairs {
+    ($at:ident, $offset:expr,) => {};
+    ($at:ident, $offset:expr, $first:literal) => {
+        let value = read_sysreg!($first);
+        // SAFETY: `$at` points to as many words as the list has registers.
+        unsafe { $at.byte_add($offset).write(value) };
+    };
+    ($at:ident, $offset:expr, $first:literal $second:literal $($rest:literal)*) => {
+        // SAFETY: MRS of registers that exist on this CPU; `$at` points to as many words as the list has registers.
+        unsafe {
+            core::arch::asm!(
+                concat!("mrs {0}, ", $first),
+                concat!("mrs {1}, ", $second),
+                "stp {0}, {1}, [{2}, {3}]",
+                out(reg) _, out(reg) _, in(reg) $at, const $offset,
+                options(nostack, preserves_flags)
+            );
+        }
+        save_pairs!($at, $offset + 16, $($rest)*);
+    };
+}
+
+/// The other way round.
+macro_rules! load_pairs {
+    ($at:ident, $offset:expr,) => {};
+    ($at:ident, $offset:expr, $first:literal) => {
+        // SAFETY: `$at` points to as many words as the list has registers.
+        let value = unsafe { $at.byte_add($offset).read() };
+        write_sysreg!($first, value);
+    };
+    ($at:ident, $offset:expr, $first:literal $second:literal $($rest:literal)*) => {
+        // SAFETY: MSR of registers of the guest's that exist on this CPU; `$at` points to as many words as the list has
+        // registers.
+        unsafe {
+            core::arch::asm!(
+                "ldp {0}, {1}, [{2}, {3}]",
+                concat!("msr ", $first, ", {0}"),
+                concat!("msr ", $second, ", {1}"),
+                out(reg) _, out(reg) _, in(reg) $at, const $offset,
+                options(nostack, preserves_flags, readonly)
+            );
+        }
+        load_pairs!($at, $offset + 16, $($rest)*);
+    };
+}
+
 macro_rules! moves {
     ($($field:ident $name:literal $encoding:tt)*) => {
+        const _: () = assert!(size_of::<El1Registers>() == 8 * [$($name),*].len());
+
+        // The fields are words in the order of the list (`repr(C)`).
         impl El1Registers {
             fn save(&mut self) {
-                $(self.$field = read_sysreg!($name);)*
+                let words = core::ptr::from_mut(self).cast::<u64>();
+                save_pairs!(words, 0, $($name)*);
             }
 
             fn load(&self) {
-                $(write_sysreg!($name, self.$field);)*
+                let words = core::ptr::from_ref(self).cast::<u64>();
+                load_pairs!(words, 0, $($name)*);
             }
         }
     };
@@ -36,22 +88,26 @@ macro_rules! moves {
 with_el1_registers!(moves);
 
 macro_rules! keys {
-    ($($n:literal $name:literal)*) => {
+    ($($name:literal)*) => {
+        const _: () = assert!(size_of::<Keys>() == 8 * [$($name),*].len());
+
         impl Keys {
             fn save(&mut self) {
-                $(self.0[$n] = read_sysreg!($name);)*
+                let words = self.0.as_mut_ptr();
+                save_pairs!(words, 0, $($name)*);
             }
 
             fn load(&self) {
-                $(write_sysreg!($name, self.0[$n]);)*
+                let words = self.0.as_ptr();
+                load_pairs!(words, 0, $($name)*);
             }
         }
     };
 }
 
 keys! {
-    0 "S3_0_C2_C1_0" 1 "S3_0_C2_C1_1" 2 "S3_0_C2_C1_2" 3 "S3_0_C2_C1_3" 4 "S3_0_C2_C2_0"
-    5 "S3_0_C2_C2_1" 6 "S3_0_C2_C2_2" 7 "S3_0_C2_C2_3" 8 "S3_0_C2_C3_0" 9 "S3_0_C2_C3_1"
+    "S3_0_C2_C1_0" "S3_0_C2_C1_1" "S3_0_C2_C1_2" "S3_0_C2_C1_3" "S3_0_C2_C2_0"
+    "S3_0_C2_C2_1" "S3_0_C2_C2_2" "S3_0_C2_C2_3" "S3_0_C2_C3_0" "S3_0_C2_C3_1"
 }
 
 macro_rules! debug_registers {
@@ -117,6 +173,8 @@ pub struct GuestState {
     pub pmu: Option<GuestPmu>,
     keys: Keys,
     debug: Debug,
+    /// While a CPU holds the guest: it holds `debug` and `claims`, too.
+    has_debug: bool,
     os_lock: bool,
     /// The debug claim tags that are set, DBGCLAIMCLR_EL1.
     claims: u64,
@@ -145,6 +203,8 @@ pub struct GuestConfig {
     pub cntvoff: u64,
     /// MDCR_EL2.
     pub mdcr: u64,
+    /// `mdcr` keeps the guest from its debug registers, which may stay where they are.
+    pub traps_debug: bool,
     /// CPTR_EL2.
     pub cptr: u64,
     /// The physical counter and timer trap.
@@ -161,6 +221,7 @@ impl GuestState {
             pmu: pmu.then(GuestPmu::reset),
             keys: Keys::default(),
             debug: Debug::default(),
+            has_debug: false,
             os_lock: false,
             claims: 0,
             traps_counter: false,
@@ -240,6 +301,7 @@ impl GuestState {
             write_sysreg!("cnthctl_el2", read_sysreg!("cnthctl_el2") & !CNTHCTL_EL1PCTEN_EL1PCEN);
         }
         isb();
+        self.has_debug = !config.traps_debug;
         if core::mem::take(&mut self.in_machine) {
             return;
         }
@@ -269,10 +331,31 @@ impl GuestState {
     }
 }
 
+/// MDSCR_EL1.MDE: breakpoints and watchpoints make exceptions (Arm ARM D2.4).
+const MDSCR_MDE: u64 = 1 << 15;
+
+/// Self-hosted debug, but for MDSCR_EL1 and MDCCINT_EL1, which are in the list of registers.
+///
+/// Breakpoints and watchpoints do nothing while MDSCR_EL1.MDE is 0. A guest that has it so is kept from all of these
+/// registers, MDSCR_EL1 among them (MDCR_EL2.TDA), and they stay in memory until its first access. What the CPU has
+/// meanwhile is another guest's, of no effect and out of reach.
 impl GuestState {
-    /// Everything of self-hosted debug that is not in the list of registers, and leaves the locks open: with the OS lock
-    /// closed, MDSCR_EL1 of the next guest would write what belongs to an external debugger.
+    /// Whether the guest, which no CPU holds, can be kept from its debug registers for now.
+    pub fn may_trap_debug(&self) -> bool {
+        self.el1.mdscr & MDSCR_MDE == 0 && !self.in_machine
+    }
+
+    /// Takes them out of this CPU, and leaves the locks open: with the OS lock closed, MDSCR_EL1 of the next guest would
+    /// write what belongs to an external debugger.
     fn save_debug(&mut self) {
+        if !self.has_debug {
+            // Closed from EL2 alone (MDCR_EL2.TDOSA).
+            self.os_lock = read_sysreg!("oslsr_el1") & OSLK != 0;
+            if self.os_lock {
+                write_sysreg!("oslar_el1", 0);
+            }
+            return;
+        }
         self.debug.save();
         self.claims = read_sysreg!("dbgclaimclr_el1");
         write_sysreg!("dbgclaimclr_el1", self.claims);
@@ -283,10 +366,27 @@ impl GuestState {
         write_sysreg!("osdtrtx_el1", 0);
     }
 
-    fn load_debug(&self) {
-        self.debug.load();
-        write_sysreg!("dbgclaimset_el1", self.claims);
-        write_sysreg!("oslar_el1", u64::from(self.os_lock));
+    fn load_debug(&mut self) {
+        if self.has_debug {
+            self.debug.load();
+            write_sysreg!("dbgclaimset_el1", self.claims);
+        }
+        if self.os_lock {
+            write_sysreg!("oslar_el1", 1);
+        }
+    }
+
+    /// Whether the guest that this CPU holds has them.
+    pub fn has_debug(&self) -> bool {
+        self.has_debug
+    }
+
+    /// The guest that this CPU holds is about to have them: the caller ends the trap.
+    pub fn give_debug(&mut self) {
+        if !core::mem::replace(&mut self.has_debug, true) {
+            self.debug.load();
+            write_sysreg!("dbgclaimset_el1", self.claims);
+        }
     }
 }
 

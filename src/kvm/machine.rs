@@ -27,6 +27,7 @@ use crate::{
         frame::TableMemory,
         stage2::{Memory, Stage2},
     },
+    vcpu::context::ASK_FOR_PSCI_VERSION,
     vdev::{
         idregs::GuestIdRegisters,
         its::{self, Its},
@@ -244,6 +245,8 @@ pub struct Machine {
     rtc: Option<(u32, Mutex<Pl031>)>,
     /// The version of PSCI, as PSCI_VERSION returns it.
     psci: AtomicU32,
+    /// What is answered without asking.
+    psci_answer: AtomicU64,
     pub(super) services: Services,
     pub(super) filter: Filter,
     /// A function that nobody knows is not just NOT_SUPPORTED: a filter has a say, or it may be the owner's number for the
@@ -355,7 +358,7 @@ impl Machine {
             hcr = if late { hcr::late_owner_hcr(features::has_fwb()) } else { hcr::owner_hcr(hcr) };
         }
         let dispatches_unknown = !setup.filter.is_empty() || setup.owner.is_some();
-        Ok(Self {
+        let machine = Self {
             name: setup.name,
             vcpus: setup.vcpus,
             vgic,
@@ -370,7 +373,8 @@ impl Machine {
             bus: Bus::new(&regions).map_err(|_| Errno::EINVAL)?,
             uart,
             rtc,
-            psci: AtomicU32::new(setup.psci.encoding()),
+            psci: AtomicU32::new(0),
+            psci_answer: AtomicU64::new(ASK_FOR_PSCI_VERSION),
             services: setup.services,
             dispatches_unknown,
             filter: setup.filter,
@@ -387,8 +391,10 @@ impl Machine {
             event: AtomicU32::new(0),
             last: [const { AtomicU32::new(0) }; MAX_CPUS],
             frequency: timer::frequency().max(1),
-        })
-        .inspect(|_| debug_assert!(setup.ipa_bits >= 32))
+        };
+        debug_assert!(setup.ipa_bits >= 32);
+        machine.set_psci_version(setup.psci);
+        Ok(machine)
     }
 
     /// EL1 of its vCPUs is AArch32.
@@ -404,7 +410,7 @@ impl Machine {
     }
 
     /// What PSCI_VERSION answers, if that is the whole truth: a number, and no filter has a say.
-    pub(super) fn plain_psci_version(&self) -> Option<u32> {
+    fn plain_psci_version(&self) -> Option<u32> {
         const PSCI_VERSION: FunctionId = FunctionId(0x8400_0000);
         let version = self.psci_version();
         let plain = version > psci::Version::V0_1 && self.filter.action(PSCI_VERSION) == FilterAction::Handle;
@@ -414,6 +420,13 @@ impl Machine {
     /// Changes it: vCPUs see it when a CPU next loads them.
     pub(super) fn set_psci_version(&self, version: psci::Version) {
         self.psci.store(version.encoding(), Ordering::Relaxed);
+        let answer = self.plain_psci_version().map_or(ASK_FOR_PSCI_VERSION, u64::from);
+        self.psci_answer.store(answer, Ordering::Relaxed);
+    }
+
+    /// What assembly answers to PSCI_VERSION, or that it is to ask.
+    pub(super) fn psci_answer(&self) -> u64 {
+        self.psci_answer.load(Ordering::Relaxed)
     }
 
     /// CNTVOFF_EL2: what the virtual counter is behind the physical one.

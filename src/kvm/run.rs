@@ -37,7 +37,6 @@ use crate::{
     vcpu::{
         Exit, GuestFault,
         aarch32::PSTATE_E,
-        context::ASK_FOR_PSCI_VERSION,
         exit::{self, DataAbort, ExternalAbort, INSTRUCTION_BYTES, InstructionAbort, SystemAccess, Wait},
         switch,
     },
@@ -81,21 +80,22 @@ pub enum Leave {
     /// The VM is to stop.
     Stop(Stop),
     /// An access that no device claims, for whoever runs the VM (KVM_EXIT_MMIO).
-    Mmio(Access),
-    /// One that hardware does not describe (KVM_EXIT_ARM_NISV).
-    Undescribed(DataAbort, Ipa),
+    /// [`Resident::access`] says which.
+    Mmio,
+    /// One that hardware does not describe (KVM_EXIT_ARM_NISV): its syndrome, and where it is.
+    Undescribed(u64, Ipa),
     /// KVM_RUN ends with an error.
     Failed(Errno),
     /// KVM_RUN by the VM that owns the machine: [`Resident::take_run`] says of which vCPU.
     Run,
     /// The VM that owns the machine wants keel to leave this CPU: [`Resident::depart`] or [`Resident::refuse`].
     Depart,
-    /// The guest did something that keel cannot answer.
-    Crash(Crash),
+    /// The guest did something that keel cannot answer: [`Resident::crash`].
+    Crash,
 }
 
 /// An access to the caller's part of a VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Access {
     /// Where.
     pub address: Ipa,
@@ -138,6 +138,8 @@ pub struct Resident<'a> {
     seen: Option<u32>,
     /// The vCPU that is to be run in this one's stead.
     run: Option<Claim>,
+    /// The access that it left for.
+    access: Access,
     /// WFI leaves to the caller, as [`Self::trap_wait`] said.
     trap: bool,
     /// Set when this CPU is to look at its vCPUs.
@@ -147,19 +149,25 @@ pub struct Resident<'a> {
 }
 
 impl<'a> Resident<'a> {
-    /// Puts `vcpu` on this CPU.
-    pub fn load(machine: &'a Machine, vcpu: &'a Vcpu) -> Self {
+    /// Puts `vcpu` on this CPU. `trap`: as in [`trap_wait`](Self::trap_wait).
+    pub fn load(machine: &'a Machine, vcpu: &'a Vcpu, trap: bool) -> Self {
         let mut guard = vcpu.take();
         let inner = &mut *guard;
         let mdcr_guest = match &machine.pmu {
             None => hcr::MDCR_GUEST,
             Some(pmu) => guest_mdcr(pmu),
         };
-        let [cptr, mdcr] = machine
+        let [cptr, mut mdcr] = machine
             .owner
             .as_ref()
             .and_then(Owner::traps)
             .unwrap_or_else(|| [hcr::CPTR_GUEST, mdcr_guest | physical::monitor_bits()]);
+        // A kernel that ran before keel did keeps what it has.
+        let is_late = machine.owner.as_ref().and_then(Owner::traps).is_some();
+        let traps_debug = !is_late && !machine.is_aarch32() && inner.state.may_trap_debug();
+        if traps_debug {
+            mdcr |= hcr::MDCR_DEBUG_TRAPS;
+        }
         let serror = inner.events.serror;
         let mut base = machine.hcr;
         if serror.is_some() {
@@ -167,7 +175,13 @@ impl<'a> Resident<'a> {
             base |= hcr::HCR_AMO;
         }
         let pins = vcpu.pins.load(Ordering::SeqCst);
-        let hcr = if serror.is_some() { base | pins | hcr::HCR_VSE } else { base | pins };
+        let mut hcr = base | pins;
+        if serror.is_some() {
+            hcr |= hcr::HCR_VSE;
+        }
+        if trap {
+            hcr |= hcr::HCR_TWI;
+        }
         let config = GuestConfig {
             hcr,
             serror,
@@ -176,12 +190,15 @@ impl<'a> Resident<'a> {
             vmpidr: vcpu.mpidr(),
             cntvoff: machine.counter_offset(),
             mdcr,
+            traps_debug,
             cptr,
             traps_counter: machine.is_offset,
         };
         // What the timers are as software knows them: lines that dropped meanwhile must not interrupt any more.
-        for (intid, deadline) in deadlines(inner, machine) {
-            machine.set_timer_level(vcpu.index(), intid, deadline.is_some_and(|at| at <= timer::now()));
+        if !machine.is_owner() {
+            for (intid, deadline) in deadlines(inner, machine) {
+                machine.set_timer_level(vcpu.index(), intid, deadline.is_some_and(|at| at <= timer::now()));
+            }
         }
         if let Some(intid) = machine.pmu_private {
             let level = inner.state.pmu.as_ref().is_some_and(GuestPmu::output);
@@ -198,7 +215,7 @@ impl<'a> Resident<'a> {
         }
         let pauses = inner.state.pmu.is_some() && guest_pmu::needs_pause() && !machine.is_owner();
         let paused = if pauses { guest_pmu::pause() } else { 0 };
-        inner.context.psci_version = machine.plain_psci_version().map_or(ASK_FOR_PSCI_VERSION, u64::from);
+        inner.context.psci_version = machine.psci_answer();
         if machine.note_running(vcpu.index()) {
             crate::arch::tlb::flush_local_vmid();
         }
@@ -215,7 +232,8 @@ impl<'a> Resident<'a> {
             hcr,
             seen: None,
             run: None,
-            trap: false,
+            access: Access::default(),
+            trap,
             mdcr,
             overflowed: false,
             pauses,
@@ -225,7 +243,11 @@ impl<'a> Resident<'a> {
             // The owner's interrupts are not the vGIC's.
             dirty: machine.vgic.dirty_flag(vcpu.index()).filter(|_| !machine.is_owner()).unwrap_or(&NEVER),
         };
-        resident.update_traps();
+        // What was asked for before it was said to be here. The load is ordered after that store, and the loop's look at
+        // `dirty` after this load: an interrupt that came before is found.
+        if vcpu.requests.load(Ordering::SeqCst) != 0 || vcpu.pins.load(Ordering::SeqCst) != pins {
+            resident.update_traps();
+        }
         resident
     }
 
@@ -326,6 +348,9 @@ impl<'a> Resident<'a> {
                 } else if let Some(access) = SystemAccess::decode(esr) {
                     self.count(ExitKind::System);
                     let outcome = self.system::<G>(&access);
+                    if outcome.is_err() && self.give_debug(access.esr) {
+                        continue;
+                    }
                     self.finish(outcome, INSTRUCTION_BYTES);
                     continue;
                 } else {
@@ -389,12 +414,13 @@ impl<'a> Resident<'a> {
                 self.inner.context.step_over(bytes);
                 return self.wait(wait);
             }
-            Exit::Unexpected { esr } => return Some(self.crash(esr)),
+            Exit::Unexpected { .. } => return Some(Leave::Crash),
             Exit::Instruction(InstructionAbort { far, external: Some(external), .. }) => self.meet(external, far, true),
             Exit::Instruction(InstructionAbort { far, is_on_walk: true, .. }) => {
                 GuestFault::WalkAbort { far, fetch: true, write: false }
             }
             Exit::Instruction(InstructionAbort { far, .. }) => GuestFault::InstructionAbort { far },
+            Exit::Undefined if exit::is_debug(switch::esr()) && self.end_debug_trap() => return None,
             Exit::Undefined => GuestFault::Undefined,
         };
         self.count(ExitKind::Fault);
@@ -509,7 +535,7 @@ impl<'a> Resident<'a> {
     }
 
     /// keel leaves this CPU, whose owner asked for it.
-    pub fn depart(mut self) {
+    pub fn depart(&mut self) {
         let machine = self.machine;
         let call = self.inner.context.gpr.first_chunk::<18>().map(stub::decode);
         let onward = match call {
@@ -639,14 +665,24 @@ impl<'a> Resident<'a> {
             return None;
         }
         if !abort.has_syndrome() {
-            return Some(if user.nisv { Leave::Undescribed(*abort, address) } else { Leave::Failed(Errno::ENOSYS) });
+            return Some(if user.nisv {
+                Leave::Undescribed(abort.fault_syndrome(), address)
+            } else {
+                Leave::Failed(Errno::ENOSYS)
+            });
         }
         let log2_size = abort.size();
         let mask = u64::MAX >> (64 - (8 << log2_size));
         let value = abort.is_write().then(|| self.inner.context.register(abort.register()) & mask);
         let load = (!abort.is_write()).then(|| abort.load());
         self.inner.access = Some(PendingAccess { load, bytes: abort.instruction_bytes() });
-        Some(Leave::Mmio(Access { address, log2_size, value }))
+        self.access = Access { address, log2_size, value };
+        Some(Leave::Mmio)
+    }
+
+    /// The access that it left for ([`Leave::Mmio`]).
+    pub(super) fn access(&self) -> Access {
+        self.access
     }
 
     /// A load or store that a device answers; `None` if none claims it.
@@ -779,6 +815,26 @@ impl<'a> Resident<'a> {
             gic::send_sgi(value);
         }
         Ok(())
+    }
+
+    /// The guest's first access to a debug register (op0 = 2) since it came: it has them from here on, and tries again.
+    #[cold]
+    #[inline(never)]
+    fn give_debug(&mut self, iss: u32) -> bool {
+        matches!(SysRegId::from_iss(iss).fields(), [2, ..]) && self.end_debug_trap()
+    }
+
+    /// `false` if the debug registers do not trap.
+    #[cold]
+    fn end_debug_trap(&mut self) -> bool {
+        let traps = self.mdcr & hcr::MDCR_DEBUG_TRAPS != 0 && !self.inner.state.has_debug();
+        if traps {
+            self.inner.state.give_debug();
+            self.mdcr &= !hcr::MDCR_DEBUG_TRAPS;
+            let overflowed = if self.overflowed { hcr::MDCR_PMU_TRAPS } else { 0 };
+            state::set_mdcr(self.mdcr | overflowed);
+        }
+        traps
     }
 
     /// A system register that only some VMs have, and these seldom trap. `iss` is the whole of the access; anything more in
@@ -967,17 +1023,18 @@ impl<'a> Resident<'a> {
                 self.change_events(Change { serror: Some(NO_SYNDROME), abort: false });
                 None
             }
-            Verdict::Stop => Some(self.crash(syndrome.esr)),
+            Verdict::Stop => Some(Leave::Crash),
         }
     }
 
-    fn crash(&self, esr: u64) -> Leave {
-        Leave::Crash(Crash {
-            esr,
+    /// What the guest did that it left for ([`Leave::Crash`]).
+    pub fn crash(&self) -> Crash {
+        Crash {
+            esr: switch::esr(),
             far: switch::fault_address().far,
             pc: self.inner.context.pc,
             pstate: self.inner.context.pstate,
-        })
+        }
     }
 }
 

@@ -126,6 +126,8 @@ pub struct Vcpu {
     cpu: AtomicUsize,
     power: AtomicU8,
     start: Mutex<Option<Start>>,
+    /// There is one: set after it, and cleared by who takes it.
+    is_asked: AtomicBool,
     pub(super) resident: AtomicBool,
     /// It waits for an interrupt, off its CPU: whoever makes one pending has to call that CPU's attention, once.
     waiting: AtomicBool,
@@ -147,6 +149,7 @@ impl Vcpu {
             cpu: AtomicUsize::new(0),
             power: AtomicU8::new(POWER_OFF),
             start: Mutex::new(None),
+            is_asked: AtomicBool::new(false),
             resident: AtomicBool::new(false),
             waiting: AtomicBool::new(false),
             requests: AtomicU32::new(0),
@@ -218,16 +221,18 @@ impl Vcpu {
         Ok(())
     }
 
-    /// Whether KVM_ARM_VCPU_INIT was called.
-    pub(super) fn is_initialised(&self) -> bool {
-        self.inner.lock().features.is_some()
-    }
-
     /// Completes the access that the last run ended with, if it did and the caller `still` knows of it: a load gets what `data`
     /// gives.
-    pub(super) fn complete_access(&self, still: bool, data: impl FnOnce() -> u64) {
+    ///
+    /// # Errors
+    ///
+    /// `ENOEXEC` before [`init`](Self::init).
+    pub(super) fn complete_access(&self, still: bool, data: impl FnOnce() -> u64) -> Result<(), Errno> {
         let mut inner = self.take();
-        let Some(access) = inner.access else { return };
+        if inner.features.is_none() {
+            return Err(Errno::ENOEXEC);
+        }
+        let Some(access) = inner.access.take() else { return Ok(()) };
         // An abort that was made pending instead is the access's end.
         if still && !inner.events.abort {
             if let Some(load) = access.load {
@@ -235,7 +240,12 @@ impl Vcpu {
             }
             inner.context.step_over(access.bytes);
         }
-        inner.access = None;
+        Ok(())
+    }
+
+    /// Whether KVM_ARM_VCPU_INIT was called.
+    pub(super) fn is_initialised(&self) -> bool {
+        self.inner.lock().features.is_some()
     }
 
     /// KVM_ARM_VCPU_FINALIZE.
@@ -369,6 +379,7 @@ impl Vcpu {
         let claim = self.power.compare_exchange(POWER_OFF, POWER_STARTING, Ordering::SeqCst, Ordering::SeqCst);
         if claim.is_ok() {
             *self.start.lock() = Some(start);
+            self.is_asked.store(true, Ordering::SeqCst);
             self.power.store(POWER_ON, Ordering::SeqCst);
         }
         claim.is_ok()
@@ -404,7 +415,16 @@ impl Vcpu {
         inner
     }
 
+    #[inline]
     fn start_if_asked(&self, inner: &mut Inner) {
+        if self.is_asked.load(Ordering::SeqCst) {
+            self.carry_out_start(inner);
+        }
+    }
+
+    #[cold]
+    fn carry_out_start(&self, inner: &mut Inner) {
+        self.is_asked.store(false, Ordering::SeqCst);
         if let Some(start) = self.start.lock().take() {
             inner.reset(Some(start));
         }

@@ -745,7 +745,17 @@ impl Vm {
     /// As KVM at the first KVM_RUN: `ENXIO` if an address of the vGIC was not set, `EBUSY` if it was not initialised,
     /// `EINVAL` if devices overlap, timers and PMU share an interrupt, or a PMU was not initialised.
     pub fn machine(&self) -> Result<Arc<Machine>, Errno> {
-        self.machine.try_call_once(|| self.freeze().map(Arc::new)).cloned()
+        self.running().cloned()
+    }
+
+    /// As [`machine`](Self::machine), for as long as the VM is there, if it is there already.
+    pub(super) fn frozen(&self) -> Option<&Machine> {
+        self.machine.get().map(|machine| &**machine)
+    }
+
+    /// As [`machine`](Self::machine), for as long as the VM is there.
+    pub(super) fn running(&self) -> Result<&Arc<Machine>, Errno> {
+        self.machine.try_call_once(|| self.freeze().map(Arc::new))
     }
 
     /// Its interrupt controller was not complete when a vCPU was to run for the first time: nothing can be done with it any

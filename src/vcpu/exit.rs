@@ -155,6 +155,12 @@ pub const fn is_smc(esr: u64) -> bool {
     esr::class(esr) == ec::SMC64
 }
 
+/// Whether an exit is an access of an AArch32 program to a debug register: MCR, MRC, LDC, STC or MRRC with
+/// coproc = 0b1110.
+pub const fn is_debug(esr: u64) -> bool {
+    matches!(esr::class(esr), 0x05 | 0x06 | 0x0c)
+}
+
 /// The immediate of the HVC that a syndrome is about. Hardware has moved the PC past it.
 #[inline(always)]
 pub const fn hvc(esr: u64) -> Option<u16> {

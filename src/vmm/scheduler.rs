@@ -8,12 +8,13 @@ use super::lifecycle::{self, Guest};
 use crate::{
     arch::{cpu, serror, timer},
     kvm::{
-        Leave, Vcpu,
+        Errno, Leave, Vcpu,
         events::{self, Verdict},
-        ioctl,
+        ioctl::{self, Claim},
         machine::Stop,
         physical::{self, MAX_CPUS},
         run::{Resident, is_runnable},
+        uapi::MpState,
     },
 };
 use alloc::{sync::Arc, vec::Vec};
@@ -172,100 +173,133 @@ pub fn run() -> ! {
     }
 }
 
+/// Why a vCPU is off this CPU.
+enum Gone {
+    /// Its turn is over, or it stops with its VM.
+    Away,
+    /// It waits for an interrupt, or until this tick.
+    Waits(Option<u64>),
+    /// It switched itself off.
+    Off,
+    /// Its VM is to stop.
+    Stop(Stop),
+    /// It is to come back when another one has run in its stead.
+    Run(Claim),
+}
+
+/// A vCPU's turn on this CPU.
+struct Turn<'a> {
+    entry: &'a Entry,
+    position: usize,
+    /// When it ends, if another could run.
+    end: Option<u64>,
+    /// When the next of those that wait is due.
+    limit: Option<u64>,
+}
+
 /// Runs one vCPU until it waits, stops, or has used its slice while another could run.
 fn run_vcpu(entry: &Entry, position: usize, contended: bool, deadline: Option<u64>) {
     let machine = &*entry.guest.machine;
-    let slice = timer::frequency() / SLICES_PER_SECOND;
-    let mut end = contended.then(|| timer::now() + slice);
-    timer::set_deadline(earlier(end, deadline));
+    let mut turn = Turn { entry, position, end: contended.then(|| timer::now() + slice()), limit: deadline };
+    timer::set_deadline(turn.deadline());
     if let Some(since) = entry.ready {
         entry.vcpu.add_stolen_time(timer::now().saturating_sub(since), timer::frequency());
     }
-    let mut limit = deadline;
-    let mut resident = Resident::load(machine, &entry.vcpu);
     entry.guest.note_entry();
-    resident.trap_wait(contended);
+    let mut answer = None;
     loop {
-        match resident.run() {
-            Leave::Attention | Leave::Timer => {}
-            Leave::Interrupt(acknowledged) => {
-                if !lifecycle::host_interrupt(acknowledged.intid()) {
-                    acknowledged.deactivate();
-                }
-                continue;
-            }
-            Leave::Wait(until) => {
-                // Off this CPU first: what becomes pending from then on is found when the queue is looked at.
-                drop(resident);
-                set_waiting(&entry.vcpu, until);
-                return;
-            }
-            // The launcher gives no VM SYSTEM_SUSPEND, none a filter, and none is a user's.
-            Leave::Suspend
-            | Leave::Hypercall(_)
-            | Leave::Levels
-            | Leave::Mmio(_)
-            | Leave::Undescribed(..)
-            | Leave::Failed(_) => continue,
-            Leave::Run => {
-                let Some(claim) = resident.take_run() else { continue };
+        match turn.reside(answer.take()) {
+            Gone::Away => return,
+            // Off this CPU first: what becomes pending from then on is found when the queue is looked at.
+            Gone::Waits(until) => return set_waiting(&entry.vcpu, until),
+            Gone::Off => return entry.vcpu.set_mp_state(MpState::Stopped),
+            Gone::Stop(reason) => return machine.stop(reason),
+            Gone::Run(claim) => {
                 // Off this CPU, with its timers: what is due for it ends the run.
-                drop(resident);
-                let result = machine.run_for(&entry.vcpu, &claim, &OnBehalf { until: earlier(end, limit) });
-                drop(claim);
-                timer::set_deadline(earlier(end, limit));
-                resident = Resident::load(machine, &entry.vcpu);
-                resident.trap_wait(end.is_some());
-                resident.answer_ioctl(result);
-                continue;
+                answer = Some(machine.run_for(&entry.vcpu, &claim, &OnBehalf { until: turn.deadline() }));
+                timer::set_deadline(turn.deadline());
             }
-            Leave::Yield => {
-                if end.is_some() {
-                    return;
+        }
+    }
+}
+
+/// How long a turn is, in ticks of the physical counter.
+fn slice() -> u64 {
+    timer::frequency() / SLICES_PER_SECOND
+}
+
+impl Turn<'_> {
+    /// When this CPU is to look at its vCPUs.
+    fn deadline(&self) -> Option<u64> {
+        earlier(self.end, self.limit)
+    }
+
+    /// Runs the vCPU until it has to leave this CPU. `answer`: what came of the run that it left for.
+    fn reside(&mut self, answer: Option<Result<u64, Errno>>) -> Gone {
+        let Entry { guest, vcpu, .. } = self.entry;
+        let mut resident = Resident::load(&guest.machine, vcpu, self.end.is_some());
+        if let Some(result) = answer {
+            resident.answer_ioctl(result);
+        }
+        loop {
+            match resident.run() {
+                Leave::Attention | Leave::Timer => {}
+                Leave::Interrupt(acknowledged) => {
+                    if !lifecycle::host_interrupt(acknowledged.intid()) {
+                        acknowledged.deactivate();
+                    }
+                    continue;
                 }
-                continue;
-            }
-            Leave::Off => {
-                drop(resident);
-                entry.vcpu.set_mp_state(crate::kvm::uapi::MpState::Stopped);
-                return;
-            }
-            Leave::Stop(reason) => {
-                drop(resident);
-                machine.stop(reason);
-                return;
-            }
-            Leave::Depart => {
-                if lifecycle::may_depart(&entry.guest) {
-                    resident.depart();
-                    return;
+                Leave::Wait(until) => return Gone::Waits(until),
+                // The launcher gives no VM SYSTEM_SUSPEND, none a filter, and none is a user's.
+                Leave::Suspend
+                | Leave::Hypercall(_)
+                | Leave::Levels
+                | Leave::Mmio
+                | Leave::Undescribed(..)
+                | Leave::Failed(_) => continue,
+                Leave::Run => match resident.take_run() {
+                    Some(claim) => return Gone::Run(claim),
+                    None => continue,
+                },
+                Leave::Yield => {
+                    if self.end.is_some() {
+                        return Gone::Away;
+                    }
+                    continue;
                 }
-                resident.refuse();
-                continue;
+                Leave::Off => return Gone::Off,
+                Leave::Stop(reason) => return Gone::Stop(reason),
+                Leave::Depart => {
+                    if lifecycle::may_depart(guest) {
+                        resident.depart();
+                        return Gone::Away;
+                    }
+                    resident.refuse();
+                    continue;
+                }
+                Leave::Crash => {
+                    lifecycle::report_crash(guest, vcpu, &resident.crash());
+                    return Gone::Stop(Stop::Crash);
+                }
             }
-            Leave::Crash(crash) => {
-                drop(resident);
-                lifecycle::report_crash(&entry.guest, &entry.vcpu, &crash);
-                machine.stop(Stop::Crash);
-                return;
+            physical::take_attention();
+            if guest.machine.stopping().is_some() {
+                return Gone::Away;
             }
+            park();
+            let found = look(self.position + 1, Some(vcpu));
+            let now = timer::now();
+            match (found.chosen.is_some(), self.end) {
+                (true, Some(at)) if at <= now => return Gone::Away,
+                (true, None) => self.end = Some(now + slice()),
+                (true, Some(_)) => {}
+                (false, _) => self.end = None,
+            }
+            resident.trap_wait(self.end.is_some());
+            self.limit = found.deadline;
+            timer::set_deadline(self.deadline());
         }
-        physical::take_attention();
-        if machine.stopping().is_some() {
-            return;
-        }
-        park();
-        let found = look(position + 1, Some(&entry.vcpu));
-        let now = timer::now();
-        match (found.chosen.is_some(), end) {
-            (true, Some(at)) if at <= now => return,
-            (true, None) => end = Some(now + slice),
-            (true, Some(_)) => {}
-            (false, _) => end = None,
-        }
-        resident.trap_wait(end.is_some());
-        limit = found.deadline;
-        timer::set_deadline(earlier(end, limit));
     }
 }
 

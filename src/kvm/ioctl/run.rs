@@ -8,7 +8,7 @@ use super::{
         Errno, Leave, Machine, Vcpu,
         machine::{Controller, Stop},
         physical::{self, Acknowledged},
-        run::{self, Resident},
+        run::{self, Access, Resident},
         uapi::MpState,
     },
     api::{Claim, RunPage},
@@ -115,24 +115,28 @@ const fn words(first: u32, second: u32) -> u64 {
 pub(in super::super) fn run(claim: &Claim, host: &impl Host) -> Result<u64, Errno> {
     let page = claim.page().ok_or(Errno::EFAULT)?;
     let vcpu = &*claim.vcpu;
-    if !vcpu.is_initialised() {
-        return Err(Errno::ENOEXEC);
-    }
-    if !claim.vm.vm.has_run() && !frame::can_spare(0) {
-        return Err(Errno::ENOMEM);
-    }
-    let machine = claim.vm.vm.machine()?;
     let is_mmio = page.word(offset::EXIT_REASON) as u32 == reason::MMIO;
-    vcpu.complete_access(is_mmio, || page.word(offset::MMIO_DATA));
+    let vm = &claim.vm.vm;
+    let machine = match vm.frozen() {
+        Some(machine) => machine,
+        None => {
+            drop(vcpu.initialised()?);
+            if !frame::can_spare(0) {
+                return Err(Errno::ENOMEM);
+            }
+            vm.running()?
+        }
+    };
+    vcpu.complete_access(is_mmio, || page.word(offset::MMIO_DATA))?;
     // The second byte of the first word.
     if page.word(offset::IMMEDIATE_EXIT) >> 8 & 0xff != 0 {
         return Err(Errno::EINTR);
     }
     page.set_reason(0);
-    let run = Run { machine: &machine, vcpu, page, host };
+    let run = Run { machine, vcpu, page, host };
     let result = run.until_exit();
     if machine.controller == Controller::None {
-        let levels = run::parked_levels(&machine, vcpu);
+        let levels = run::parked_levels(machine, vcpu);
         run.page.put(offset::LEVELS, levels.into());
     }
     result
@@ -167,17 +171,32 @@ impl<H: Host> Run<'_, H> {
                 seen = Some(known);
             }
             timer::set_deadline(host.deadline());
-            let mut resident = Resident::load(machine, vcpu);
-            if let Some(seen) = seen {
-                resident.watch_levels(seen);
-            }
-            let leave = resident.run();
-            let function = resident.argument(0);
-            if let Leave::Stop(_) = leave {
-                // If it is run once more all the same (DEN0022, 5.10: there is no return): INTERNAL_FAILURE.
-                resident.set_argument(0, -6_i64 as u64);
-            }
-            drop(resident);
+            let mut first = 0;
+            let leave = {
+                let mut resident = Resident::load(machine, vcpu, false);
+                if let Some(seen) = seen {
+                    resident.watch_levels(seen);
+                }
+                let leave = resident.run();
+                match leave {
+                    Leave::Mmio => {
+                        let Access { address, log2_size, value } = resident.access();
+                        let size_and_direction = words(1 << log2_size, value.is_some().into());
+                        return page.exit(reason::MMIO, [address.0, value.unwrap_or(0), size_and_direction]);
+                    }
+                    Leave::Crash => {
+                        let crash = resident.crash();
+                        return page.exit(reason::INTERNAL_ERROR, [words(UNEXPECTED_EXIT, 2), crash.esr, crash.far]);
+                    }
+                    Leave::Hypercall(_) => first = resident.argument(0) as u32,
+                    _ => {}
+                }
+                if let Leave::Stop(_) = leave {
+                    // If it is run once more all the same (DEN0022, 5.10: there is no return): INTERNAL_FAILURE.
+                    resident.set_argument(0, -6_i64 as u64);
+                }
+                leave
+            };
             match leave {
                 Leave::Attention | Leave::Timer | Leave::Levels => return Err(page.interrupted()),
                 Leave::Interrupt(acknowledged) => {
@@ -188,19 +207,14 @@ impl<H: Host> Run<'_, H> {
                 }
                 Leave::Wait(until) => self.wait(until)?,
                 Leave::Yield => {}
-                Leave::Mmio(access) => {
-                    let size_and_direction = words(1 << access.log2_size, access.value.is_some().into());
-                    let data = access.value.unwrap_or(0);
-                    return page.exit(reason::MMIO, [access.address.0, data, size_and_direction]);
-                }
-                Leave::Undescribed(abort, address) => {
-                    return page.exit(reason::ARM_NISV, [abort.fault_syndrome(), address.0]);
+                Leave::Undescribed(syndrome, address) => {
+                    return page.exit(reason::ARM_NISV, [syndrome, address.0]);
                 }
                 Leave::Failed(errno) => return Err(errno),
                 Leave::Hypercall(is_smc) => {
                     // nr, six arguments, ret, flags.
                     let flags = if is_smc { EXIT_SMC } else { 0 };
-                    let number = u64::from(function as u32);
+                    let number = u64::from(first);
                     return page.exit(reason::HYPERCALL, [number, 0, 0, 0, 0, 0, 0, 0, flags]);
                 }
                 Leave::Suspend => return page.system_event(event::SUSPEND, None),
@@ -214,11 +228,8 @@ impl<H: Host> Run<'_, H> {
                         Stop::Crash => Err(Errno::EIO),
                     };
                 }
-                Leave::Crash(crash) => {
-                    return page.exit(reason::INTERNAL_ERROR, [words(UNEXPECTED_EXIT, 2), crash.esr, crash.far]);
-                }
-                // A VM of the API neither owns the machine nor has an API.
-                Leave::Depart | Leave::Run => return Err(Errno::EINVAL),
+                // The first two are answered above; a VM of the API neither owns the machine nor has an API.
+                Leave::Mmio | Leave::Crash | Leave::Depart | Leave::Run => return Err(Errno::EINVAL),
             }
         }
     }

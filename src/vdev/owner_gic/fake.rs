@@ -502,8 +502,22 @@ impl FakeMachine {
             eager: Cell::new(false),
             maintenance_first: Cell::new(false),
         };
-        (0..vcpus).for_each(|vcpu| machine.load(vcpu));
+        for vcpu in 0..vcpus {
+            // As keel sets its CPUs up.
+            for intid in (0..PRIVATE).filter(|intid| TIMERS >> intid & 1 != 0) {
+                machine.gic.change(vcpu, intid, |timer| (timer.enabled, timer.priority) = (true, TIMER_PRIORITY));
+            }
+            machine.load(vcpu);
+        }
         machine
+    }
+
+    /// The owner has enabled a timer, with this priority; in hardware it is as keel has set it up.
+    pub(super) fn enable_timer(&self, vcpu: usize, intid: u32, priority: u8) {
+        let cpu = &mut self.cpus[vcpu].borrow_mut().cpu;
+        cpu.timers_enabled |= 1 << intid;
+        cpu.timer_priorities[intid as usize % 16] = priority;
+        self.gic.change(vcpu, intid, |timer| (timer.enabled, timer.priority) = (true, TIMER_PRIORITY));
     }
 
     pub(super) fn is_resident(&self, vcpu: usize) -> bool {
@@ -581,7 +595,7 @@ impl FakeMachine {
         self.owner.unload(vcpu, cpu, vif, &self.gic);
         *place = Place::Parked;
         self.connect(vcpu, 0);
-        assert!(vif.lrs.iter().all(|&lr| lr == 0), "{:x?}", vif.lrs);
+        assert!(vif.lrs.iter().all(|&lr| lr & (lr::PENDING | lr::ACTIVE) == 0), "{:x?}", vif.lrs);
         assert_eq!(vif.control, Control::empty());
         for intid in (0..PRIVATE).filter(|intid| TIMERS >> intid & 1 != 0) {
             let timer = self.gic.get(vcpu, intid);

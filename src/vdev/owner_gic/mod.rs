@@ -12,7 +12,8 @@
 //! when the owner leaves keel.
 //!
 //! keel keeps two private interrupts of each CPU for itself ([`OwnerGicConfig::kept`]), which the owner cannot see. The EL1
-//! timers' interrupts are the owner's only while it is on the CPU: other VMs use the same ones.
+//! timers' interrupts are the owner's only while it is on the CPU: other VMs use the same ones. So that nothing has to be
+//! done about them at every change, their priorities and enables in hardware are keel's, and the owner's are kept here.
 //!
 //! **What differs from the bare machine**, between EL2's acknowledge and the owner's: a level-sensitive line that drops gives
 //! one spurious interrupt; a second edge gives a second interrupt, where the bare machine has one for both; a new priority
@@ -43,53 +44,60 @@ const WORDS: usize = 16;
 
 /// A set of INTIDs below 1024.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct IntidSet([u64; WORDS]);
+pub struct IntidSet {
+    words: [u64; WORDS],
+    /// Which words are not 0, so that nothing is quickly found to be there.
+    used: u16,
+}
 
 impl IntidSet {
     /// Nothing.
-    pub const EMPTY: Self = Self([0; WORDS]);
+    pub const EMPTY: Self = Self { words: [0; WORDS], used: 0 };
 
     /// Whether there is none.
+    #[inline]
     pub fn is_empty(&self) -> bool {
-        self.0.iter().all(|&word| word == 0)
+        self.used == 0
+    }
+
+    fn update(&mut self, n: usize, change: impl FnOnce(u64) -> u64) {
+        if let Some(word) = self.words.get_mut(n) {
+            *word = change(*word);
+            self.used = self.used & !(1 << n) | u16::from(*word != 0) << n;
+        }
     }
 
     /// The 32 from `first` on, a multiple of 32, whose `bits` are set.
     pub fn of_word(first: u32, bits: u64) -> Self {
         let mut set = Self::EMPTY;
-        if let Some(word) = set.0.get_mut(first as usize / 64) {
-            *word = (bits & 0xffff_ffff) << (first % 64);
-        }
+        set.update(first as usize / 64, |_| (bits & 0xffff_ffff) << (first % 64));
         set
     }
 
     /// The 32 from `first`, a multiple of 32, as bits.
     pub fn word(&self, first: u32) -> u64 {
-        self.0.get(first as usize / 64).map_or(0, |word| word >> (first % 64) & 0xffff_ffff)
+        self.words.get(first as usize / 64).map_or(0, |word| word >> (first % 64) & 0xffff_ffff)
     }
 
     /// Adds what is in `other`.
     pub fn add(&mut self, other: &Self) {
-        self.0.iter_mut().zip(other.0).for_each(|(word, other)| *word |= other);
+        self.words.iter_mut().zip(other.words).for_each(|(word, other)| *word |= other);
+        self.used |= other.used;
     }
 
     /// Whether `intid` is in it.
     pub fn contains(&self, intid: u32) -> bool {
-        self.0.get(intid as usize / 64).is_some_and(|word| word >> (intid % 64) & 1 != 0)
+        self.words.get(intid as usize / 64).is_some_and(|word| word >> (intid % 64) & 1 != 0)
     }
 
     /// Adds `intid`; one of 1024 or more is not kept.
     pub fn insert(&mut self, intid: u32) {
-        if let Some(word) = self.0.get_mut(intid as usize / 64) {
-            *word |= 1 << (intid % 64);
-        }
+        self.update(intid as usize / 64, |word| word | 1 << (intid % 64));
     }
 
     /// Takes `intid` out.
     pub fn remove(&mut self, intid: u32) {
-        if let Some(word) = self.0.get_mut(intid as usize / 64) {
-            *word &= !(1 << (intid % 64));
-        }
+        self.update(intid as usize / 64, |word| word & !(1 << (intid % 64)));
     }
 
     /// All of it, in order.
@@ -101,8 +109,8 @@ impl IntidSet {
                 (bit < 64).then_some(bit)
             })
         };
-        let words = self.0.iter().enumerate().filter(|(_, word)| **word != 0);
-        words.flat_map(move |(n, &word)| bits(word).map(move |bit| n as u32 * 64 + bit))
+        let words = bits(self.used.into()).filter_map(|n| Some((n, *self.words.get(n as usize)?)));
+        words.flat_map(move |(n, word)| bits(word).map(move |bit| n * 64 + bit))
     }
 }
 
@@ -144,7 +152,7 @@ pub struct OwnerGicConfig {
     pub kept: u32,
     /// Private interrupts of the EL1 timers, a bit for each INTID.
     pub timers: u32,
-    /// The priority that those need while another VM uses them.
+    /// The priority that those have in hardware.
     pub timer_priority: u8,
     /// Whether GICD_CTLR lets interrupts through as the owner left it.
     pub enabled: bool,
@@ -173,11 +181,15 @@ pub struct OwnerCpu {
     /// Active for the owner, in no list register.
     spilled: IntidSet,
     control: Control,
-    /// While the vCPU has no CPU: GICR_ISENABLER0 of the timers.
+    /// What of `list` holds something.
+    listed: u16,
+    /// GICR_ISENABLER0 of the timers, as it is for the owner.
     timers_enabled: u32,
-    /// While the vCPU has no CPU: timers whose interrupt is active.
+    /// Of those that are not, the ones that are not in hardware either.
+    timers_off: u32,
+    /// Timers whose interrupt is active, if the vCPU has no CPU; else those that could be.
     timers_active: u32,
-    /// While the vCPU has no CPU: the priorities of the timers' interrupts, those of PPIs 16 to 31.
+    /// The priorities of the timers' interrupts for the owner, those of PPIs 16 to 31.
     timer_priorities: [u8; 16],
 }
 
@@ -189,6 +201,7 @@ impl OwnerCpu {
     }
 
     /// Whether there is something that is in no list register.
+    #[inline]
     fn holds_more(&self) -> bool {
         !self.queued.is_empty() || !self.spilled.is_empty()
     }
@@ -196,7 +209,8 @@ impl OwnerCpu {
     /// What is queued and could be taken from a list register. SGIs that are active in none wait for their end.
     fn loadable(&self) -> IntidSet {
         let mut set = self.queued;
-        set.0[0] &= !(self.spilled.0[0] & u64::from(u16::MAX));
+        let spilled = self.spilled.word(0) & u64::from(u16::MAX);
+        set.update(0, |word| word & !spilled);
         set
     }
 }
@@ -270,8 +284,17 @@ impl OwnerGic {
         }
     }
 
-    /// GICD_IPRIORITYR or GICR_IPRIORITYR of `intid`.
-    fn priority(vcpu: usize, intid: u32, gic: &impl PhysicalGic) -> u64 {
+    /// Whether the interrupt is a timer's.
+    #[inline]
+    fn is_timer(&self, intid: u32) -> bool {
+        intid < PRIVATE && self.config.timers >> intid & 1 != 0
+    }
+
+    /// GICD_IPRIORITYR or GICR_IPRIORITYR of `intid`, as it is for the owner.
+    fn priority(&self, vcpu: usize, intid: u32, timers: &[u8; 16], gic: &impl PhysicalGic) -> u64 {
+        if self.is_timer(intid) {
+            return timers.get((intid % 16) as usize).copied().unwrap_or(0).into();
+        }
         let (frame, offset) = registers::place(vcpu, intid, registers::PRIORITY, 8);
         gic.read(frame, offset, AccessSize::Byte) & 0xff
     }
@@ -286,16 +309,26 @@ impl OwnerGic {
         vif: &mut impl VirtualInterface,
         gic: &impl PhysicalGic,
     ) {
+        if self.is_timer(intid) {
+            if cpu.timers_enabled >> intid & 1 == 0 {
+                // It was left enabled when the vCPU came, and is what other VMs need.
+                cpu.timers_off |= 1 << intid;
+                let (frame, offset) = registers::place(vcpu, intid, registers::CLEAR_ENABLE, 1);
+                gic.write(frame, offset, AccessSize::Word, 1 << intid);
+                return gic.deactivate(intid);
+            }
+            cpu.timers_active |= 1 << intid;
+        }
         // The usual case: nothing else is there.
         let all = (1_u64 << vif.list_registers()) - 1;
         if intid < INTERRUPTS && self.is_enabled() && u64::from(vif.empty()) == all && !cpu.holds_more() {
             if intid < SGIS {
                 gic.deactivate(intid);
             }
-            vif.write_lr(0, Self::pending_value(intid, Self::priority(vcpu, intid, gic)));
+            vif.write_lr(0, Self::pending_value(intid, self.priority(vcpu, intid, &cpu.timer_priorities, gic)));
             return self.set_holds(vcpu, true);
         }
-        self.queue(vcpu, intid, cpu, gic);
+        self.enqueue(vcpu, intid, cpu, gic);
         self.refill(vcpu, cpu, vif, gic);
     }
 
@@ -307,8 +340,16 @@ impl OwnerGic {
             | u64::from(intid)
     }
 
-    /// As [`take`](Self::take), while `vcpu` is not resident.
+    /// As [`take`](Self::take), while `vcpu` is not resident. A timer that interrupts then is nobody's, and its line says so
+    /// again when it is somebody's.
     pub fn queue(&self, vcpu: usize, intid: u32, cpu: &mut OwnerCpu, gic: &impl PhysicalGic) {
+        if self.is_timer(intid) {
+            return gic.deactivate(intid);
+        }
+        self.enqueue(vcpu, intid, cpu, gic);
+    }
+
+    fn enqueue(&self, vcpu: usize, intid: u32, cpu: &mut OwnerCpu, gic: &impl PhysicalGic) {
         if intid >= INTERRUPTS {
             return;
         }
@@ -330,10 +371,17 @@ impl OwnerGic {
 
     /// Loads what waits into the list registers of the resident `vcpu`, as far as there is room.
     pub fn refill(&self, vcpu: usize, cpu: &mut OwnerCpu, vif: &mut impl VirtualInterface, gic: &impl PhysicalGic) {
+        if !cpu.holds_more() {
+            if !cpu.control.is_empty() {
+                cpu.control = Control::empty();
+                vif.set_control(self.always);
+            }
+            return;
+        }
         // What is over must not be loaded, nor be counted later.
         self.end_spilled(vcpu, cpu, vif, gic);
         let enabled = self.is_enabled();
-        while enabled && let Some((intid, priority)) = Self::first(vcpu, &cpu.loadable(), gic) {
+        while enabled && let Some((intid, priority)) = self.first(vcpu, &cpu.loadable(), &cpu.timer_priorities, gic) {
             let value = Self::pending_value(intid, priority);
             cpu.spilled.remove(intid);
             let (slot, value) = match find(intid, vif) {
@@ -351,7 +399,7 @@ impl OwnerGic {
         }
         while !cpu.spilled.is_empty()
             && let Some(slot) = Self::free(vif)
-            && let Some((intid, priority)) = Self::first(vcpu, &cpu.spilled, gic)
+            && let Some((intid, priority)) = self.first(vcpu, &cpu.spilled, &cpu.timer_priorities, gic)
         {
             let mut value = Self::active(intid, priority);
             if enabled && intid < SGIS && cpu.queued.contains(intid) {
@@ -383,8 +431,8 @@ impl OwnerGic {
     }
 
     /// The one of the highest priority, and that priority; of several the lowest INTID.
-    fn first(vcpu: usize, set: &IntidSet, gic: &impl PhysicalGic) -> Option<(u32, u64)> {
-        let with_priority = set.iter().map(|intid| (intid, Self::priority(vcpu, intid, gic)));
+    fn first(&self, vcpu: usize, set: &IntidSet, timers: &[u8; 16], gic: &impl PhysicalGic) -> Option<(u32, u64)> {
+        let with_priority = set.iter().map(|intid| (intid, self.priority(vcpu, intid, timers, gic)));
         with_priority.min_by_key(|&(intid, priority)| (priority, intid))
     }
 
@@ -432,6 +480,10 @@ impl OwnerGic {
 
     /// The owner ended interrupts that were in no list register: the active ones of the highest priorities (EOImode 0).
     fn end_spilled(&self, vcpu: usize, cpu: &mut OwnerCpu, vif: &mut impl VirtualInterface, gic: &impl PhysicalGic) {
+        if cpu.spilled.is_empty() {
+            // What was counted before something is there is forgotten with the new control.
+            return;
+        }
         let count = vif.eoi_count();
         if count == 0 {
             return;
@@ -442,7 +494,7 @@ impl OwnerGic {
             return;
         }
         for _ in 0..count {
-            let Some((intid, _)) = Self::first(vcpu, &cpu.spilled, gic) else { return };
+            let Some((intid, _)) = self.first(vcpu, &cpu.spilled, &cpu.timer_priorities, gic) else { return };
             cpu.spilled.remove(intid);
             if intid >= SGIS {
                 gic.deactivate(intid);
@@ -518,8 +570,7 @@ impl OwnerGic {
             let (frame, offset) = registers::place(vcpu, intid, register, 1);
             gic.write(frame, offset, AccessSize::Word, bit);
         };
-        let is_timer = intid < PRIVATE && self.config.timers & 1 << intid != 0;
-        if !is_timer {
+        if !self.is_timer(intid) {
             set(registers::SET_PENDING);
         }
         if intid >= SGIS {
@@ -528,16 +579,21 @@ impl OwnerGic {
     }
 
     /// Puts the owner's `vcpu` on this CPU, whose list registers are empty.
+    ///
+    /// The timers' interrupts are as other VMs need them: enabled, not active, and of their priority. So they stay as far
+    /// as that makes no difference. One that the owner has disabled is disabled when it interrupts.
     pub fn load(&self, vcpu: usize, cpu: &mut OwnerCpu, vif: &mut impl VirtualInterface, gic: &impl PhysicalGic) {
-        self.switch_timers(vcpu, gic, cpu.timers_enabled, cpu.timers_active, true);
-        for (priority, at) in cpu.timer_priorities.iter().zip(self.timer_priorities(vcpu)) {
-            if let Some((frame, offset)) = at {
-                gic.write(frame, offset, AccessSize::Byte, u64::from(*priority));
-            }
+        if cpu.timers_active != 0 {
+            set_timers(vcpu, gic, registers::SET_ACTIVE, cpu.timers_active);
         }
         set_interface(&cpu.interface, vif);
-        for (n, value) in cpu.list.iter_mut().enumerate().take(vif.list_registers()) {
-            vif.write_lr(n, core::mem::take(value));
+        let mut listed = u32::from(core::mem::take(&mut cpu.listed));
+        while listed != 0 {
+            let n = listed.trailing_zeros() as usize;
+            listed &= listed - 1;
+            if let Some(value) = cpu.list.get_mut(n) {
+                vif.write_lr(n, core::mem::take(value));
+            }
         }
         cpu.control = Control::empty();
         vif.set_control(self.always);
@@ -550,69 +606,51 @@ impl OwnerGic {
         self.end_spilled(vcpu, cpu, vif, gic);
         // Timers that are active only because EL2 acknowledged them: their lines say so again when the vCPU is back.
         let mut untaken = 0;
-        for (n, kept) in cpu.list.iter_mut().enumerate().take(vif.list_registers()) {
+        let mut used = !vif.empty() & ((1_u64 << vif.list_registers()) - 1) as u32;
+        while used != 0 {
+            let n = used.trailing_zeros() as usize;
+            used &= used - 1;
             let value = vif.read_lr(n);
             vif.write_lr(n, 0);
             let intid = value as u32;
-            let is_timer = intid < PRIVATE && self.config.timers & 1 << intid != 0;
             if value & lr::PENDING != 0 {
-                if is_timer {
+                if self.is_timer(intid) {
                     untaken |= 1 << intid;
                 } else {
                     cpu.queued.insert(intid);
                 }
             }
-            *kept = if value & lr::ACTIVE != 0 { value & !lr::PENDING } else { 0 };
-        }
-        for intid in (SGIS..PRIVATE).filter(|intid| self.config.timers >> intid & 1 != 0) {
-            if cpu.queued.contains(intid) {
-                untaken |= 1 << intid;
-                cpu.queued.remove(intid);
+            if value & lr::ACTIVE != 0
+                && let Some(kept) = cpu.list.get_mut(n)
+            {
+                *kept = value & !lr::PENDING;
+                cpu.listed |= 1 << n;
             }
         }
-        cpu.interface = interface(vif);
+        let queued = (cpu.queued.word(0) as u32) & self.config.timers;
+        if queued != 0 {
+            untaken |= queued;
+            cpu.queued.update(0, |word| word & !u64::from(queued));
+        }
+        save_interface(&mut cpu.interface, vif);
         cpu.control = Control::empty();
         vif.set_control(cpu.control);
-        (cpu.timers_enabled, cpu.timers_active) = self.timer_states(vcpu, gic);
-        cpu.timers_active &= !untaken;
-        for (priority, at) in cpu.timer_priorities.iter_mut().zip(self.timer_priorities(vcpu)) {
-            if let Some((frame, offset)) = at {
-                *priority = gic.read(frame, offset, AccessSize::Byte) as u8;
-                gic.write(frame, offset, AccessSize::Byte, self.config.timer_priority.into());
-            }
+        if cpu.timers_active != 0 {
+            let (frame, offset) = registers::place(vcpu, 0, registers::SET_ACTIVE, 1);
+            let active = gic.read(frame, offset, AccessSize::Word) as u32 & self.config.timers;
+            set_timers(vcpu, gic, registers::CLEAR_ACTIVE, active);
+            cpu.timers_active = active & !untaken;
         }
-        self.switch_timers(vcpu, gic, self.config.timers, 0, false);
+        if cpu.timers_off != 0 {
+            set_timers(vcpu, gic, registers::SET_ENABLE, core::mem::take(&mut cpu.timers_off));
+        }
     }
 
-    /// Where the priority of each PPI is, if it is a timer's.
-    fn timer_priorities(&self, vcpu: usize) -> impl Iterator<Item = Option<(Frame, u64)>> + use<> {
-        let timers = self.config.timers;
-        (SGIS..PRIVATE)
-            .map(move |intid| (timers >> intid & 1 != 0).then(|| registers::place(vcpu, intid, registers::PRIORITY, 8)))
-    }
-
-    /// Enable and active bits of the timers' interrupts of `vcpu`'s CPU.
-    fn timer_states(&self, vcpu: usize, gic: &impl PhysicalGic) -> (u32, u32) {
-        let word = |register| {
-            let (frame, offset) = registers::place(vcpu, 0, register, 1);
-            gic.read(frame, offset, AccessSize::Word) as u32 & self.config.timers
-        };
-        (word(registers::SET_ENABLE), word(registers::SET_ACTIVE))
-    }
-
-    /// Sets enable and active bits of the timers' interrupts of `vcpu`'s CPU. Their pending state is their lines'.
-    fn switch_timers(&self, vcpu: usize, gic: &impl PhysicalGic, enabled: u32, active: u32, disable_rest: bool) {
-        let set = |register, bits: u32| {
-            if bits != 0 {
-                let (frame, offset) = registers::place(vcpu, 0, register, 1);
-                gic.write(frame, offset, AccessSize::Word, bits.into());
-            }
-        };
-        set(registers::CLEAR_ACTIVE, self.config.timers & !active);
-        set(registers::SET_ACTIVE, active);
-        set(registers::SET_ENABLE, enabled);
-        if disable_rest {
-            set(registers::CLEAR_ENABLE, self.config.timers & !enabled);
+    /// Gives the timers' interrupts of `vcpu`'s CPU these priorities.
+    fn set_timer_priorities(&self, vcpu: usize, gic: &impl PhysicalGic, of: impl Fn(u32) -> u8) {
+        for intid in (SGIS..PRIVATE).filter(|&intid| self.is_timer(intid)) {
+            let (frame, offset) = registers::place(vcpu, intid, registers::PRIORITY, 8);
+            gic.write(frame, offset, AccessSize::Byte, of(intid).into());
         }
     }
 
@@ -625,12 +663,19 @@ impl OwnerGic {
             let (frame, offset) = registers::place(vcpu, 0, registers::CLEAR_ACTIVE, 1);
             gic.write(frame, offset, AccessSize::Word, sgis);
         }
-        (cpu.timers_enabled, cpu.timers_active) = self.timer_states(vcpu, gic);
-        for (priority, at) in cpu.timer_priorities.iter_mut().zip(self.timer_priorities(vcpu)) {
-            if let Some((frame, offset)) = at {
+        let word = |register| {
+            let (frame, offset) = registers::place(vcpu, 0, register, 1);
+            gic.read(frame, offset, AccessSize::Word) as u32 & self.config.timers
+        };
+        (cpu.timers_enabled, cpu.timers_active) = (word(registers::SET_ENABLE), word(registers::SET_ACTIVE));
+        for intid in (SGIS..PRIVATE).filter(|&intid| self.is_timer(intid)) {
+            let (frame, offset) = registers::place(vcpu, intid, registers::PRIORITY, 8);
+            if let Some(priority) = cpu.timer_priorities.get_mut((intid % 16) as usize) {
                 *priority = gic.read(frame, offset, AccessSize::Byte) as u8;
             }
         }
+        self.set_timer_priorities(vcpu, gic, |_| self.config.timer_priority);
+        set_timers(vcpu, gic, registers::SET_ENABLE, self.config.timers);
         cpu
     }
 
@@ -660,6 +705,9 @@ impl OwnerGic {
             gic.write(frame, offset, AccessSize::Word, sgis);
         }
         vif.set_control(Control::empty());
+        set_timers(vcpu, gic, registers::CLEAR_ENABLE, self.config.timers & !cpu.timers_enabled);
+        let priorities = cpu.timer_priorities;
+        self.set_timer_priorities(vcpu, gic, |intid| priorities.get((intid % 16) as usize).copied().unwrap_or(0));
         interface(vif)
     }
 
@@ -722,12 +770,25 @@ impl OwnerGic {
     }
 }
 
+/// Writes `bits` to a register of the private interrupts of `vcpu`'s CPU.
+fn set_timers(vcpu: usize, gic: &impl PhysicalGic, register: u64, bits: u32) {
+    let (frame, offset) = registers::place(vcpu, 0, register, 1);
+    gic.write(frame, offset, AccessSize::Word, bits.into());
+}
+
 fn interface(vif: &impl VirtualInterface) -> InterfaceState {
-    let mut state = InterfaceState { vmcr: vif.vmcr(), ..InterfaceState::default() };
+    let mut state = InterfaceState::default();
+    save_interface(&mut state, vif);
+    state
+}
+
+/// What there is no register for stays as it is.
+#[inline]
+fn save_interface(state: &mut InterfaceState, vif: &impl VirtualInterface) {
+    state.vmcr = vif.vmcr();
     for n in 0..vif.active_priority_registers().min(4) {
         (state.ap0r[n], state.ap1r[n]) = (vif.ap0r(n), vif.ap1r(n));
     }
-    state
 }
 
 fn set_interface(state: &InterfaceState, vif: &mut impl VirtualInterface) {

@@ -82,6 +82,9 @@ impl Run {
                         interrupt.priority = Self::priority(n, 1);
                     });
                 }
+                if is_timer(intid) {
+                    keel.enable_timer(cpu, intid, Self::priority(n, 1));
+                }
             }
         }
         Self {

@@ -189,6 +189,34 @@ impl OwnerGic {
         self.others_in(frame, by.vcpu).for_each(|other| by.host.retract(other, without));
     }
 
+    /// The priority of a timer of the CPU that makes the access, if that is what is there.
+    fn timer_priority<'a, V: VirtualInterface, G: PhysicalGic>(
+        &self,
+        frame: Frame,
+        offset: u64,
+        by: &'a mut Accessor<'_, V, G>,
+    ) -> Option<&'a mut u8> {
+        let intid = (offset - SGI_FRAME.min(offset)).checked_sub(PRIORITY)?;
+        let is_here = frame == Frame::Redistributor(by.vcpu) && offset >= SGI_FRAME && self.is_timer(intid as u32);
+        if is_here { by.cpu.timer_priorities.get_mut(intid as usize % 16) } else { None }
+    }
+
+    /// The owner has written these bits of its timers on its own CPU.
+    fn note_timers(&self, register: u64, bits: u32, cpu: &mut OwnerCpu) {
+        match register {
+            SET_ENABLE => {
+                cpu.timers_enabled |= bits;
+                cpu.timers_off &= !bits;
+            }
+            CLEAR_ENABLE => {
+                cpu.timers_enabled &= !bits;
+                cpu.timers_off |= bits;
+            }
+            SET_ACTIVE => cpu.timers_active |= bits,
+            _ => {}
+        }
+    }
+
     /// A load by the owner.
     pub fn read<V: VirtualInterface, G: PhysicalGic>(
         &self,
@@ -209,6 +237,10 @@ impl OwnerGic {
             }
             Access::Bits(state) => {
                 let value = match state {
+                    State::Enabled | State::Disabled if frame == Frame::Redistributor(by.vcpu) => {
+                        let timers = u64::from(self.config.timers);
+                        by.gic.read(frame, offset, size) & !timers | u64::from(by.cpu.timers_enabled)
+                    }
                     State::Enabled | State::Disabled => by.gic.read(frame, offset, size),
                     State::Pending | State::Active => {
                         self.settle_all(by.vcpu, by.cpu, by.vif, by.gic, by.host);
@@ -225,7 +257,13 @@ impl OwnerGic {
                 };
                 value & !u64::from(hidden)
             }
-            Access::Priorities => by.gic.read(frame, offset, size) & !Self::hidden_bits(hidden, offset, 8, size),
+            Access::Priorities => {
+                let value = by.gic.read(frame, offset, size) & !Self::hidden_bits(hidden, offset, 8, size);
+                (0..size.bytes()).fold(value, |value, n| match self.timer_priority(frame, offset + n, by) {
+                    Some(priority) => value & !(0xff << (8 * n)) | u64::from(*priority) << (8 * n),
+                    None => value,
+                })
+            }
             Access::Configuration => by.gic.read(frame, offset, size) & !Self::hidden_bits(hidden, offset, 2, size),
             Access::Routing => by.gic.read(frame, offset, size),
             Access::Message => 0,
@@ -264,6 +302,9 @@ impl OwnerGic {
                 let value = value & !u64::from(hidden);
                 let of_value = || IntidSet::of_word((offset as u32 & 0x7f) * 8, value);
                 by.gic.write(frame, offset, size, value);
+                if frame == Frame::Redistributor(by.vcpu) {
+                    self.note_timers(register, value as u32 & self.config.timers, by.cpu);
+                }
                 if register == CLEAR_ACTIVE && [Frame::Distributor, Frame::Redistributor(by.vcpu)].contains(&frame) {
                     Self::end_active(&of_value(), by.cpu, by.vif);
                 }
@@ -279,7 +320,15 @@ impl OwnerGic {
             }
             Access::Priorities => {
                 for n in 0..size.bytes() {
-                    if Self::hidden_bits(hidden, offset + n, 8, AccessSize::Byte) == 0 {
+                    if self.timer_priority(frame, offset + n, by).is_some() {
+                        // The bits that hardware has.
+                        by.gic.write(frame, offset + n, AccessSize::Byte, value >> (8 * n) & 0xff);
+                        let had = by.gic.read(frame, offset + n, AccessSize::Byte) as u8;
+                        by.gic.write(frame, offset + n, AccessSize::Byte, self.config.timer_priority.into());
+                        if let Some(priority) = self.timer_priority(frame, offset + n, by) {
+                            *priority = had;
+                        }
+                    } else if Self::hidden_bits(hidden, offset + n, 8, AccessSize::Byte) == 0 {
                         by.gic.write(frame, offset + n, AccessSize::Byte, value >> (8 * n) & 0xff);
                     }
                 }

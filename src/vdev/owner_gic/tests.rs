@@ -29,6 +29,7 @@ fn machine(vcpus: usize, list_registers: usize, eoi_mode: bool) -> FakeMachine {
                 interrupt.priority = 8 * (intid % 16) as u8;
             });
         }
+        machine.enable_timer(vcpu, TIMER, 8 * (TIMER % 16) as u8);
     }
     machine
 }
@@ -554,7 +555,9 @@ fn keels_own_interrupts_cannot_be_reached() {
     }
     // Its own timers it does reach, and what is beside the hidden ones.
     m.write(0, GICR, SGI_FRAME + 0x418, Word, 0x5040_3020);
-    assert_eq!([24, 25, 26, TIMER].map(|intid| m.gic.get(0, intid).priority), [0x20, 0x10, 0x10, 0x50]);
+    // In hardware the timer's is keel's.
+    assert_eq!([24, 25, 26, TIMER].map(|intid| m.gic.get(0, intid).priority), [0x20, 0x10, 0x10, TIMER_PRIORITY]);
+    assert_eq!(m.read(0, GICR, SGI_FRAME + 0x400 + u64::from(TIMER), Byte), 0x50);
     assert_eq!(m.read(0, GICR, SGI_FRAME + 0x418, Word), 0x5000_0020);
     m.write(0, GICR, SGI_FRAME + 0x180, Word, bit(TIMER));
     assert!(!m.gic.get(0, TIMER).enabled);
@@ -604,14 +607,24 @@ fn the_timers_are_handed_to_other_vms_and_back() {
         m.write(0, GICR, SGI_FRAME + 0x400 + 30, Byte, 0xa0);
         // This checks what other VMs find.
         m.unload(0);
-        // Another VM's timer may be active when it leaves.
-        m.gic.change(0, 30, |interrupt| interrupt.active = true);
         m.load(0);
         m.rest();
         let timer = m.gic.get(0, TIMER);
-        assert!(timer.enabled && timer.active && timer.priority == 8 * (TIMER % 16) as u8, "{timer:?}");
+        assert!(timer.enabled && timer.active && timer.priority == TIMER_PRIORITY, "{timer:?}");
+        assert_eq!(m.read(0, GICR, SGI_FRAME + 0x400 + u64::from(TIMER), Byte), 8 * u64::from(TIMER % 16));
         let other = m.gic.get(0, 30);
-        assert!(!other.enabled && !other.active && other.priority == 0xa0, "{other:?}");
+        assert!(!other.active && other.priority == TIMER_PRIORITY, "{other:?}");
+        assert_eq!(m.read(0, GICR, SGI_FRAME + 0x400 + 30, Byte), 0xa0);
+        assert_eq!(m.read(0, GICR, SGI_FRAME + 0x100, Word) & bit(30), 0);
+        // One that the owner has disabled is disabled when it interrupts, and not before others need it.
+        m.set_timer(0, 30, true);
+        m.rest();
+        let other = m.gic.get(0, 30);
+        assert!(!other.enabled && !other.active, "{other:?}");
+        assert_eq!(m.acknowledge(0), None);
+        m.unload(0);
+        m.set_timer(0, 30, false);
+        m.load(0);
         m.set_timer(0, TIMER, false);
         if spill {
             m.end(0, 33);
@@ -713,8 +726,14 @@ fn an_arriving_cpu_keeps_its_timers() {
     m.arrive(0);
     assert!(is_active(&m, 0, TIMER));
     let other = m.gic.get(0, 30);
+    assert_eq!((other.enabled, other.priority), (true, TIMER_PRIORITY));
+    assert_eq!(m.read(0, GICR, SGI_FRAME + 0x400 + 30, Byte), 0x60);
+    assert_eq!(m.read(0, GICR, SGI_FRAME + 0x100, Word) & (bit(30) | bit(TIMER)), bit(TIMER));
+    m.depart(0);
+    let other = m.gic.get(0, 30);
     assert_eq!((other.enabled, other.priority), (false, 0x60));
-    assert_ne!(m.gic.get(0, TIMER).priority, TIMER_PRIORITY);
+    assert_eq!(m.gic.get(0, TIMER).priority, 8 * (TIMER % 16) as u8);
+    m.arrive(0);
     m.set_timer(0, TIMER, false);
     m.end(0, TIMER);
     assert!(!is_active(&m, 0, TIMER));

@@ -285,22 +285,31 @@ impl Vgic {
     /// stays active for it. The vCPU may then be [loaded](Self::load) on any CPU.
     pub fn unload(&self, vcpu: usize, cpu: &mut VgicCpu, vif: &mut impl VirtualInterface, host: &dyn VgicHost) {
         let Some(own) = self.redistributors.get(vcpu) else { return };
-        self.fold(vcpu, own, cpu, vif, host);
-        own.nothing_loaded();
-        own.resample(&mut own.private.view(SeqCst), vif);
-        own.deactivate_physical(own.physical_active.load(Relaxed), vif);
-        clear_list_registers(mem::take(&mut cpu.written), vif);
-        cpu.control = Control::empty();
+        if cpu.used != 0 || cpu.written != 0 {
+            own.dirty.store(true, SeqCst);
+            self.fold(vcpu, own, cpu, vif, host);
+            own.nothing_loaded();
+            clear_list_registers(mem::take(&mut cpu.written), vif);
+        } else {
+            self.fold(vcpu, own, cpu, vif, host);
+        }
+        if own.physical_active.load(Relaxed) != 0 {
+            own.resample(&mut own.private.view(SeqCst), vif);
+            own.deactivate_physical(own.physical_active.load(Relaxed), vif);
+        }
+        if !cpu.control.is_empty() {
+            own.dirty.store(true, SeqCst);
+            cpu.control = Control::empty();
+        }
         vif.set_control(Control::empty());
         cpu.vmcr = vif.vmcr();
         let count = vif.active_priority_registers();
         for (n, (ap0r, ap1r)) in cpu.ap0r.iter_mut().zip(&mut cpu.ap1r).take(count).enumerate() {
             (*ap0r, *ap1r) = (vif.ap0r(n), vif.ap1r(n));
         }
-        own.dirty.store(true, SeqCst);
     }
 
-    /// Puts `vcpu` on this CPU, whose list registers are empty. Its interrupts are loaded by the next
+    /// Puts `vcpu` on this CPU, whose list registers are empty. If it has interrupts they are loaded by the next
     /// [`flush`](Self::flush), for which it is dirty.
     pub fn load(&self, vcpu: usize, cpu: &mut VgicCpu, vif: &mut impl VirtualInterface) {
         let Some(own) = self.redistributors.get(vcpu) else { return };
@@ -313,7 +322,10 @@ impl Vgic {
             vif.set_ap0r(n, *ap0r);
             vif.set_ap1r(n, *ap1r);
         }
-        own.dirty.store(true, SeqCst);
+        let view = own.private.view(SeqCst);
+        if view.pending() | view.active() != 0 || own.spi_hint.load(SeqCst) != 0 {
+            own.dirty.store(true, SeqCst);
+        }
     }
 
     /// Whether a `vcpu` that is not resident has an interrupt that would wake it from WFI: pending, enabled, let through

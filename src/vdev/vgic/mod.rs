@@ -508,6 +508,9 @@ impl Vgic {
     pub fn set_hw_level(&self, vcpu: usize, intid: u32, level: bool) {
         let Some(redistributor) = self.redistributors.get(vcpu) else { return };
         let bit = 1_u32.unbounded_shl(intid) & redistributor.mapped.load(Relaxed);
+        if redistributor.private.level.load(SeqCst) & bit == if level { bit } else { 0 } {
+            return;
+        }
         if level {
             redistributor.private.level.fetch_or(bit, SeqCst);
         } else {

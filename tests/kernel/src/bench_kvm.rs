@@ -4,7 +4,7 @@ use core::{arch::global_asm, cell::UnsafeCell};
 use keel_test_kernel::{arch, power, println, time};
 
 const KVM_IOCTL: u32 = 0xc600_0200;
-const ROUNDS: u64 = 4;
+const ROUNDS: u64 = 1000;
 const RAM: u64 = 0x4000_0000;
 const DEVICE: u64 = 0x0a00_0000;
 
