@@ -99,7 +99,7 @@ pub mod image {
     }
 
     /// Bytes of a secondary CPU's stack.
-    const STACK: u64 = 0x4000;
+    const STACK: u64 = 0x8000;
     /// Bytes of the guard under each stack.
     pub const GUARD: u64 = 0x1000;
 
