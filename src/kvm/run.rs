@@ -80,7 +80,7 @@ pub enum Leave {
     /// The VM is to stop.
     Stop(Stop),
     /// An access that no device claims, for whoever runs the VM (KVM_EXIT_MMIO).
-    /// [`Resident::access`] says which.
+    /// `Resident::access` says which.
     Mmio,
     /// One that hardware does not describe (KVM_EXIT_ARM_NISV): its syndrome, and where it is.
     Undescribed(u64, Ipa),
