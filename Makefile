@@ -19,6 +19,7 @@ run: setup-run ## boot keel with the demonstration guest linked into it
 
 test: setup-test fetch-if-possible ## run every test: on the host, then in QEMU
 	cargo test --quiet -p keel -p keel-qemu --lib --bins --test layers
+	cargo test --quiet -p keel-kvm
 	cargo test -p keel-qemu --test qemu
 
 linux: setup-run fetch ## boot Debian's kernel to an interactive shell (Ctrl-A x quits)
