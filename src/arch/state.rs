@@ -371,9 +371,8 @@ impl GuestState {
             self.debug.load();
             write_sysreg!("dbgclaimset_el1", self.claims);
         }
-        if self.os_lock {
-            write_sysreg!("oslar_el1", 1);
-        }
+        // A CPU comes out of reset with the lock closed.
+        write_sysreg!("oslar_el1", u64::from(self.os_lock));
     }
 
     /// Whether the guest that this CPU holds has them.
