@@ -474,9 +474,10 @@ impl Machine {
             // The slot has just gone: the next try finds nothing.
             None => return None,
         }
-        // Noted before it can happen.
+        // At once for whoever reads the log: a page is noted, or read-only.
+        let mut stage2 = user.stage2.lock();
         self.slots.dirty.mark(ipa.0..ipa.0 + 1);
-        user.stage2.lock().allow_write(ipa, &AllGuests).err().map(|error| Err(error.into()))
+        stage2.allow_write(ipa, &AllGuests).err().map(|error| Err(error.into()))
     }
 
     /// Its maker is told that it is to stop: its vCPUs are off, wherever they are.

@@ -287,12 +287,15 @@ impl Vm {
             self.slots.dirty.fill(slot);
             return Ok(());
         }
-        self.protect(region.guest()).inspect_err(|_| self.slots.dirty.stop(slot))
+        self.protect(region.guest(), || Ok(())).inspect_err(|_| self.slots.dirty.stop(slot))
     }
 
-    fn protect(&self, guest: Range<u64>) -> Result<(), Errno> {
+    /// Makes pages read-only, and does what `log` does with their log before a page can be noted and writable again.
+    fn protect(&self, guest: Range<u64>, log: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
         let length = guest.end - guest.start;
-        Ok(self.stage2.lock().write_protect(Ipa(guest.start), length, &AllGuests)?)
+        let mut stage2 = self.stage2.lock();
+        stage2.write_protect(Ipa(guest.start), length, &AllGuests)?;
+        log()
     }
 
     /// KVM_GET_DIRTY_LOG: hands the bitmap to `take`, word by word, and begins a new one.
@@ -309,8 +312,7 @@ impl Vm {
             return Err(Errno::ENOENT);
         }
         // Read-only first: a write after that is noted after what is taken here.
-        self.protect(region.guest())?;
-        self.slots.dirty.take(region.slot, take)
+        self.protect(region.guest(), || self.slots.dirty.take(region.slot, take))
     }
 
     /// KVM_GET_DIRTY_LOG with KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: hands the bitmap to `see`, and leaves it.
@@ -332,14 +334,20 @@ impl Vm {
     ///
     /// `ENOENT` if the slot is not logged.
     pub(super) fn clear_dirty_pages(&self, region: &MemoryRegion, n: usize, bits: u64) -> Result<(), Errno> {
+        // Held throughout: a page that is being made writable is noted before this, or after.
+        let mut stage2 = self.stage2.lock();
         let (gone, start) = self.slots.dirty.remove(region.slot, n, bits).ok_or(Errno::ENOENT)?;
         if gone == 0 {
             return Ok(());
         }
         // Runs of pages from the first to the last: what lies between is noted again when it is written to.
         let first = start + u64::from(gone.trailing_zeros()) * PAGE_SIZE;
-        let end = start + u64::from(64 - gone.leading_zeros()) * PAGE_SIZE;
-        self.protect(first..end.min(region.guest().end))
+        let end = (start + u64::from(64 - gone.leading_zeros()) * PAGE_SIZE).min(region.guest().end);
+        stage2.write_protect(Ipa(first), end - first, &AllGuests).map_err(|error| {
+            // Some may still be writable: they stay in the log.
+            self.slots.dirty.mark(first..end);
+            error.into()
+        })
     }
 
     /// KVM_DIRTY_LOG_INITIALLY_SET: logs begin with all pages in them.
