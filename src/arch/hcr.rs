@@ -121,6 +121,9 @@ pub const MDCR_GUEST: u64 = MDCR_EL2::TPMCR::SET.value
 /// MDCR_EL2.TDA and TDRA, which with TDOSA keep a guest from all debug registers.
 pub const MDCR_DEBUG_TRAPS: u64 = MDCR_EL2::TDA::SET.value | MDCR_EL2::TDRA::SET.value;
 
+/// MDCR_EL2.TDE: the guest's debug exceptions are taken to EL2.
+pub const MDCR_DEBUG_EXCEPTIONS: u64 = MDCR_EL2::TDE::SET.value;
+
 /// MDCR_EL2.TPMCR and TPM: every access of the PMU traps.
 pub const MDCR_PMU_TRAPS: u64 = MDCR_EL2::TPMCR::SET.value | MDCR_EL2::TPM::SET.value;
 

@@ -4,7 +4,7 @@
 //! into and out of a CPU.
 
 /// The encoding of a system register: op0 in bits 15:14, op1 in 13:11, CRn in 10:7, CRm in 6:3, op2 in 2:0.
-const fn encoding(op0: u16, op1: u16, crn: u16, crm: u16, op2: u16) -> u16 {
+pub(super) const fn encoding([op0, op1, crn, crm, op2]: [u16; 5]) -> u16 {
     op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
 }
 
@@ -67,7 +67,7 @@ macro_rules! el1_registers {
 
         impl El1Registers {
             fn find(&mut self, register: u16) -> Option<&mut u64> {
-                $(if register == encoding($op0, $op1, $crn, $crm, $op2) {
+                $(if register == encoding([$op0, $op1, $crn, $crm, $op2]) {
                     return Some(&mut self.$field);
                 })*
                 None
@@ -85,7 +85,7 @@ pub struct Keys(pub [u64; 10]);
 impl Keys {
     /// APIAKeyLo_EL1 and what follows it: CRm 1 to 3, of the last only GA's two.
     fn find(&mut self, register: u16) -> Option<&mut u64> {
-        let first = encoding(3, 0, 2, 1, 0);
+        let first = encoding([3, 0, 2, 1, 0]);
         let (crm, op2) = register.checked_sub(first).map(|offset| (offset / 8, offset % 8))?;
         if crm > 2 || op2 > 3 {
             return None;
@@ -105,8 +105,8 @@ pub struct Debug {
 
 impl Debug {
     /// n is CRm; op2 4 to 7 are the four of each.
-    fn find(&mut self, register: u16) -> Option<&mut u64> {
-        let offset = usize::from(register.checked_sub(encoding(2, 0, 0, 0, 0))?);
+    pub(super) fn find(&mut self, register: u16) -> Option<&mut u64> {
+        let offset = usize::from(register.checked_sub(encoding([2, 0, 0, 0, 0]))?);
         let (n, op2) = (offset / 8, offset % 8);
         let group = match op2 {
             4 | 5 => &mut self.breakpoints,
@@ -115,6 +115,15 @@ impl Debug {
         };
         group.get_mut(n)?.get_mut(op2 % 2)
     }
+}
+
+/// A debugger of a guest's, outside it.
+#[derive(Clone, Debug)]
+pub struct Debugger {
+    /// The guest stops after each instruction.
+    pub steps: bool,
+    /// Breakpoints and watchpoints that the CPU has instead of the guest's.
+    pub hardware: Option<Debug>,
 }
 
 /// The EL1 timers, as the guest set them.
@@ -178,7 +187,7 @@ impl Parked<'_> {
     /// The system register with this encoding (op0 in bits 15:14, op1 in 13:11, CRn in 10:7, CRm in 6:3, op2 in 2:0), if it
     /// is a value of the guest's own.
     pub fn system(&mut self, register: u16) -> Option<&mut u64> {
-        if register == encoding(3, 0, 12, 1, 1) {
+        if register == encoding([3, 0, 12, 1, 1]) {
             return Some(self.deferred_serror);
         }
         match register >> 14 {

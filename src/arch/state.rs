@@ -8,7 +8,9 @@ use super::{
     guest_pmu::{self, GuestPmu},
     hcr,
     pmuv3::EventSet,
-    registers::{Aarch32Registers, Debug, El1Registers, FpState, Keys, Parked, Timers, with_el1_registers},
+    registers::{
+        self, Aarch32Registers, Debug, Debugger, El1Registers, FpState, Keys, Parked, Timers, with_el1_registers,
+    },
     sysreg::{isb, read_sysreg, write_sysreg},
 };
 
@@ -331,6 +333,11 @@ impl GuestState {
     }
 }
 
+/// MDSCR_EL1.SS: software step.
+const MDSCR_SS: u64 = 1 << 0;
+/// MDSCR_EL1, as its number in `S2_op1_CRn_CRm_op2`.
+const MDSCR: [u8; 5] = [2, 0, 0, 2, 2];
+
 /// MDSCR_EL1.MDE: breakpoints and watchpoints make exceptions (Arm ARM D2.4).
 const MDSCR_MDE: u64 = 1 << 15;
 
@@ -373,6 +380,53 @@ impl GuestState {
         }
         // A CPU comes out of reset with the lock closed.
         write_sysreg!("oslar_el1", u64::from(self.os_lock));
+    }
+
+    /// The guest, which has just been loaded with its debug registers trapped, has a debugger: what the CPU has is the debugger's.
+    pub fn attach(&self, debugger: &Debugger) {
+        let mut mdscr = self.el1.mdscr & !MDSCR_SS;
+        if debugger.steps {
+            mdscr |= MDSCR_SS;
+        }
+        match &debugger.hardware {
+            Some(hardware) => {
+                hardware.load();
+                mdscr |= MDSCR_MDE;
+            }
+            None => self.debug.load(),
+        }
+        write_sysreg!("mdscr_el1", mdscr);
+        isb();
+    }
+
+    /// Before it is saved: MDSCR_EL1 is its own again.
+    pub fn detach(&self) {
+        write_sysreg!("mdscr_el1", self.el1.mdscr);
+        isb();
+    }
+
+    /// An access of the guest, which has a debugger, to a debug register (op0 = 2), by its number: `value` is written, or what is
+    /// read is returned. `None` for one that is not there. Those that say what the CPU can do, and channels to the outside, read
+    /// as zero and ignore writes.
+    pub fn access_debug(&mut self, number: [u8; 5], value: Option<u64>, debugger: &Debugger) -> Option<u64> {
+        let [op0, op1, crn, crm, op2] = number;
+        if op0 != 2 || op1 != 0 {
+            return None;
+        }
+        let register = if number == MDSCR {
+            Some(&mut self.el1.mdscr)
+        } else if crn == 0 {
+            self.debug.find(registers::encoding([op0, op1, crn, crm, op2].map(u16::from)))
+        } else {
+            None
+        };
+        let Some(register) = register else { return Some(0) };
+        if let Some(value) = value {
+            *register = value;
+            self.attach(debugger);
+            return Some(0);
+        }
+        Some(*register)
     }
 
     /// Whether the guest that this CPU holds has them.

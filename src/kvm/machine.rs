@@ -174,6 +174,8 @@ pub(super) struct Pmu {
 #[derive(Debug)]
 pub(super) struct User {
     pub stage2: Arc<Mutex<Stage2<TableMemory>>>,
+    /// The end of its addresses: nothing beyond them is anybody's.
+    pub end: Ipa,
     /// Accesses that hardware does not describe are its maker's too.
     pub nisv: bool,
 }

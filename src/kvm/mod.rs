@@ -10,6 +10,7 @@ pub mod errno;
 pub mod events;
 pub mod filter;
 pub mod firmware;
+pub mod guest_debug;
 pub mod init;
 pub mod ioctl;
 pub mod pages;

@@ -90,6 +90,8 @@ pub enum Leave {
     Run,
     /// The VM that owns the machine wants keel to leave this CPU: [`Resident::depart`] or [`Resident::refuse`].
     Depart,
+    /// A debug exception, which is whoever debugs it's: [`Resident::crash`] says where.
+    Debug,
     /// The guest did something that keel cannot answer: [`Resident::crash`].
     Crash,
 }
@@ -134,6 +136,8 @@ pub struct Resident<'a> {
     pauses: bool,
     /// Those that do.
     paused: u64,
+    /// The guest's own PSTATE.SS, while it has a debugger.
+    step: u64,
     /// What whoever runs it knows of the levels of its timers and PMU, where no interrupt controller has them.
     seen: Option<u32>,
     /// The vCPU that is to be run in this one's stead.
@@ -164,9 +168,14 @@ impl<'a> Resident<'a> {
             .unwrap_or_else(|| [hcr::CPTR_GUEST, mdcr_guest | physical::monitor_bits()]);
         // A kernel that ran before keel did keeps what it has.
         let is_late = machine.owner.as_ref().and_then(Owner::traps).is_some();
-        let traps_debug = !is_late && !machine.is_aarch32() && inner.state.may_trap_debug();
+        let is_debugged = inner.debugger.is_some();
+        let may_trap = !is_late && !machine.is_aarch32() && inner.state.may_trap_debug();
+        let traps_debug = may_trap || is_debugged;
         if traps_debug {
             mdcr |= hcr::MDCR_DEBUG_TRAPS;
+        }
+        if is_debugged {
+            mdcr |= hcr::MDCR_DEBUG_EXCEPTIONS;
         }
         let serror = inner.events.serror;
         let mut base = machine.hcr;
@@ -205,6 +214,11 @@ impl<'a> Resident<'a> {
             machine.set_timer_level(vcpu.index(), intid, level);
         }
         inner.state.load(&config, machine.pmu.as_ref().and_then(|pmu| pmu.events.as_ref()));
+        let step = inner.context.pstate & PSTATE_SS;
+        if let Some(debugger) = &inner.debugger {
+            inner.state.attach(debugger);
+            inner.context.pstate = inner.context.pstate & !PSTATE_SS | if debugger.steps { PSTATE_SS } else { 0 };
+        }
         if machine.is_aarch32() {
             // Before an exception that it is to take writes some of them.
             inner.kept.aarch32.load();
@@ -230,6 +244,7 @@ impl<'a> Resident<'a> {
             machine,
             base,
             hcr,
+            step,
             seen: None,
             run: None,
             access: Access::default(),
@@ -413,6 +428,9 @@ impl<'a> Resident<'a> {
                 self.count(ExitKind::Wait);
                 self.inner.context.step_over(bytes);
                 return self.wait(wait);
+            }
+            Exit::Unexpected { esr } if self.inner.debugger.is_some() && exit::is_debug_exception(esr) => {
+                return Some(Leave::Debug);
             }
             Exit::Unexpected { .. } => return Some(Leave::Crash),
             Exit::Instruction(InstructionAbort { far, external: Some(external), .. }) => self.meet(external, far, true),
@@ -660,7 +678,7 @@ impl<'a> Resident<'a> {
                 return Some(Leave::Failed(errno));
             }
         }
-        if abort.is_on_walk() || abort.is_cache_maintenance() {
+        if abort.is_on_walk() || abort.is_cache_maintenance() || address >= user.end {
             self.refuse_access(abort);
             return None;
         }
@@ -821,13 +839,33 @@ impl<'a> Resident<'a> {
     #[cold]
     #[inline(never)]
     fn give_debug(&mut self, iss: u32) -> bool {
-        matches!(SysRegId::from_iss(iss).fields(), [2, ..]) && self.end_debug_trap()
+        let number = SysRegId::from_iss(iss).fields();
+        if self.inner.debugger.is_some() {
+            return self.access_debugged(number, iss);
+        }
+        number[0] == 2 && self.end_debug_trap()
+    }
+
+    /// An access to a debug register by a guest that has a debugger. `false` if there is no such register.
+    fn access_debugged(&mut self, number: [u8; 5], iss: u32) -> bool {
+        let inner = &mut *self.inner;
+        // ISS (Arm ARM, ESR_ELx, EC 0x18): direction, 1 = read; Rt.
+        let (read, register) = (iss & 1 != 0, (iss >> 5 & 0x1f) as u8);
+        let value = (!read).then(|| inner.context.register(register));
+        let Some(debugger) = &inner.debugger else { return false };
+        let Some(result) = inner.state.access_debug(number, value, debugger) else { return false };
+        if read {
+            inner.context.set_register(register, result);
+        }
+        inner.context.skip_instruction(INSTRUCTION_BYTES);
+        true
     }
 
     /// `false` if the debug registers do not trap.
     #[cold]
     fn end_debug_trap(&mut self) -> bool {
-        let traps = self.mdcr & hcr::MDCR_DEBUG_TRAPS != 0 && !self.inner.state.has_debug();
+        let traps =
+            self.mdcr & hcr::MDCR_DEBUG_TRAPS != 0 && self.inner.debugger.is_none() && !self.inner.state.has_debug();
         if traps {
             self.inner.state.give_debug();
             self.mdcr &= !hcr::MDCR_DEBUG_TRAPS;
@@ -1063,6 +1101,10 @@ impl Drop for Resident<'_> {
             physical::Acknowledged(intid).deactivate();
         }
         inner.fault_address = switch::fault_address().far;
+        if inner.debugger.is_some() {
+            inner.context.pstate = inner.context.pstate & !PSTATE_SS | self.step;
+            inner.state.detach();
+        }
         self.fold_serror();
         self.inner.state.save();
         // What the guest has done to the machine is found before anyone else has this CPU.
@@ -1147,6 +1189,8 @@ pub fn is_runnable(machine: &Machine, vcpu: &Vcpu, now: u64) -> (bool, Option<u6
 }
 
 /// Whether the guest that this CPU holds, and that has just left, works with big-endian data: SCTLR_EL1.EE, in AArch32
+/// PSTATE.SS: the next instruction is stepped over (Arm ARM D2.11).
+const PSTATE_SS: u64 = 1 << 21;
 /// PSTATE.E.
 pub(super) fn caller_is_big_endian() -> bool {
     if state::is_el1_aarch32() {

@@ -12,10 +12,11 @@ use super::{
     vm::Vm,
 };
 use crate::{
-    arch::{cache, features, gic::CpuInterface, state::GuestState},
+    arch::{cache, features, gic::CpuInterface, registers::Debugger, state::GuestState},
     vcpu::{VcpuContext, aarch32, context::PSTATE_RESET, exit::Load},
     vdev::{owner_gic::OwnerCpu, vgic::VgicCpu},
 };
+use alloc::boxed::Box;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use spin::{Mutex, MutexGuard};
 
@@ -103,6 +104,8 @@ pub struct Inner {
     pub fault_address: u64,
     /// An access that whoever runs it carries out (KVM_EXIT_MMIO), until the next run.
     pub access: Option<PendingAccess>,
+    /// Whoever its debug exceptions belong to instead of itself (KVM_SET_GUEST_DEBUG).
+    pub debugger: Option<Box<Debugger>>,
     /// Exits so far.
     pub exits: ExitCounts,
     /// What it was initialised with, if it was.
@@ -165,6 +168,7 @@ impl Vcpu {
                 events: Pending::default(),
                 fault_address: 0,
                 access: None,
+                debugger: None,
                 exits: [0; ExitKind::NAMES.len()],
                 features: None,
             }),
@@ -307,6 +311,17 @@ impl Vcpu {
     /// `ENOEXEC` before [`init`](Self::init).
     pub fn get_vcpu_events(&self) -> Result<VcpuEvents, Errno> {
         Ok(self.initialised()?.events.get(features::has_ras()))
+    }
+
+    /// KVM_SET_GUEST_DEBUG.
+    ///
+    /// # Errors
+    ///
+    /// `EAGAIN` while a CPU runs it.
+    pub fn set_debugger(&self, debugger: Option<Debugger>) -> Result<(), Errno> {
+        let debugger = debugger.map(Box::new);
+        self.at_rest()?.debugger = debugger;
+        Ok(())
     }
 
     /// KVM_GET_MP_STATE.

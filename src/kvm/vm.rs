@@ -863,7 +863,7 @@ impl Vm {
             traps_common: vgic.traps_common,
             owner,
             api,
-            user: setup.user.then(|| User { stage2: self.stage2.clone(), nisv: setup.nisv_to_user }),
+            user: setup.user.then(|| User { stage2: self.stage2.clone(), end: Ipa(end), nisv: setup.nisv_to_user }),
             devices: setup.devices.clone(),
             psci,
             services,

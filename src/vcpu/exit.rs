@@ -161,6 +161,16 @@ pub const fn is_debug(esr: u64) -> bool {
     matches!(esr::class(esr), 0x05 | 0x06 | 0x0c)
 }
 
+/// Whether an exit is a debug exception of the guest's: a breakpoint, a step, a watchpoint, BKPT or BRK.
+pub const fn is_debug_exception(esr: u64) -> bool {
+    matches!(esr::class(esr), 0x30 | 0x32 | 0x34 | 0x38 | ec::BRK64)
+}
+
+/// Whether it is a watchpoint's.
+pub const fn is_watchpoint(esr: u64) -> bool {
+    esr::class(esr) == 0x34
+}
+
 /// The immediate of the HVC that a syndrome is about. Hardware has moved the PC past it.
 #[inline(always)]
 pub const fn hvc(esr: u64) -> Option<u16> {

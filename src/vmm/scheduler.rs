@@ -255,6 +255,7 @@ impl Turn<'_> {
                 Leave::Suspend
                 | Leave::Hypercall(_)
                 | Leave::Levels
+                | Leave::Debug
                 | Leave::Mmio
                 | Leave::Undescribed(..)
                 | Leave::Failed(_) => continue,

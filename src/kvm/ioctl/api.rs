@@ -224,7 +224,9 @@ impl Api {
     }
 
     pub(super) fn abilities(&self) -> Abilities {
+        let (breakpoints, watchpoints) = features::debug_registers();
         Abilities {
+            debug_registers: [breakpoints as u32, watchpoints as u32],
             cpus: self.cpus,
             max_vcpus: MAX_VCPUS as u32,
             ipa_bits: max_ipa_bits(),

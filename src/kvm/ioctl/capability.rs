@@ -14,6 +14,8 @@ pub struct Abilities {
     pub max_vcpus: u32,
     /// log2 of the largest IPA space.
     pub ipa_bits: u32,
+    /// Breakpoints and watchpoints that guests have.
+    pub debug_registers: [u32; 2],
     /// FEAT_RAS on every CPU.
     pub ras: bool,
     /// Pointer authentication.
@@ -44,6 +46,7 @@ static CAPABILITIES: &[(u64, &str, Amount)] = &[
     (14, "MP_STATE", Fixed(1)),
     (16, "SYNC_MMU", Fixed(1)),
     (21, "DESTROY_MEMORY_REGION_WORKS", Fixed(1)),
+    (23, "SET_GUEST_DEBUG", Fixed(1)),
     (30, "JOIN_MEMORY_REGIONS_WORKS", Fixed(1)),
     (40, "INTERNAL_ERROR_DATA", Fixed(1)),
     (41, "VCPU_EVENTS", Fixed(1)),
@@ -58,6 +61,8 @@ static CAPABILITIES: &[(u64, &str, Amount)] = &[
     (98, "ENABLE_CAP_VM", Fixed(1)),
     (102, "ARM_PSCI_0_2", Fixed(1)),
     (105, "CHECK_EXTENSION_VM", Fixed(1)),
+    (119, "GUEST_DEBUG_HW_BPS", Depends(|abilities| abilities.debug_registers[0])),
+    (120, "GUEST_DEBUG_HW_WPS", Depends(|abilities| abilities.debug_registers[1])),
     (126, "ARM_PMU_V3", Depends(|abilities| abilities.pmu.into())),
     (127, "VCPU_ATTRIBUTES", Fixed(1)),
     (128, "MAX_VCPU_ID", Depends(|abilities| abilities.max_vcpus)),
@@ -74,6 +79,8 @@ static CAPABILITIES: &[(u64, &str, Amount)] = &[
     (178, "ARM_INJECT_EXT_DABT", Fixed(1)),
     (182, "HALT_POLL", Fixed(1)),
     (187, "STEAL_TIME", Fixed(1)),
+    // KVM_GUESTDBG_ENABLE, SINGLESTEP, USE_SW_BP, USE_HW.
+    (195, "SET_GUEST_DEBUG2", Fixed(0x30003)),
     (198, "PTP_KVM", Fixed(1)),
     (215, "SYSTEM_EVENT_DATA", Fixed(1)),
     (216, "ARM_SYSTEM_SUSPEND", Fixed(1)),
@@ -107,8 +114,16 @@ pub fn check(number: u64, abilities: &Abilities, its: Option<bool>) -> Result<u3
 mod tests {
     use super::*;
 
-    const ABILITIES: Abilities =
-        Abilities { cpus: 4, max_vcpus: 512, ipa_bits: 40, ras: true, pauth: false, pmu: true, aarch32_el1: false };
+    const ABILITIES: Abilities = Abilities {
+        cpus: 4,
+        max_vcpus: 512,
+        ipa_bits: 40,
+        debug_registers: [6, 4],
+        ras: true,
+        pauth: false,
+        pmu: true,
+        aarch32_el1: false,
+    };
 
     #[test]
     fn in_order() {
@@ -122,7 +137,7 @@ mod tests {
             (66, 512),
             (70, 1),
             (101, 0),
-            (119, 0),
+            (119, 6),
             (126, 1),
             (144, 1),
             (158, 1),

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     arch::{cpu, timer},
     mm::frame,
+    vcpu::exit,
 };
 
 /// Offsets in `struct kvm_run`.
@@ -32,6 +33,7 @@ mod offset {
 /// Exit reasons.
 mod reason {
     pub const HYPERCALL: u32 = 3;
+    pub const DEBUG: u32 = 4;
     pub const MMIO: u32 = 6;
     pub const INTR: u32 = 10;
     pub const INTERNAL_ERROR: u32 = 17;
@@ -51,6 +53,8 @@ mod event {
 
 /// KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON.
 const UNEXPECTED_EXIT: u32 = 4;
+/// KVM_DEBUG_ARCH_HSR_HIGH_VALID, in `flags`.
+const DEBUG_ARCH_HSR_HIGH_VALID: u64 = 1;
 /// KVM_HYPERCALL_EXIT_SMC.
 const EXIT_SMC: u64 = 1;
 
@@ -85,6 +89,14 @@ impl RunPage {
             self.put(at, word);
         }
         self.set_reason(reason);
+        Ok(0)
+    }
+
+    /// KVM_EXIT_DEBUG: hsr, hsr_high and far; `flags` say that hsr_high is there.
+    fn exit_debug(&self, esr: u64, far: u64) -> Result<u64, Errno> {
+        let far = if exit::is_watchpoint(esr) { far } else { 0 };
+        self.exit(reason::DEBUG, [esr, far])?;
+        self.put(offset::EXIT_REASON, u64::from(reason::DEBUG) | DEBUG_ARCH_HSR_HIGH_VALID << 48);
         Ok(0)
     }
 
@@ -184,6 +196,10 @@ impl<H: Host> Run<'_, H> {
                         let size_and_direction = words(1 << log2_size, value.is_some().into());
                         return page.exit(reason::MMIO, [address.0, value.unwrap_or(0), size_and_direction]);
                     }
+                    Leave::Debug => {
+                        let crash = resident.crash();
+                        return page.exit_debug(crash.esr, crash.far);
+                    }
                     Leave::Crash => {
                         let crash = resident.crash();
                         return page.exit(reason::INTERNAL_ERROR, [words(UNEXPECTED_EXIT, 2), crash.esr, crash.far]);
@@ -229,7 +245,7 @@ impl<H: Host> Run<'_, H> {
                     };
                 }
                 // The first two are answered above; a VM of the API neither owns the machine nor has an API.
-                Leave::Mmio | Leave::Crash | Leave::Depart | Leave::Run => return Err(Errno::EINVAL),
+                Leave::Mmio | Leave::Debug | Leave::Crash | Leave::Depart | Leave::Run => return Err(Errno::EINVAL),
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        Errno,
+        Errno, guest_debug,
         memory::Slots,
         registers::{Value, size_to_set},
         uapi::{MpState, VcpuEvents, VcpuInit, vcpu},
@@ -93,6 +93,11 @@ pub(super) fn vcpu_call(claim: &Claim, call: Call, argument: u64, caller: &Slots
             let mut events = VcpuEvents::from_words([field64(&bytes, 0), field64(&bytes, 8), 0]);
             events.reserved = core::array::from_fn(|n| field32(&bytes, 16 + 4 * n));
             this.set_vcpu_events(&events).map(|()| 0)
+        }
+        Call::SetGuestDebug => {
+            let bytes = copy_in::<{ guest_debug::BYTES }>(caller, argument)?;
+            let debugger = guest_debug::parse(|at| field64(&bytes, at))?;
+            this.set_debugger(debugger).map(|()| 0)
         }
         Call::SetSignalMask => {
             // There are no signals, so any mask of theirs is as good as another.
