@@ -1188,9 +1188,10 @@ pub fn is_runnable(machine: &Machine, vcpu: &Vcpu, now: u64) -> (bool, Option<u6
     (is_runnable, next)
 }
 
-/// Whether the guest that this CPU holds, and that has just left, works with big-endian data: SCTLR_EL1.EE, in AArch32
 /// PSTATE.SS: the next instruction is stepped over (Arm ARM D2.11).
 const PSTATE_SS: u64 = 1 << 21;
+
+/// Whether the guest that this CPU holds, and that has just left, works with big-endian data: SCTLR_EL1.EE, in AArch32
 /// PSTATE.E.
 pub(super) fn caller_is_big_endian() -> bool {
     if state::is_el1_aarch32() {

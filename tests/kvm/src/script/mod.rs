@@ -295,9 +295,11 @@ impl<B: Backend> Script<'_, B> {
             Exit::Hypercall { function, flags } => {
                 self.line(what, format_args!("{answer} HYPERCALL {function:#x} flags {flags:#x}"));
             }
-            Exit::Debug { syndrome, far } => {
+            // The address is only a watchpoint's (`struct kvm_debug_exit_arch`); else it is what was there.
+            Exit::Debug { syndrome, far } if syndrome >> 26 == 0x34 => {
                 self.line(what, format_args!("{answer} DEBUG hsr {syndrome:#x} far {far:#x}"));
             }
+            Exit::Debug { syndrome, .. } => self.line(what, format_args!("{answer} DEBUG hsr {syndrome:#x}")),
             Exit::SystemEvent { kind, count, data } => {
                 self.line(what, format_args!("{answer} SYSTEM_EVENT {kind} ndata {count} {data:#x}"));
             }
