@@ -37,6 +37,7 @@ use crate::{
     vcpu::{
         Exit, GuestFault,
         aarch32::PSTATE_E,
+        context::PSTATE_SS,
         exit::{self, DataAbort, ExternalAbort, INSTRUCTION_BYTES, InstructionAbort, SystemAccess, Wait},
         switch,
     },
@@ -1187,9 +1188,6 @@ pub fn is_runnable(machine: &Machine, vcpu: &Vcpu, now: u64) -> (bool, Option<u6
         || vcpu.pins.load(Ordering::SeqCst) != 0;
     (is_runnable, next)
 }
-
-/// PSTATE.SS: the next instruction is stepped over (Arm ARM D2.11).
-const PSTATE_SS: u64 = 1 << 21;
 
 /// Whether the guest that this CPU holds, and that has just left, works with big-endian data: SCTLR_EL1.EE, in AArch32
 /// PSTATE.E.

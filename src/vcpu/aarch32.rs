@@ -6,7 +6,7 @@
 //! emulates devices are the same as for AArch64; what differs is here, and pure.
 
 use super::{
-    context::VcpuContext,
+    context::{PSTATE_SS, VcpuContext},
     fault::{GuestFault, WALK_LEVEL},
 };
 use crate::arch::{
@@ -53,7 +53,6 @@ const PSTATE_NZCVQ: u64 = 0x1f << 27;
 const PSTATE_DIT: u64 = 1 << 24;
 const PSTATE_SSBS: u64 = 1 << 23;
 const PSTATE_PAN: u64 = 1 << 22;
-const PSTATE_SS: u64 = 1 << 21;
 const SPSR32_DIT: u64 = 1 << 21;
 /// ITSTATE: its bits 7:2 in bits 15:10, its bits 1:0 in bits 26:25.
 const PSTATE_IT: u64 = 0x3f << 10 | 3 << 25;

@@ -24,7 +24,7 @@ pub const PSTATE_RESET: u64 = 0x3c5;
 
 /// PSTATE.SS: software step is active and the instruction has not been executed yet. (In an AArch32 program's SPSR_EL2 the
 /// same bit.)
-const PSTATE_SS: u64 = 1 << 21;
+pub const PSTATE_SS: u64 = 1 << 21;
 
 impl VcpuContext {
     /// All zero, but PSTATE as after reset.
