@@ -23,7 +23,7 @@ pub const HCR_TWI: u64 = HCR_EL2::TWI::SET.value;
 /// HCR_EL2.FWB: stage 2 decides the memory type (FEAT_S2FWB).
 pub const HCR_FWB: u64 = HCR_EL2::FWB::SET.value;
 /// HCR_EL2.API and APK: pointer authentication does not trap.
-const HCR_PAUTH: u64 = HCR_EL2::API::SET.value | HCR_EL2::APK::SET.value;
+pub const HCR_PAUTH: u64 = HCR_EL2::API::SET.value | HCR_EL2::APK::SET.value;
 
 /// HCR_EL2 while an EL1 kernel owns the machine without stage 2 (hyp-stub ABI).
 pub const HCR_EL2_HOST: u64 = HCR_EL2::RW::EL1IsAarch64.value | HCR_PAUTH | HCR_EL2::ATA::SET.value;
@@ -104,6 +104,8 @@ pub const SCTLR_EL1_RESET: u64 = 0x3050_0800;
 /// CPTR_EL2 for a guest: SVE and SME trap (TZ, TSM, among the RES1 bits of a CPU without them), AMU (TAM) and trace (TTA,
 /// bit 20) trap, FP does not.
 pub const CPTR_GUEST: u64 = 0x33ff | CPTR_EL2::TAM::SET.value | (1 << 20);
+/// CPTR_EL2.TFP: FP and SIMD trap, EL2's own accesses too.
+pub const CPTR_TFP: u64 = 1 << 10;
 
 /// MDCR_EL2 for a guest without a PMU: PMU, statistical profiling and trace filters trap; their buffers are EL2's (E2PB, E2TB = 0). The
 /// OS lock traps (TDOSA), because the OS double lock, which guests do not have, traps with it.

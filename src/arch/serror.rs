@@ -106,34 +106,40 @@ mod hardware {
 
     /// Takes the SError that is pending on this CPU away, if there is one. HCR_EL2.AMO is 1, PSTATE.A is set.
     pub fn collect() -> Option<Syndrome> {
-        let has_ras = features::has_ras();
-        let esr = if has_ras {
-            // SAFETY: ESB; it may write DISR_EL1 and changes nothing else.
-            unsafe { core::arch::asm!("hint #16", options(nostack, preserves_flags)) };
-            let deferred = read_sysreg!("S3_0_C12_C1_1"); // DISR_EL1
-            if deferred & DISR_A == 0 {
-                return None;
-            }
+        if features::has_ras() { collect_with_ras() } else { collect_without_ras() }
+    }
+
+    /// As [`collect`], on a CPU with FEAT_RAS.
+    #[inline(always)]
+    pub fn collect_with_ras() -> Option<Syndrome> {
+        // SAFETY: ESB; it may write DISR_EL1 and changes nothing else.
+        unsafe { core::arch::asm!("hint #16", options(nostack, preserves_flags)) };
+        let deferred = read_sysreg!("S3_0_C12_C1_1"); // DISR_EL1
+        (deferred & DISR_A != 0).then(|| {
             write_sysreg!("S3_0_C12_C1_1", 0);
             // IDS and the ISS have the places that they have in ESR_ELx.
-            ec::SERROR << 26 | esr::IL | deferred & ISS
-        } else {
-            dsb_sy();
-            isb();
-            if !is_pending() {
-                return None;
-            }
-            // SAFETY: boot/vectors.S: clears PSTATE.A for one instruction, at which the vectors of this CPU, which are
-            // keel's, answer an SError; it keeps to the C ABI.
-            unsafe { take_serror() }
-        };
+            Syndrome { esr: ec::SERROR << 26 | esr::IL | deferred & ISS, has_ras: true }
+        })
+    }
+
+    /// As [`collect`], on a CPU without.
+    #[inline(never)]
+    pub fn collect_without_ras() -> Option<Syndrome> {
+        dsb_sy();
+        isb();
+        if !is_pending() {
+            return None;
+        }
+        // SAFETY: boot/vectors.S: clears PSTATE.A for one instruction, at which the vectors of this CPU, which are
+        // keel's, answer an SError; it keeps to the C ABI.
+        let esr = unsafe { take_serror() };
         // One that was withdrawn meanwhile has no syndrome.
-        (esr != 0).then_some(Syndrome { esr, has_ras })
+        (esr != 0).then_some(Syndrome { esr, has_ras: false })
     }
 }
 
 #[cfg(target_os = "none")]
-pub use hardware::{collect, is_pending};
+pub use hardware::{collect, collect_with_ras, collect_without_ras, is_pending};
 
 #[cfg(test)]
 mod tests {

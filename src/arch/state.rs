@@ -252,6 +252,90 @@ impl GuestState {
 
     /// Takes the guest's state out of this CPU and stops its timers.
     pub fn save(&mut self) {
+        self.save_registers();
+        self.save_fp();
+        without_guest();
+    }
+
+    /// Puts the guest's state into this CPU; the timers run from here on.
+    /// With `events`, a PMU counts only those.
+    pub fn load(&mut self, config: &GuestConfig, events: Option<&EventSet>) {
+        self.configure(config);
+        if core::mem::take(&mut self.in_machine) {
+            return;
+        }
+        self.load_fp();
+        self.load_registers(config.hcr, events);
+    }
+
+    /// Whether [`set_aside`](Self::set_aside) and [`replace`](Self::replace) move all that it has beside FP.
+    #[inline(always)]
+    pub fn is_plain(&self) -> bool {
+        self.pmu.is_none() && !self.traps_counter
+    }
+
+    /// As [`save`](Self::save), for a guest that another one stands in for. FP, SIMD and the keys of pointer authentication stay,
+    /// and so does DISR_EL1. This CPU is the guest's until the other is [put there](Self::replace).
+    #[inline(always)]
+    pub fn set_aside(&mut self) {
+        self.save_timers();
+        self.el1.save();
+        self.save_debug();
+    }
+
+    /// As [`load`](Self::load), in the stead of a guest that was [set aside](Self::set_aside), or instead of one that stood in.
+    #[inline(always)]
+    pub fn replace(&mut self, config: &GuestConfig) {
+        write_sysreg!("vtcr_el2", config.vtcr);
+        write_sysreg!("vttbr_el2", config.vttbr);
+        write_sysreg!("vmpidr_el2", config.vmpidr);
+        write_sysreg!("cntvoff_el2", config.cntvoff);
+        write_sysreg!("mdcr_el2", config.mdcr);
+        write_sysreg!("cptr_el2", config.cptr);
+        write_sysreg!("hcr_el2", config.hcr);
+        // None of these changes what EL2's own writes of the following do.
+        self.has_debug = !config.traps_debug;
+        self.el1.load();
+        self.load_debug();
+        self.load_timers();
+    }
+
+    /// The keys of pointer authentication out of this CPU, which has them.
+    pub fn save_keys(&mut self) {
+        self.keys.save();
+    }
+
+    /// And into it.
+    pub fn load_keys(&self) {
+        self.keys.load();
+    }
+
+    /// DISR_EL1 out of this CPU, which has FEAT_RAS; `is_virtual`: the guest has virtual SErrors (HCR_EL2.AMO).
+    #[inline(always)]
+    pub fn save_deferred_serror(&mut self, is_virtual: bool) {
+        self.deferred_serror = take_deferred_serror(is_virtual);
+    }
+
+    /// And into it.
+    #[inline(always)]
+    pub fn load_deferred_serror(&self, is_virtual: bool) {
+        set_deferred_serror(is_virtual, self.deferred_serror);
+    }
+
+    /// FP and SIMD out of this CPU; its guest's accesses do not trap.
+    pub fn save_fp(&mut self) {
+        save_fp(&mut self.fp);
+    }
+
+    /// FP and SIMD into this CPU; its guest's accesses do not trap.
+    pub fn load_fp(&self) {
+        // SAFETY: `fp` is a whole FpState; see `save_fp`.
+        unsafe { fpsimd_restore(&self.fp) };
+    }
+
+    /// And stops them.
+    #[inline(always)]
+    fn save_timers(&mut self) {
         self.timers.virtual_control = read_sysreg!("cntv_ctl_el0");
         self.timers.virtual_compare = read_sysreg!("cntv_cval_el0");
         self.timers.physical_control = read_sysreg!("cntp_ctl_el0");
@@ -259,6 +343,20 @@ impl GuestState {
         write_sysreg!("cntv_ctl_el0", 0);
         write_sysreg!("cntp_ctl_el0", 0);
         isb();
+    }
+
+    #[inline(always)]
+    fn load_timers(&self) {
+        write_sysreg!("cntv_cval_el0", self.timers.virtual_compare);
+        write_sysreg!("cntp_cval_el0", self.timers.physical_compare);
+        isb();
+        write_sysreg!("cntv_ctl_el0", self.timers.virtual_control);
+        write_sysreg!("cntp_ctl_el0", self.timers.physical_control);
+        isb();
+    }
+
+    fn save_registers(&mut self) {
+        self.save_timers();
         if let Some(pmu) = &mut self.pmu {
             pmu.save();
         }
@@ -271,22 +369,12 @@ impl GuestState {
             write_sysreg!("cnthctl_el2", read_sysreg!("cnthctl_el2") | CNTHCTL_EL1PCTEN_EL1PCEN);
         }
         if features::has_ras() {
-            self.deferred_serror = if read_sysreg!("hcr_el2") & hcr::HCR_AMO != 0 {
-                read_sysreg!("S3_4_C12_C1_1") // VDISR_EL2
-            } else {
-                let deferred = read_sysreg!("S3_0_C12_C1_1"); // DISR_EL1
-                write_sysreg!("S3_0_C12_C1_1", 0);
-                deferred
-            };
+            self.deferred_serror = take_deferred_serror(read_sysreg!("hcr_el2") & hcr::HCR_AMO != 0);
         }
-        // SAFETY: `fp` is ours and large enough; FP accesses from EL2 do not trap (CPTR_EL2.TFP = 0).
-        unsafe { fpsimd_save(&mut self.fp) };
-        without_guest();
     }
 
-    /// Puts the guest's state into this CPU; the timers run from here on.
-    /// With `events`, a PMU counts only those.
-    pub fn load(&mut self, config: &GuestConfig, events: Option<&EventSet>) {
+    /// Makes this CPU the guest's, but for its registers.
+    fn configure(&mut self, config: &GuestConfig) {
         write_sysreg!("vtcr_el2", config.vtcr);
         write_sysreg!("vttbr_el2", config.vttbr);
         write_sysreg!("vmpidr_el2", config.vmpidr);
@@ -304,33 +392,54 @@ impl GuestState {
         }
         isb();
         self.has_debug = !config.traps_debug;
-        if core::mem::take(&mut self.in_machine) {
-            return;
-        }
+    }
+
+    fn load_registers(&mut self, hcr: u64, events: Option<&EventSet>) {
         self.el1.load();
         if features::has_pauth() {
             self.keys.load();
         }
         self.load_debug();
         if features::has_ras() {
-            if config.hcr & hcr::HCR_AMO != 0 {
-                write_sysreg!("S3_4_C12_C1_1", self.deferred_serror);
-            } else {
-                write_sysreg!("S3_0_C12_C1_1", self.deferred_serror);
-            }
+            set_deferred_serror(hcr & hcr::HCR_AMO != 0, self.deferred_serror);
         }
-        // SAFETY: `fp` is a whole FpState; see `save`.
-        unsafe { fpsimd_restore(&self.fp) };
         if let Some(pmu) = &mut self.pmu {
             pmu.load(events);
         }
-        write_sysreg!("cntv_cval_el0", self.timers.virtual_compare);
-        write_sysreg!("cntp_cval_el0", self.timers.physical_compare);
-        isb();
-        write_sysreg!("cntv_ctl_el0", self.timers.virtual_control);
-        write_sysreg!("cntp_ctl_el0", self.timers.physical_control);
-        isb();
+        self.load_timers();
     }
+}
+
+/// The DISR_EL1 of the guest that is loaded, out of this CPU.
+#[inline(always)]
+fn take_deferred_serror(is_virtual: bool) -> u64 {
+    if is_virtual {
+        return read_sysreg!("S3_4_C12_C1_1"); // VDISR_EL2
+    }
+    let deferred = read_sysreg!("S3_0_C12_C1_1"); // DISR_EL1
+    write_sysreg!("S3_0_C12_C1_1", 0);
+    deferred
+}
+
+#[inline(always)]
+fn set_deferred_serror(is_virtual: bool, deferred: u64) {
+    if is_virtual {
+        write_sysreg!("S3_4_C12_C1_1", deferred);
+    } else {
+        write_sysreg!("S3_0_C12_C1_1", deferred);
+    }
+}
+
+/// FP and SIMD out of this CPU, on which they do not trap.
+pub fn save_fp(state: &mut FpState) {
+    // SAFETY: `state` is ours and large enough; FP accesses from EL2 do not trap (CPTR_EL2.TFP = 0).
+    unsafe { fpsimd_save(state) };
+}
+
+/// Sets CPTR_EL2 of the guest that is loaded, at once: it holds for EL2, too.
+pub fn set_cptr(cptr: u64) {
+    write_sysreg!("cptr_el2", cptr);
+    isb();
 }
 
 /// MDSCR_EL1.SS: software step.
@@ -354,15 +463,19 @@ impl GuestState {
 
     /// Takes them out of this CPU, and leaves the locks open: with the OS lock closed, MDSCR_EL1 of the next guest would
     /// write what belongs to an external debugger.
+    #[inline(always)]
     fn save_debug(&mut self) {
-        if !self.has_debug {
-            // Closed from EL2 alone (MDCR_EL2.TDOSA).
-            self.os_lock = read_sysreg!("oslsr_el1") & OSLK != 0;
-            if self.os_lock {
-                write_sysreg!("oslar_el1", 0);
-            }
-            return;
+        if self.has_debug {
+            return self.save_all_debug();
         }
+        // Closed from EL2 alone (MDCR_EL2.TDOSA).
+        if self.os_lock {
+            write_sysreg!("oslar_el1", 0);
+        }
+    }
+
+    #[inline(never)]
+    fn save_all_debug(&mut self) {
         self.debug.save();
         self.claims = read_sysreg!("dbgclaimclr_el1");
         write_sysreg!("dbgclaimclr_el1", self.claims);
@@ -373,13 +486,19 @@ impl GuestState {
         write_sysreg!("osdtrtx_el1", 0);
     }
 
+    #[inline(always)]
     fn load_debug(&mut self) {
         if self.has_debug {
-            self.debug.load();
-            write_sysreg!("dbgclaimset_el1", self.claims);
+            self.load_all_debug();
         }
         // A CPU comes out of reset with the lock closed.
         write_sysreg!("oslar_el1", u64::from(self.os_lock));
+    }
+
+    #[inline(never)]
+    fn load_all_debug(&self) {
+        self.debug.load();
+        write_sysreg!("dbgclaimset_el1", self.claims);
     }
 
     /// The guest, which has just been loaded with its debug registers trapped, has a debugger: what the CPU has is the debugger's.
@@ -429,6 +548,13 @@ impl GuestState {
         Some(*register)
     }
 
+    /// OSLAR_EL1 of the guest, which this CPU holds: closes (bit 0) or opens its OS lock.
+    pub fn set_os_lock(&mut self, value: u64) {
+        self.os_lock = value & 1 != 0;
+        write_sysreg!("oslar_el1", value & 1);
+        isb();
+    }
+
     /// Whether the guest that this CPU holds has them.
     pub fn has_debug(&self) -> bool {
         self.has_debug
@@ -437,8 +563,7 @@ impl GuestState {
     /// The guest that this CPU holds is about to have them: the caller ends the trap.
     pub fn give_debug(&mut self) {
         if !core::mem::replace(&mut self.has_debug, true) {
-            self.debug.load();
-            write_sysreg!("dbgclaimset_el1", self.claims);
+            self.load_all_debug();
         }
     }
 }
@@ -484,12 +609,6 @@ const OSLK: u64 = 1 << 1;
 /// OSLSR_EL1 of the guest that is loaded.
 pub fn os_lock_status() -> u64 {
     read_sysreg!("oslsr_el1")
-}
-
-/// OSLAR_EL1 of the guest that is loaded: closes (bit 0) or opens its OS lock.
-pub fn set_os_lock(value: u64) {
-    write_sysreg!("oslar_el1", value & 1);
-    isb();
 }
 
 /// Says what the virtual SError of the guest that is loaded reads in ESR_EL1.ISS: VSESR_EL2, which is there with FEAT_RAS.

@@ -28,6 +28,11 @@ pub fn set_deadline(deadline: Option<u64>) {
     isb();
 }
 
+/// When it fires, if it is to and has not.
+pub fn deadline() -> Option<u64> {
+    CNTHP_CTL_EL2.is_set(CNTHP_CTL_EL2::ENABLE).then(|| read_sysreg!("cnthp_cval_el2"))
+}
+
 /// Whether a CNTx_CTL_EL0 value says that the timer's output is high: ENABLE, not IMASK, ISTATUS.
 pub const fn output(control: u64) -> bool {
     control & 0b111 == 0b101

@@ -5,7 +5,7 @@ use super::{
     filter::Filter,
     interface::Hardware,
     interrupts::{Exiting, Outside},
-    ioctl::{self, Api, Claim},
+    ioctl::{self, Api, UserVcpu},
     memory::Slots,
     owner::{Owner, Owning},
     pages::PageStates,
@@ -240,6 +240,8 @@ pub struct Machine {
     pub(super) user: Option<User>,
     /// Where its interrupts come from.
     pub(super) controller: Controller,
+    /// Its vCPUs may stand in for those of its maker: a vGICv3, AArch64, no PMU.
+    pub(super) is_plain: bool,
     /// The EL1 timers' interrupts, virtual and physical, as the guest knows them.
     pub(super) timers: [u32; 2],
     pub(super) bus: Bus<Target>,
@@ -365,6 +367,12 @@ impl Machine {
             vcpus: setup.vcpus,
             vgic,
             controller: setup.controller,
+            is_plain: setup.user.is_some()
+                && setup.controller == Controller::Virtual
+                && pmu.is_none()
+                && !setup.is_offset
+                && !setup.aarch32
+                && !physical::has_gicv2(),
             its,
             owner: setup.owner,
             pmu,
@@ -500,11 +508,11 @@ impl Machine {
     /// # Errors
     ///
     /// Those of `ioctl::run::run`.
-    pub fn run_for(&self, vcpu: &Vcpu, claim: &Claim, host: &impl ioctl::run::Host) -> Result<u64, Errno> {
+    pub fn run_for(&self, vcpu: &Vcpu, user: &UserVcpu, host: &impl ioctl::run::Host) -> Result<u64, Errno> {
         let now = timer::now();
-        let own = super::run::deadlines(&vcpu.parked(), self).into_iter().filter_map(|(_, at)| at).min();
+        let own = super::run::deadlines(&vcpu.parked().state, self).into_iter().filter_map(|(_, at)| at).min();
         let host = Sooner { host, at: own.map(|at| at.max(now)) };
-        ioctl::run::run(claim, &host)
+        ioctl::run::run(user, &host)
     }
 
     /// Its memory, for calls of KVM's API.
@@ -607,11 +615,15 @@ impl Machine {
     }
 
     /// Notes that vCPU `index` runs on this CPU; whether another of the VM did so last.
+    #[inline(always)]
     pub(super) fn note_running(&self, index: usize) -> bool {
         let Some(last) = self.last.get(cpu::index()) else { return true };
-        let before = last.load(Ordering::Relaxed);
-        last.store(index as u32 + 1, Ordering::Relaxed);
-        before != 0 && before != index as u32 + 1
+        let (before, now) = (last.load(Ordering::Relaxed), index as u32 + 1);
+        if before == now {
+            return false;
+        }
+        last.store(now, Ordering::Relaxed);
+        before != 0
     }
 
     /// Seconds that the machine's counter has counted.

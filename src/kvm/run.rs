@@ -10,12 +10,12 @@ use super::{
     events::{self, Change, NO_SYNDROME, Verdict},
     interface::{self, Hardware, HardwareV2, HostGic, on_host_gic},
     interrupts::{self, Exiting, Outside},
-    ioctl::{Answer, Claim, KVM_IOCTL},
+    ioctl::{Api, KVM_IOCTL, UserVcpu, numbers},
     machine::{Apart, Controller, Machine, Pmu, Stop, Target, User, stop_of},
     owner::{Onward, Owner},
     physical,
     uapi::VcpuEvents,
-    vcpu::{ExitKind, Inner, PendingAccess, Vcpu, request},
+    vcpu::{ExitKind, Inner, Vcpu, request},
 };
 use crate::{
     arch::{
@@ -23,8 +23,9 @@ use crate::{
         guest_pmu::{self, GuestPmu},
         hcr, mmu,
         pmuv3::PmuRegister,
+        registers::FpState,
         serror::{self, Syndrome},
-        state::{self, GuestConfig},
+        state::{self, GuestConfig, GuestState},
         sysreg::read_sysreg,
         timer,
     },
@@ -47,15 +48,20 @@ use crate::{
         vgic::SgiRegister,
     },
 };
+use alloc::sync::Arc;
 use core::{
     cell::RefCell,
     fmt,
+    ops::{Deref, DerefMut},
     sync::atomic::{AtomicBool, Ordering},
 };
 use log::error;
 use spin::MutexGuard;
 
 mod aarch32;
+mod stand_in;
+
+use stand_in::Stood;
 
 /// Why a run ended. The vCPU still holds this CPU, and [`Resident::run`] may be called again, until it is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +127,9 @@ pub struct Crash {
     pub pstate: u64,
 }
 
+/// What is never dirty.
+static NEVER: AtomicBool = AtomicBool::new(false);
+
 /// A vCPU whose state this CPU holds.
 pub struct Resident<'a> {
     vcpu: &'a Vcpu,
@@ -131,6 +140,14 @@ pub struct Resident<'a> {
     /// HCR_EL2 as it was written; hardware clears VSE.
     hcr: u64,
     mdcr: u64,
+    /// MDCR_EL2 of guests that stand in for this one, but for what keeps them from debug registers.
+    mdcr_guest: u64,
+    cptr: u64,
+    /// Where what is in the FP and SIMD registers goes when the guest first uses its own: they are another's, which this one
+    /// stands in for.
+    lent_fp: Option<&'a mut FpState>,
+    /// The vCPU that this one stands in for.
+    behind: Option<&'a Vcpu>,
     /// The PMU asked for its shared interrupt, and is watched until it no longer does.
     overflowed: bool,
     /// The PMU's counters would count EL2: they stand still at least while this CPU does other things than this guest's.
@@ -141,10 +158,8 @@ pub struct Resident<'a> {
     step: u64,
     /// What whoever runs it knows of the levels of its timers and PMU, where no interrupt controller has them.
     seen: Option<u32>,
-    /// The vCPU that is to be run in this one's stead.
-    run: Option<Claim>,
-    /// The access that it left for.
-    access: Access,
+    /// Where the access is that it left for.
+    access: Ipa,
     /// WFI leaves to the caller, as [`Self::trap_wait`] said.
     trap: bool,
     /// Set when this CPU is to look at its vCPUs.
@@ -153,9 +168,12 @@ pub struct Resident<'a> {
     dirty: &'a AtomicBool,
 }
 
+/// A vCPU that is put off this CPU when this is dropped.
+pub struct Residence<'a>(Resident<'a>);
+
 impl<'a> Resident<'a> {
     /// Puts `vcpu` on this CPU. `trap`: as in [`trap_wait`](Self::trap_wait).
-    pub fn load(machine: &'a Machine, vcpu: &'a Vcpu, trap: bool) -> Self {
+    pub fn load(machine: &'a Machine, vcpu: &'a Vcpu, trap: bool) -> Residence<'a> {
         let mut guard = vcpu.take();
         let inner = &mut *guard;
         let mdcr_guest = match &machine.pmu {
@@ -192,21 +210,9 @@ impl<'a> Resident<'a> {
         if trap {
             hcr |= hcr::HCR_TWI;
         }
-        let config = GuestConfig {
-            hcr,
-            serror,
-            vttbr: machine.vttbr,
-            vtcr: machine.vtcr,
-            vmpidr: vcpu.mpidr(),
-            cntvoff: machine.counter_offset(),
-            mdcr,
-            traps_debug,
-            cptr,
-            traps_counter: machine.is_offset,
-        };
         // What the timers are as software knows them: lines that dropped meanwhile must not interrupt any more.
         if !machine.is_owner() {
-            for (intid, deadline) in deadlines(inner, machine) {
+            for (intid, deadline) in deadlines(&inner.state, machine) {
                 machine.set_timer_level(vcpu.index(), intid, deadline.is_some_and(|at| at <= timer::now()));
             }
         }
@@ -214,6 +220,7 @@ impl<'a> Resident<'a> {
             let level = inner.state.pmu.as_ref().is_some_and(GuestPmu::output);
             machine.set_timer_level(vcpu.index(), intid, level);
         }
+        let config = config(machine, vcpu, [hcr, mdcr, cptr], traps_debug, serror);
         inner.state.load(&config, machine.pmu.as_ref().and_then(|pmu| pmu.events.as_ref()));
         let step = inner.context.pstate & PSTATE_SS;
         if let Some(debugger) = &inner.debugger {
@@ -239,18 +246,20 @@ impl<'a> Resident<'a> {
             Some(owner) => owner.gic.load(vcpu.index(), &mut inner.owner, &mut Hardware, owner),
         }
         vcpu.resident.store(true, Ordering::SeqCst);
-        static NEVER: AtomicBool = AtomicBool::new(false);
-        let mut resident = Self {
+        let mut resident = Residence(Self {
             vcpu,
             machine,
             base,
             hcr,
             step,
             seen: None,
-            run: None,
-            access: Access::default(),
+            access: Ipa(0),
             trap,
             mdcr,
+            mdcr_guest: if machine.api.is_some() { hcr::MDCR_GUEST | physical::monitor_bits() } else { 0 },
+            cptr,
+            lent_fp: None,
+            behind: None,
             overflowed: false,
             pauses,
             paused,
@@ -258,13 +267,18 @@ impl<'a> Resident<'a> {
             attention: physical::attention(),
             // The owner's interrupts are not the vGIC's.
             dirty: machine.vgic.dirty_flag(vcpu.index()).filter(|_| !machine.is_owner()).unwrap_or(&NEVER),
-        };
+        });
         // What was asked for before it was said to be here. The load is ordered after that store, and the loop's look at
         // `dirty` after this load: an interrupt that came before is found.
         if vcpu.requests.load(Ordering::SeqCst) != 0 || vcpu.pins.load(Ordering::SeqCst) != pins {
             resident.update_traps();
         }
         resident
+    }
+
+    /// The VM.
+    pub(super) fn machine(&self) -> &'a Machine {
+        self.machine
     }
 
     /// Whether WFI is to be seen by the caller: it is, while another vCPU could use this CPU.
@@ -353,12 +367,28 @@ impl<'a> Resident<'a> {
                     if self.answer_unknown() {
                         continue;
                     }
-                    self.call(Conduit::Hvc, immediate)
+                    if self.machine.dispatches_unknown
+                        && self.inner.context.gpr[0] as u32 == KVM_IOCTL
+                        && immediate == 0
+                        && let Some(api) = &self.machine.api
+                    {
+                        self.ioctl(api)
+                    } else {
+                        self.call(Conduit::Hvc, immediate)
+                    }
                 } else if let Some(abort) = DataAbort::decode(esr, switch::fault_address) {
                     self.count(ExitKind::Mmio);
-                    if abort.is_described() && self.mmio(&abort).is_some() {
-                        self.inner.context.skip_instruction(abort.instruction_bytes());
-                        continue;
+                    if abort.is_described() {
+                        if self.mmio(&abort).is_some() {
+                            self.inner.context.skip_instruction(abort.instruction_bytes());
+                            continue;
+                        }
+                        if let Some(user) = &self.machine.user
+                            && abort.ipa() < user.end
+                        {
+                            self.leave_access(&abort, abort.ipa());
+                            return Leave::Mmio;
+                        }
                     }
                     self.unclaimed(&abort)
                 } else if let Some(access) = SystemAccess::decode(esr) {
@@ -440,6 +470,7 @@ impl<'a> Resident<'a> {
             }
             Exit::Instruction(InstructionAbort { far, .. }) => GuestFault::InstructionAbort { far },
             Exit::Undefined if exit::is_debug(switch::esr()) && self.end_debug_trap() => return None,
+            Exit::Undefined if exit::is_fp(switch::esr()) && self.give_fp() => return None,
             Exit::Undefined => GuestFault::Undefined,
         };
         self.count(ExitKind::Fault);
@@ -450,8 +481,8 @@ impl<'a> Resident<'a> {
     /// Answers a call that nobody implements, which a guest may make as often as any; `false` if it is another.
     #[inline(always)]
     fn answer_unknown(&mut self) -> bool {
-        let unknown =
-            !self.machine.dispatches_unknown && hypercall::is_unknown(FunctionId(self.inner.context.gpr[0] as u32));
+        let function = FunctionId(self.inner.context.gpr[0] as u32);
+        let unknown = !self.machine.dispatches_unknown && hypercall::is_unknown(function);
         if unknown {
             self.inner.context.set_results([NOT_SUPPORTED as u64, 0, 0, 0]);
         }
@@ -465,13 +496,10 @@ impl<'a> Resident<'a> {
 
     #[inline(always)]
     fn call_from(&mut self, aarch32: bool, conduit: Conduit, immediate: u16) -> Option<Leave> {
-        let registers = self.inner.context.gpr.first_chunk::<18>()?;
-        if stub::is_stub_number(registers[0])
+        let function = self.inner.context.gpr[0];
+        if stub::is_stub_number(function)
             && let Some(leave) = self.stub_call(conduit)
         {
-            return leave;
-        }
-        if let Some(leave) = self.ioctl(conduit, immediate) {
             return leave;
         }
         let registers = self.inner.context.gpr.first_chunk::<18>()?;
@@ -507,30 +535,31 @@ impl<'a> Resident<'a> {
         })
     }
 
-    /// KVM_IOCTL of a VM that may make VMs. `None`: another call.
+    /// KVM_IOCTL of a VM that may make VMs.
     #[inline(never)]
-    fn ioctl(&mut self, conduit: Conduit, immediate: u16) -> Option<Option<Leave>> {
-        let api = self.machine.api.as_ref()?;
-        let [function, handle, number, argument, ..] = self.inner.context.gpr;
-        if function as u32 != KVM_IOCTL || conduit != Conduit::Hvc || immediate != 0 {
-            return None;
-        }
-        let answer = api.call(handle, number, argument, self.machine.memory());
-        let result = match answer {
-            Ok(Answer::Run(claim)) => {
-                self.run = Some(claim);
-                return Some(Some(Leave::Run));
-            }
-            Ok(Answer::Value(value)) => Ok(value),
-            Err(errno) => Err(errno),
+    fn ioctl(&mut self, api: &Api) -> Option<Leave> {
+        let [_, handle, number, argument, ..] = self.inner.context.gpr;
+        let user = if number as u32 == numbers::RUN { api.vcpu(handle) } else { None };
+        let result = match user {
+            Some(user) => match self.stand_in(&user, argument) {
+                Ok(Stood::Done) => return None,
+                Ok(Stood::Due) => return Some(Leave::Timer),
+                _ if user.is_dead() => Err(Errno::EIO),
+                Ok(Stood::Not) => {
+                    self.inner.run = Some(user);
+                    return Some(Leave::Run);
+                }
+                Err(errno) => Err(errno),
+            },
+            None => api.call(handle, number, argument, self.machine.memory()),
         };
         self.answer_ioctl(result);
-        Some(None)
+        None
     }
 
     /// Of which vCPU KVM_RUN was asked for.
-    pub fn take_run(&mut self) -> Option<Claim> {
-        self.run.take()
+    pub fn take_run(&mut self) -> Option<Arc<UserVcpu>> {
+        self.inner.run.take()
     }
 
     /// The result of KVM_IOCTL, in x0.
@@ -690,18 +719,24 @@ impl<'a> Resident<'a> {
                 Leave::Failed(Errno::ENOSYS)
             });
         }
-        let log2_size = abort.size();
-        let mask = u64::MAX >> (64 - (8 << log2_size));
-        let value = abort.is_write().then(|| self.inner.context.register(abort.register()) & mask);
-        let load = (!abort.is_write()).then(|| abort.load());
-        self.inner.access = Some(PendingAccess { load, bytes: abort.instruction_bytes() });
-        self.access = Access { address, log2_size, value };
+        self.leave_access(abort, address);
         Some(Leave::Mmio)
     }
 
+    /// Notes an access at `address`, which hardware describes, for whoever runs the VM.
+    #[inline(always)]
+    fn leave_access(&mut self, abort: &DataAbort, address: Ipa) {
+        self.inner.access = abort.described();
+        self.access = address;
+    }
+
     /// The access that it left for ([`Leave::Mmio`]).
-    pub(super) fn access(&self) -> Access {
-        self.access
+    #[inline(always)]
+    pub(super) fn access(&self) -> Option<Access> {
+        let abort = self.inner.access?.abort();
+        let mask = u64::MAX >> (64 - (8 << abort.size()));
+        let value = abort.is_write().then(|| self.inner.context.register(abort.register()) & mask);
+        Some(Access { address: self.access, log2_size: abort.size(), value })
     }
 
     /// A load or store that a device answers; `None` if none claims it.
@@ -792,7 +827,7 @@ impl<'a> Resident<'a> {
                     },
                 ),
                 Action::OsLockStatus => inner.context.set_register(access.register, state::os_lock_status()),
-                Action::OsLock => state::set_os_lock(inner.context.register(access.register)),
+                Action::OsLock => inner.state.set_os_lock(inner.context.register(access.register)),
                 Action::ReadAs(value) => inner.context.set_register(access.register, value),
                 Action::WriteIgnore => {}
                 Action::Deactivate if self.machine.controller == Controller::None => return Err(GuestFault::Undefined),
@@ -1033,7 +1068,11 @@ impl<'a> Resident<'a> {
         if self.vcpu.requests.load(Ordering::SeqCst) != 0 {
             self.serve_requests::<G>();
         }
-        is_due.then_some(Leave::Timer)
+        if is_due {
+            return Some(Leave::Timer);
+        }
+        let behind = self.behind?;
+        (behind.requests.load(Ordering::SeqCst) != 0).then_some(Leave::Attention)
     }
 
     #[inline(never)]
@@ -1077,9 +1116,63 @@ impl<'a> Resident<'a> {
     }
 }
 
-impl Drop for Resident<'_> {
-    /// Takes the vCPU off this CPU.
+impl Resident<'_> {
+    /// A physical SError that came about while this vCPU had the CPU, which it no longer has.
+    #[cold]
+    fn blame(&mut self, syndrome: Syndrome) {
+        self.count(ExitKind::SError);
+        match events::judge(syndrome) {
+            Verdict::Resume => {}
+            Verdict::Inject => self.inner.events.change(Change { serror: Some(NO_SYNDROME), abort: false }),
+            Verdict::Stop => self.stop_for(format_args!("{syndrome}, syndrome {:#x}", syndrome.esr)),
+        }
+    }
+}
+
+/// What makes the machine the guest's. `traps`: HCR_EL2, MDCR_EL2 and CPTR_EL2.
+#[inline(always)]
+fn config(machine: &Machine, vcpu: &Vcpu, traps: [u64; 3], traps_debug: bool, serror: Option<u64>) -> GuestConfig {
+    let [hcr, mdcr, cptr] = traps;
+    GuestConfig {
+        hcr,
+        serror,
+        vttbr: machine.vttbr,
+        vtcr: machine.vtcr,
+        vmpidr: vcpu.mpidr(),
+        cntvoff: machine.counter_offset(),
+        mdcr,
+        traps_debug,
+        cptr,
+        traps_counter: machine.is_offset,
+    }
+}
+
+impl<'a> Deref for Residence<'a> {
+    type Target = Resident<'a>;
+
+    #[inline(always)]
+    fn deref(&self) -> &Resident<'a> {
+        &self.0
+    }
+}
+
+impl DerefMut for Residence<'_> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
+}
+
+impl Drop for Residence<'_> {
     fn drop(&mut self) {
+        self.0.unload();
+    }
+}
+
+impl Resident<'_> {
+    /// Takes the vCPU off this CPU.
+    #[inline(never)]
+    fn unload(&mut self) {
         let inner = &mut *self.inner;
         match &self.machine.owner {
             None => {
@@ -1110,12 +1203,7 @@ impl Drop for Resident<'_> {
         self.inner.state.save();
         // What the guest has done to the machine is found before anyone else has this CPU.
         if let Some(syndrome) = serror::collect() {
-            self.count(ExitKind::SError);
-            match events::judge(syndrome) {
-                Verdict::Resume => {}
-                Verdict::Inject => self.inner.events.change(Change { serror: Some(NO_SYNDROME), abort: false }),
-                Verdict::Stop => self.stop_for(format_args!("{syndrome}, syndrome {:#x}", syndrome.esr)),
-            }
+            self.blame(syndrome);
         }
         // The list registers are folded back: whoever waits for that may go on.
         self.vcpu.requests.fetch_and(!request::SYNC, Ordering::SeqCst);
@@ -1138,7 +1226,8 @@ fn live_levels() -> u32 {
 pub(super) fn parked_levels(machine: &Machine, vcpu: &Vcpu) -> u32 {
     let inner = vcpu.parked();
     let now = timer::now();
-    let [virtual_timer, physical_timer] = deadlines(&inner, machine).map(|(_, at)| at.is_some_and(|at| at <= now));
+    let [virtual_timer, physical_timer] =
+        deadlines(&inner.state, machine).map(|(_, at)| at.is_some_and(|at| at <= now));
     levels(virtual_timer, physical_timer, inner.state.pmu.as_ref().is_some_and(GuestPmu::output))
 }
 
@@ -1149,9 +1238,26 @@ fn guest_mdcr(pmu: &Pmu) -> u64 {
     hcr::mdcr_guest_with_pmu(features::pmu_version()) | traps
 }
 
+/// The sooner of them; the end of time if neither will interrupt.
+#[inline(always)]
+fn next_deadline(state: &GuestState, machine: &Machine) -> u64 {
+    let timers = &state.timers;
+    if (timers.virtual_control | timers.physical_control) & 1 == 0 {
+        return u64::MAX;
+    }
+    let mut next = u64::MAX;
+    if timers.virtual_control & 3 == 1 {
+        next = timers.virtual_compare.saturating_add(machine.counter_offset());
+    }
+    if timers.physical_control & 3 == 1 {
+        next = next.min(timers.physical_compare);
+    }
+    next
+}
+
 /// When the timers of a vCPU that no CPU holds are due, in ticks of the physical counter, with their interrupts.
-pub fn deadlines(inner: &Inner, machine: &Machine) -> [(u32, Option<u64>); 2] {
-    let timers = &inner.state.timers;
+pub fn deadlines(state: &GuestState, machine: &Machine) -> [(u32, Option<u64>); 2] {
+    let timers = &state.timers;
     // ENABLE and not IMASK: the timer will interrupt.
     let due = |control: u64, at: u64| (control & 3 == 1).then_some(at);
     [
@@ -1169,7 +1275,7 @@ pub fn is_runnable(machine: &Machine, vcpu: &Vcpu, now: u64) -> (bool, Option<u6
     let inner = vcpu.parked();
     let mut next: Option<u64> = None;
     let mut is_due = false;
-    for (intid, deadline) in deadlines(&inner, machine) {
+    for (intid, deadline) in deadlines(&inner.state, machine) {
         match deadline {
             Some(at) if at <= now => {
                 machine.set_timer_level(vcpu.index(), intid, true);

@@ -4,7 +4,9 @@ use super::{
     Errno, Machine,
     events::{Change, Pending},
     init::{self, Request},
-    interface, physical,
+    interface,
+    ioctl::UserVcpu,
+    physical,
     pmu::PmuSetup,
     registers::KeptRegisters,
     stolen::StolenTime,
@@ -13,10 +15,10 @@ use super::{
 };
 use crate::{
     arch::{cache, features, gic::CpuInterface, registers::Debugger, state::GuestState},
-    vcpu::{VcpuContext, aarch32, context::PSTATE_RESET, exit::Load},
+    vcpu::{VcpuContext, aarch32, context::PSTATE_RESET, exit::Described},
     vdev::{owner_gic::OwnerCpu, vgic::VgicCpu},
 };
-use alloc::boxed::Box;
+use alloc::{boxed::Box, sync::Arc};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use spin::{Mutex, MutexGuard};
 
@@ -103,22 +105,15 @@ pub struct Inner {
     /// FAR_EL2 when it left its CPU: the address of the access that it left for, if it was one.
     pub fault_address: u64,
     /// An access that whoever runs it carries out (KVM_EXIT_MMIO), until the next run.
-    pub access: Option<PendingAccess>,
+    pub access: Option<Described>,
     /// Whoever its debug exceptions belong to instead of itself (KVM_SET_GUEST_DEBUG).
     pub debugger: Option<Box<Debugger>>,
+    /// The vCPU that is to be run in this one's stead, if its VM may make VMs.
+    pub(super) run: Option<Arc<UserVcpu>>,
     /// Exits so far.
     pub exits: ExitCounts,
     /// What it was initialised with, if it was.
     features: Option<u32>,
-}
-
-/// An access that was left to whoever runs the vCPU: what is to be done when it has been carried out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PendingAccess {
-    /// How a load fills its register; `None` for a store.
-    pub load: Option<Load>,
-    /// Bytes of the instruction.
-    pub bytes: u64,
 }
 
 /// A virtual CPU.
@@ -169,6 +164,7 @@ impl Vcpu {
                 fault_address: 0,
                 access: None,
                 debugger: None,
+                run: None,
                 exits: [0; ExitKind::NAMES.len()],
                 features: None,
             }),
@@ -236,13 +232,12 @@ impl Vcpu {
         if inner.features.is_none() {
             return Err(Errno::ENOEXEC);
         }
-        let Some(access) = inner.access.take() else { return Ok(()) };
         // An abort that was made pending instead is the access's end.
-        if still && !inner.events.abort {
-            if let Some(load) = access.load {
-                inner.context.finish_load(load, data());
-            }
-            inner.context.step_over(access.bytes);
+        let still = still && !inner.events.abort;
+        if let Some(access) = inner.access.take()
+            && still
+        {
+            inner.complete(access, data);
         }
         Ok(())
     }
@@ -424,6 +419,7 @@ impl Vcpu {
     }
 
     /// The state, for the CPU that runs it; a start that is pending is carried out first.
+    #[inline(always)]
     pub(super) fn take(&self) -> MutexGuard<'_, Inner> {
         let mut inner = self.inner.lock();
         self.start_if_asked(&mut inner);
@@ -457,6 +453,22 @@ impl Vcpu {
 }
 
 impl Inner {
+    /// Carries out the part of an access that is the vCPU's: a load gets what `data` gives.
+    #[inline(always)]
+    pub(super) fn complete(&mut self, access: Described, data: impl FnOnce() -> u64) {
+        let abort = access.abort();
+        if !abort.is_write() {
+            self.context.finish_load(abort.load(), data());
+        }
+        self.context.step_over(abort.instruction_bytes());
+    }
+
+    /// Whether it may stand in for another vCPU: it is initialised, nobody debugs it, and no error is pending for it.
+    #[inline]
+    pub(super) fn is_plain(&self) -> bool {
+        self.features.is_some() && self.debugger.is_none() && !self.events.abort && self.events.serror.is_none()
+    }
+
     fn reset(&mut self, start: Option<Start>) {
         let psci_version = self.context.psci_version;
         let features = self.features.unwrap_or(0);

@@ -6,14 +6,18 @@
 
 use super::{Pa, addr::PAGE_SIZE};
 use crate::arch::{cache, features};
+use alloc::sync::Arc;
 use buddy_system_allocator::Heap;
 use core::{
     alloc::{GlobalAlloc, Layout},
     ops::Range,
     ptr::NonNull,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 use spin::Mutex;
+
+/// 64-bit words of a page.
+pub const PAGE_WORDS: usize = PAGE_SIZE as usize / 8;
 
 /// Orders of the buddy allocator: blocks up to 2^35 bytes.
 const ORDERS: usize = 36;
@@ -187,6 +191,38 @@ impl Block {
     fn word(&self, offset: u64) -> Option<*mut u64> {
         let inside = offset.is_multiple_of(8) && offset.checked_add(8).is_some_and(|end| end <= self.size);
         inside.then_some((self.start.0.wrapping_add(offset)) as *mut u64)
+    }
+}
+
+/// A page of a block, by its words, for as long as somebody has this. Guests may write it at the same time.
+#[derive(Clone, Debug)]
+pub struct SharedPage {
+    words: NonNull<[AtomicU64; PAGE_WORDS]>,
+    _block: Arc<Block>,
+}
+
+// SAFETY: the words are atomic, and the block they are in, which is both, is kept by `_block`.
+unsafe impl Send for SharedPage {}
+// SAFETY: as above.
+unsafe impl Sync for SharedPage {}
+
+impl SharedPage {
+    /// The page at `offset` in `block`; `None` if that is misaligned or not inside.
+    pub fn new(block: Arc<Block>, offset: u64) -> Option<Self> {
+        let inside = offset.is_multiple_of(PAGE_SIZE) && offset < block.size && block.size - offset >= PAGE_SIZE;
+        let start = block.start.0.wrapping_add(offset) as *mut [AtomicU64; PAGE_WORDS];
+        NonNull::new(start).filter(|_| inside).map(|words| Self { words, _block: block })
+    }
+}
+
+impl core::ops::Deref for SharedPage {
+    type Target = [AtomicU64; PAGE_WORDS];
+
+    #[inline(always)]
+    fn deref(&self) -> &Self::Target {
+        // SAFETY: `new`: a page of the block, which is kept, aligned to more than a word; every value is one of `AtomicU64`;
+        // keel refers to a block's memory in no other way than by copies and words, and whoever else writes it is no Rust.
+        unsafe { self.words.as_ref() }
     }
 }
 

@@ -131,13 +131,19 @@ const fn advance_it(pstate: u64) -> u64 {
 
 impl VcpuContext {
     /// Steps over the trapped instruction of a guest in either state.
+    #[inline(always)]
     pub fn step_over(&mut self, bytes: u64) {
         self.skip_instruction(bytes);
         if self.is_aarch32() {
-            self.pc &= 0xffff_ffff;
-            if self.pstate & PSTATE_T != 0 {
-                self.pstate = advance_it(self.pstate);
-            }
+            self.finish_step();
+        }
+    }
+
+    #[cold]
+    fn finish_step(&mut self) {
+        self.pc &= 0xffff_ffff;
+        if self.pstate & PSTATE_T != 0 {
+            self.pstate = advance_it(self.pstate);
         }
     }
 

@@ -8,6 +8,7 @@ use crate::arch::{
     addr::Ipa,
     esr::{self, ec, fsc},
 };
+use core::num::NonZeroU64;
 
 /// The registers that say where an abort was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +48,18 @@ impl Load {
 pub struct DataAbort {
     esr: u64,
     address: FaultAddress,
+}
+
+/// What hardware says of a load or store, for when it is carried out: [`DataAbort::described`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Described(NonZeroU64);
+
+impl Described {
+    /// It, without where it goes.
+    #[inline(always)]
+    pub const fn abort(self) -> DataAbort {
+        DataAbort { esr: self.0.get(), address: FaultAddress { far: 0, hpfar: 0 } }
+    }
 }
 
 /// An instruction fetch that stage 2 refused, or that memory failed.
@@ -161,6 +174,11 @@ pub const fn is_debug(esr: u64) -> bool {
     matches!(esr::class(esr), 0x05 | 0x06 | 0x0c)
 }
 
+/// Whether an exit is an access to FP or SIMD registers that trap (CPTR_EL2.TFP).
+pub const fn is_fp(esr: u64) -> bool {
+    esr::class(esr) == 0x07
+}
+
 /// Whether an exit is a debug exception of the guest's: a breakpoint, a step, a watchpoint, BKPT or BRK.
 pub const fn is_debug_exception(esr: u64) -> bool {
     matches!(esr::class(esr), 0x30 | 0x32 | 0x34 | 0x38 | ec::BRK64)
@@ -200,6 +218,16 @@ impl DataAbort {
     #[inline(always)]
     pub fn decode(esr: u64, address: impl FnOnce() -> FaultAddress) -> Option<Self> {
         if esr::class(esr) == ec::DATA_ABORT_LOWER { Some(Self { esr, address: address() }) } else { None }
+    }
+
+    /// The part of it that outlives the exit; the access is described.
+    #[inline(always)]
+    pub const fn described(&self) -> Option<Described> {
+        // Never `None`: the exception class is not 0.
+        match NonZeroU64::new(self.esr) {
+            Some(esr) => Some(Described(esr)),
+            None => None,
+        }
     }
 
     /// Whether address and instruction are known and the access is the instruction's own: then, and only then, it can be

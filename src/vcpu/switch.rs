@@ -105,6 +105,12 @@ pub fn fault_address() -> FaultAddress {
     FaultAddress { far: read_sysreg!("far_el2"), hpfar: read_sysreg!("hpfar_el2") }
 }
 
+/// The virtual address of it, FAR_EL2.
+#[inline(always)]
+pub fn far() -> u64 {
+    read_sysreg!("far_el2")
+}
+
 /// The syndrome of this CPU's last exception at EL2, ESR_EL2.
 #[inline(always)]
 pub fn esr() -> u64 {

@@ -115,14 +115,16 @@ struct Entry<D> {
 const WINDOW_BITS: u32 = 16;
 /// How many windows there are: the devices of the `virt` platform are below 256 MiB.
 const WINDOWS: usize = 1 << (28 - WINDOW_BITS);
-/// What stands for a window that several regions share, or that none has anything of: the regions are searched.
+/// What stands for a window that several regions share: the regions are searched.
 const SEARCH: u8 = u8::MAX;
+/// What stands for a window of which nobody has anything.
+const NOBODY: u8 = u8::MAX - 1;
 
 /// The devices of a VM by address. `D` says which device, cheaply copied: an enum of the VM.
 #[derive(Clone, Debug)]
 pub struct Bus<D> {
     entries: Vec<Entry<D>>,
-    /// For each window of the low addresses the only region that has something of it, by index, or [`SEARCH`].
+    /// For each window of the low addresses the only region that has something of it, by index, or [`SEARCH`], or [`NOBODY`].
     windows: Box<[u8; WINDOWS]>,
 }
 
@@ -157,8 +159,8 @@ impl<D: Copy> Bus<D> {
             previous = Some((name, last));
             entries.push(Entry { start: region.start.0, length: region.length, device: region.device });
         }
-        let mut windows = Box::new([SEARCH; WINDOWS]);
-        for (index, entry) in entries.iter().enumerate().take(usize::from(SEARCH)) {
+        let mut windows = Box::new([NOBODY; WINDOWS]);
+        for (index, entry) in entries.iter().enumerate() {
             let last = (entry.start + (entry.length - 1)) >> WINDOW_BITS;
             for (window, only) in windows.iter_mut().enumerate().skip((entry.start >> WINDOW_BITS) as usize) {
                 if window as u64 > last {
@@ -169,7 +171,8 @@ impl<D: Copy> Bus<D> {
                     let last = (region.start + (region.length - 1)) >> WINDOW_BITS;
                     other != index && (first..=last).contains(&(window as u64))
                 });
-                *only = if shared { SEARCH } else { index as u8 };
+                let index = u8::try_from(index).ok().filter(|&index| index < NOBODY && !shared);
+                *only = index.unwrap_or(SEARCH);
             }
         }
         Ok(Self { entries, windows })
@@ -184,6 +187,7 @@ impl<D: Copy> Bus<D> {
         let window = self.windows.get((ipa.0 >> WINDOW_BITS) as usize).copied().unwrap_or(SEARCH);
         match self.entries.get(usize::from(window)) {
             Some(entry) => entry.claims(ipa, size),
+            None if window == NOBODY => None,
             None => self.search(ipa, size),
         }
     }

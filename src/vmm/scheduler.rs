@@ -10,7 +10,7 @@ use crate::{
     kvm::{
         Errno, Leave, Vcpu,
         events::{self, Verdict},
-        ioctl::{self, Claim},
+        ioctl::{self, UserVcpu},
         machine::Stop,
         physical::{self, MAX_CPUS},
         run::{Resident, is_runnable},
@@ -184,7 +184,7 @@ enum Gone {
     /// Its VM is to stop.
     Stop(Stop),
     /// It is to come back when another one has run in its stead.
-    Run(Claim),
+    Run(Arc<UserVcpu>),
 }
 
 /// A vCPU's turn on this CPU.
@@ -214,9 +214,9 @@ fn run_vcpu(entry: &Entry, position: usize, contended: bool, deadline: Option<u6
             Gone::Waits(until) => return set_waiting(&entry.vcpu, until),
             Gone::Off => return entry.vcpu.set_mp_state(MpState::Stopped),
             Gone::Stop(reason) => return machine.stop(reason),
-            Gone::Run(claim) => {
+            Gone::Run(user) => {
                 // Off this CPU, with its timers: what is due for it ends the run.
-                answer = Some(machine.run_for(&entry.vcpu, &claim, &OnBehalf { until: turn.deadline() }));
+                answer = Some(machine.run_for(&entry.vcpu, &user, &OnBehalf { until: turn.deadline() }));
                 timer::set_deadline(turn.deadline());
             }
         }
@@ -260,7 +260,7 @@ impl Turn<'_> {
                 | Leave::Undescribed(..)
                 | Leave::Failed(_) => continue,
                 Leave::Run => match resident.take_run() {
-                    Some(claim) => return Gone::Run(claim),
+                    Some(user) => return Gone::Run(user),
                     None => continue,
                 },
                 Leave::Yield => {

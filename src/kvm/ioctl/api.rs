@@ -4,7 +4,7 @@
 
 use super::{
     super::{
-        Errno, Vcpu, Vm,
+        Errno, Machine, Vcpu, Vm,
         machine::Serial,
         memory::Slots,
         slots::{Change, LOG_DIRTY_PAGES, MAX_SLOTS, MemoryRegion, READONLY, UserSlots},
@@ -22,14 +22,14 @@ use crate::{
     mm::{
         Ipa,
         addr::PAGE_SIZE,
-        frame::{self, Block},
+        frame::{self, SharedPage},
         stage2::Memory,
     },
     vdev::{idregs::GuestIdRegisters, platform::MAX_VCPUS},
 };
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use spin::Mutex;
+use spin::{Mutex, MutexGuard};
 
 /// KVM_API_VERSION.
 const API_VERSION: u64 = 12;
@@ -41,7 +41,7 @@ const USER_BITS: u32 = 48;
 /// KVM's API for one caller, the VM that owns the machine.
 #[derive(Debug)]
 pub struct Api {
-    handles: Mutex<Handles<Object>>,
+    handles: Handles<Object>,
     id_registers: GuestIdRegisters,
     cpus: u32,
 }
@@ -76,64 +76,39 @@ pub struct UserVm {
 pub struct UserVcpu {
     pub(super) vm: Arc<UserVm>,
     pub(super) vcpu: Arc<Vcpu>,
-    /// Where `struct kvm_run` is exchanged; nothing until the caller says.
-    pub(super) page: Mutex<Option<Arc<RunPage>>>,
-    pub(super) busy: AtomicBool,
+    /// Where `struct kvm_run` is exchanged; nothing until the caller says. It stays the page that it is until another takes its
+    /// place, whatever the caller does with its memory.
+    /// Whoever uses the vCPU has this locked.
+    page: Mutex<Option<SharedPage>>,
 }
 
-/// A page of the caller's, in which `struct kvm_run` is exchanged. It stays what it is until another takes its place, whatever
-/// the caller does with its memory.
-#[derive(Debug)]
-pub(super) struct RunPage {
-    pub(super) memory: Arc<Block>,
-    /// Where it is in there.
-    pub(super) offset: u64,
-}
-
-/// A vCPU that its caller has for itself.
-pub struct Claim {
-    vcpu: Arc<UserVcpu>,
-    page: Option<Arc<RunPage>>,
-}
-
-impl Claim {
-    fn new(vcpu: &Arc<UserVcpu>) -> Result<Self, Errno> {
-        if vcpu.busy.swap(true, SeqCst) {
-            return Err(Errno::EBUSY);
-        }
-        Ok(Self { vcpu: vcpu.clone(), page: vcpu.page.lock().clone() })
+impl UserVcpu {
+    /// A vCPU of `vm`, without a page.
+    pub(super) fn new(vm: Arc<UserVm>, vcpu: Arc<Vcpu>) -> Self {
+        Self { vm, vcpu, page: Mutex::new(None) }
     }
 
-    /// Where the caller says where that is.
-    pub(super) fn run_page(&self) -> &Mutex<Option<Arc<RunPage>>> {
-        &self.vcpu.page
+    /// The vCPU, and its machine if that is there already.
+    #[inline(always)]
+    pub(in super::super) fn running(&self) -> (&Vcpu, Option<&Machine>) {
+        (&self.vcpu, self.vm.vm.frozen())
     }
 
-    /// Where `struct kvm_run` is.
-    pub(super) fn page(&self) -> Option<&RunPage> {
-        self.page.as_deref()
+    /// Whether nothing can be done with its VM any more.
+    #[inline(always)]
+    pub(in super::super) fn is_dead(&self) -> bool {
+        self.vm.vm.is_dead()
     }
-}
 
-impl core::ops::Deref for Claim {
-    type Target = UserVcpu;
-    fn deref(&self) -> &UserVcpu {
-        &self.vcpu
+    /// The vCPU for one caller alone, with the page in which `struct kvm_run` is exchanged.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` while another has it, where Linux would have it wait.
+    #[inline(always)]
+    pub(in super::super) fn claim(&self) -> Result<MutexGuard<'_, Option<SharedPage>>, Errno> {
+        self.page.try_lock().ok_or(Errno::EBUSY)
     }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.vcpu.busy.store(false, SeqCst);
-    }
-}
-
-/// What a call comes to.
-pub enum Answer {
-    /// This result.
-    Value(u64),
-    /// KVM_RUN of this vCPU, by whoever has the CPU.
-    Run(Claim),
 }
 
 impl UserMemory for Slots {
@@ -149,22 +124,17 @@ impl UserMemory for Slots {
 impl Api {
     /// The API, for VMs that see `id_registers`, on a machine of `cpus` CPUs.
     pub fn new(id_registers: GuestIdRegisters, cpus: usize) -> Self {
-        Self { handles: Mutex::default(), id_registers, cpus: cpus as u32 }
+        Self { handles: Handles::default(), id_registers, cpus: cpus as u32 }
     }
 
-    /// Carries out a call: `number` on what `handle` stands for. `caller` is the memory that arguments are in.
+    /// Carries out a call: `number` on what `handle` stands for, other than KVM_RUN of a vCPU. `caller` is the memory that
+    /// arguments are in.
     ///
     /// # Errors
     ///
     /// `EBADF` for a bad handle; then the call's own.
-    pub(in super::super) fn call(
-        &self,
-        handle: u64,
-        number: u64,
-        argument: u64,
-        caller: &Slots,
-    ) -> Result<Answer, Errno> {
-        let object = if handle == SYSTEM { None } else { Some(self.handles.lock().get(handle)?) };
+    pub(in super::super) fn call(&self, handle: u64, number: u64, argument: u64, caller: &Slots) -> Result<u64, Errno> {
+        let object = if handle == SYSTEM { None } else { Some(self.object(handle)?) };
         let kind = match &object {
             None => Kind::System,
             Some(Object::Vm(_)) => Kind::Vm,
@@ -180,47 +150,53 @@ impl Api {
         let call = numbers::find(kind, number as u32);
         match call {
             // Dropped here, with no lock held.
-            Ok(Call::Close) => return self.close(handle).map(|_| Answer::Value(0)),
+            Ok(Call::Close) => return self.close(handle).map(|_| 0),
             _ if is_dead => return Err(Errno::EIO),
             _ => {}
         }
         let call = call?;
-        // Whatever is made for a caller is small, and few of it at a time. A vCPU that has run needs nothing more.
-        if call != Call::Run && !frame::can_spare(0) {
+        // Whatever is made for a caller is small, and few of it at a time.
+        if !frame::can_spare(0) {
             return Err(Errno::ENOMEM);
         }
         match object {
-            None => self.system(call, argument).map(Answer::Value),
-            Some(Object::Vm(vm)) => self.vm_call(&vm, call, argument, caller).map(Answer::Value),
+            None => self.system(call, argument),
+            Some(Object::Vm(vm)) => self.vm_call(&vm, call, argument, caller),
             Some(Object::Vcpu(vcpu)) => {
-                let claim = Claim::new(&vcpu)?;
-                match call {
-                    Call::Run if argument != 0 => Err(Errno::EINVAL),
-                    Call::Run => Ok(Answer::Run(claim)),
-                    _ => vcpu_call(&claim, call, argument, caller).map(Answer::Value),
-                }
+                let mut page = vcpu.claim()?;
+                vcpu_call(&vcpu, &mut page, call, argument, caller)
             }
-            Some(Object::Device(vm, device)) => device_call(&vm, device, call, argument, caller).map(Answer::Value),
+            Some(Object::Device(vm, device)) => device_call(&vm, device, call, argument, caller),
         }
+    }
+
+    /// The vCPU that `handle` stands for, for KVM_RUN; `None` if it is none.
+    #[inline(always)]
+    pub(in super::super) fn vcpu(&self, handle: u64) -> Option<Arc<UserVcpu>> {
+        let vcpu = |object: &Object| if let Object::Vcpu(vcpu) = object { Some(vcpu.clone()) } else { None };
+        self.handles.look(handle, vcpu)?
     }
 
     /// Whether anything is open.
     pub(in super::super) fn is_idle(&self) -> bool {
-        self.handles.lock().iter().next().is_none()
+        self.handles.is_empty()
     }
 
     /// Gives everything back.
     pub(in super::super) fn close_all(&self) {
-        let objects = self.handles.lock().close_all();
-        drop(objects);
+        drop(self.handles.close_all());
     }
 
     fn close(&self, handle: u64) -> Result<Object, Errno> {
-        self.handles.lock().close(handle)
+        self.handles.close(handle)
+    }
+
+    fn object(&self, handle: u64) -> Result<Object, Errno> {
+        self.handles.look(handle, Object::clone).ok_or(Errno::EBADF)
     }
 
     pub(super) fn open(&self, object: Object) -> Result<u64, Errno> {
-        self.handles.lock().open(object)
+        self.handles.open(object)
     }
 
     pub(super) fn abilities(&self) -> Abilities {

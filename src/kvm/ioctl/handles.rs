@@ -1,10 +1,13 @@
 //! Handles: what file descriptors are to a Linux process that uses KVM.
 //!
 //! A caller's handles are small numbers, given lowest first. [`SYSTEM`] is always there and is never given back. How many
-//! there can be is bounded, so that a caller cannot use up keel's memory by opening.
+//! there can be is bounded, so that a caller cannot use up keel's memory by opening. Each has a lock of its own: CPUs that
+//! use different ones do not meet.
 
 use super::super::Errno;
-use alloc::vec::Vec;
+use alloc::{boxed::Box, vec::Vec};
+use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use spin::Mutex;
 
 /// The handle of the system object.
 pub const SYSTEM: u64 = 0;
@@ -13,43 +16,45 @@ pub const MAX_HANDLES: usize = 4608;
 
 /// The handles of one caller.
 #[derive(Debug)]
-pub struct Handles<T>(Vec<Option<T>>);
+pub struct Handles<T> {
+    places: Box<[Mutex<Option<T>>]>,
+    /// All places before this one are taken. Who opens or closes has it.
+    free: Mutex<usize>,
+    count: AtomicUsize,
+}
 
 impl<T> Default for Handles<T> {
     fn default() -> Self {
-        Self(Vec::new())
+        let places = (1..MAX_HANDLES).map(|_| Mutex::new(None)).collect();
+        Self { places, free: Mutex::new(0), count: AtomicUsize::new(0) }
     }
 }
 
-impl<T: Clone> Handles<T> {
+impl<T> Handles<T> {
     /// Gives `object` the lowest handle that is free.
     ///
     /// # Errors
     ///
-    /// `EMFILE` when there are too many; `ENOMEM`.
-    pub fn open(&mut self, object: T) -> Result<u64, Errno> {
-        let free = self.0.iter().position(Option::is_none);
-        let place = match free {
-            Some(place) => place,
-            None if self.0.len() + 1 >= MAX_HANDLES => return Err(Errno::EMFILE),
-            None => {
-                self.0.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
-                self.0.push(None);
-                self.0.len() - 1
+    /// `EMFILE` when there are too many.
+    pub fn open(&self, object: T) -> Result<u64, Errno> {
+        let mut free = self.free.lock();
+        for (n, place) in self.places.iter().enumerate().skip(*free) {
+            let mut place = place.lock();
+            if place.is_none() {
+                *place = Some(object);
+                *free = n + 1;
+                self.count.fetch_add(1, SeqCst);
+                return Ok(n as u64 + 1);
             }
-        };
-        self.0[place] = Some(object);
-        Ok(place as u64 + 1)
+        }
+        *free = self.places.len();
+        Err(Errno::EMFILE)
     }
 
-    /// What a handle stands for; `SYSTEM` is not among them.
-    ///
-    /// # Errors
-    ///
-    /// `EBADF` if it is none.
-    pub fn get(&self, handle: u64) -> Result<T, Errno> {
-        let place = handle.checked_sub(1).and_then(|place| usize::try_from(place).ok());
-        place.and_then(|place| self.0.get(place)?.clone()).ok_or(Errno::EBADF)
+    /// What `see` makes of what a handle stands for; `None` if that is nothing. `SYSTEM` is not among them.
+    #[inline(always)]
+    pub fn look<R>(&self, handle: u64, see: impl FnOnce(&T) -> R) -> Option<R> {
+        self.places.get(handle.wrapping_sub(1) as usize)?.lock().as_ref().map(see)
     }
 
     /// Gives a handle back, with what it stood for, which is dropped by the caller when no lock is held.
@@ -57,24 +62,24 @@ impl<T: Clone> Handles<T> {
     /// # Errors
     ///
     /// `EBADF` if it is none.
-    pub fn close(&mut self, handle: u64) -> Result<T, Errno> {
-        let place = handle.checked_sub(1).and_then(|place| usize::try_from(place).ok());
-        let object = place.and_then(|place| self.0.get_mut(place)?.take()).ok_or(Errno::EBADF)?;
-        while self.0.pop_if(|last| last.is_none()).is_some() {}
-        if self.0.is_empty() {
-            self.0 = Vec::new();
-        }
+    pub fn close(&self, handle: u64) -> Result<T, Errno> {
+        let n = handle.wrapping_sub(1) as usize;
+        let mut free = self.free.lock();
+        let object = self.places.get(n).and_then(|place| place.lock().take()).ok_or(Errno::EBADF)?;
+        *free = n.min(*free);
+        self.count.fetch_sub(1, SeqCst);
         Ok(object)
     }
 
     /// Gives all handles back.
-    pub fn close_all(&mut self) -> Vec<T> {
-        self.0.drain(..).flatten().collect()
+    pub fn close_all(&self) -> Vec<T> {
+        let handles = 1..=self.places.len() as u64;
+        handles.take_while(|_| !self.is_empty()).filter_map(|handle| self.close(handle).ok()).collect()
     }
 
-    /// What all handles stand for.
-    pub fn iter(&self) -> impl Iterator<Item = &T> {
-        self.0.iter().flatten()
+    /// Whether none is open.
+    pub fn is_empty(&self) -> bool {
+        self.count.load(SeqCst) == 0
     }
 }
 
@@ -86,7 +91,7 @@ mod tests {
 
     #[test]
     fn bounded() {
-        let mut handles = Handles::default();
+        let handles = Handles::default();
         for n in 1..MAX_HANDLES as u64 {
             assert_eq!(handles.open(n), Ok(n));
         }
@@ -97,10 +102,10 @@ mod tests {
 
     #[test]
     fn bad_handles() {
-        let mut handles = Handles::default();
+        let handles = Handles::default();
         handles.open('a').unwrap();
         for handle in [0, 2, u64::MAX, 1 << 32, 1 << 63] {
-            assert_eq!((handles.get(handle), handles.close(handle)), (Err(Errno::EBADF), Err(Errno::EBADF)));
+            assert_eq!((handles.look(handle, |&object| object), handles.close(handle)), (None, Err(Errno::EBADF)));
         }
         assert_eq!((handles.close(1), handles.close(1)), (Ok('a'), Err(Errno::EBADF)));
     }
@@ -109,7 +114,7 @@ mod tests {
         /// Against a map: the lowest free number, nothing lost, nothing twice.
         #[test]
         fn as_a_map(steps in prop::collection::vec((any::<bool>(), 0_u64..20), 0..200)) {
-            let mut handles = Handles::default();
+            let handles = Handles::default();
             let mut model = BTreeMap::new();
             for (n, (open, handle)) in steps.into_iter().enumerate() {
                 if open {
@@ -119,9 +124,9 @@ mod tests {
                 } else {
                     prop_assert_eq!(handles.close(handle), model.remove(&handle).ok_or(Errno::EBADF));
                 }
-                prop_assert_eq!(handles.iter().count(), model.len());
+                prop_assert_eq!(handles.is_empty(), model.is_empty());
                 for handle in 0..24 {
-                    prop_assert_eq!(handles.get(handle), model.get(&handle).copied().ok_or(Errno::EBADF));
+                    prop_assert_eq!(handles.look(handle, |&object| object), model.get(&handle).copied());
                 }
             }
         }

@@ -21,7 +21,7 @@ mod vcpu_calls;
 mod vm_calls;
 
 #[cfg(target_os = "none")]
-pub use api::{Answer, Api, Claim};
+pub use api::{Api, UserVcpu};
 
 /// KVM_IOCTL: x1 the handle, x2 the number, x3 the argument; x0 the result, or an error number negated.
 pub const KVM_IOCTL: u32 = 0xc600_0200;

@@ -84,7 +84,7 @@ pub static CALLS: &[Row] = {
     use Kind::{Device, System, Vcpu, Vm};
     &[
         // The busiest first.
-        row(Vcpu, 0x0000_ae80, Call::Run),
+        row(Vcpu, RUN, Call::Run),
         row(Vcpu, 0x4004_ae8b, Call::SetSignalMask),
         row(Vcpu, 0x8004_ae98, Call::GetMpState),
         row(Vcpu, 0x4004_ae99, Call::SetMpState),
@@ -129,6 +129,8 @@ pub static CALLS: &[Row] = {
     ]
 };
 
+/// [`Call::Run`].
+pub const RUN: u32 = 0x0000_ae80;
 /// [`Call::Close`], on any handle but the system's. Type 'k', which KVM's numbers do not have.
 pub const KEEL_CLOSE: u32 = 0x0000_6b00;
 /// [`Call::FreeMemory`].

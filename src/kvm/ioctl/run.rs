@@ -11,13 +11,14 @@ use super::{
         run::{self, Access, Resident},
         uapi::MpState,
     },
-    api::{Claim, RunPage},
+    api::UserVcpu,
 };
 use crate::{
     arch::{cpu, timer},
-    mm::frame,
+    mm::frame::{self, PAGE_WORDS},
     vcpu::exit,
 };
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Offsets in `struct kvm_run`.
 mod offset {
@@ -67,24 +68,56 @@ pub trait Host {
 }
 
 /// `struct kvm_run` in the caller's memory, word by word: its maker may write to it at the same time.
-impl RunPage {
+#[derive(Clone, Copy, Debug)]
+pub(in super::super) struct KvmRun<'a>(pub &'a [AtomicU64; PAGE_WORDS]);
+
+impl KvmRun<'_> {
     /// The word that has the byte at `offset`.
-    fn word(&self, offset: u64) -> u64 {
-        self.memory.read_word(self.offset + (offset & !7)).map_or(0, u64::from_le)
+    #[inline]
+    fn word(self, offset: u64) -> u64 {
+        self.0.get(offset as usize / 8).map_or(0, |word| u64::from_le(word.load(Relaxed)))
     }
 
-    fn put(&self, offset: u64, value: u64) {
-        self.memory.write_word(self.offset + offset, value.to_le());
+    #[inline]
+    fn put(self, offset: u64, value: u64) {
+        if let Some(word) = self.0.get(offset as usize / 8) {
+            word.store(value.to_le(), Relaxed);
+        }
+    }
+
+    /// Whether it says what it said after KVM_EXIT_MMIO.
+    #[inline]
+    pub(in super::super) fn is_mmio(self) -> bool {
+        self.word(offset::EXIT_REASON) as u32 == reason::MMIO
+    }
+
+    /// `mmio.data`.
+    #[inline]
+    pub(in super::super) fn mmio_data(self) -> u64 {
+        self.word(offset::MMIO_DATA)
+    }
+
+    /// `immediate_exit`: the second byte of the first word.
+    #[inline]
+    pub(in super::super) fn wants_exit(self) -> bool {
+        self.word(offset::IMMEDIATE_EXIT) >> 8 & 0xff != 0
+    }
+
+    /// `exit_reason` before the run: KVM_EXIT_UNKNOWN.
+    #[inline]
+    pub(in super::super) fn begin(self) {
+        self.set_reason(0);
     }
 
     /// `exit_reason`, and what follows it up to byte 16: `flags`, which are 0.
-    fn set_reason(&self, reason: u32) {
+    #[inline]
+    fn set_reason(self, reason: u32) {
         self.put(offset::EXIT_REASON, reason.into());
     }
 
     /// What the run ends with: `union`, the part of the structure that goes with `reason`, from byte 32 on.
     #[inline]
-    fn exit<const N: usize>(&self, reason: u32, union: [u64; N]) -> Result<u64, Errno> {
+    fn exit<const N: usize>(self, reason: u32, union: [u64; N]) -> Result<u64, Errno> {
         for (word, at) in union.into_iter().zip((offset::UNION..).step_by(8)) {
             self.put(at, word);
         }
@@ -93,23 +126,93 @@ impl RunPage {
     }
 
     /// KVM_EXIT_DEBUG: hsr, hsr_high and far; `flags` say that hsr_high is there.
-    fn exit_debug(&self, esr: u64, far: u64) -> Result<u64, Errno> {
+    fn exit_debug(self, esr: u64, far: u64) -> Result<u64, Errno> {
         let far = if exit::is_watchpoint(esr) { far } else { 0 };
         self.exit(reason::DEBUG, [esr, far])?;
         self.put(offset::EXIT_REASON, u64::from(reason::DEBUG) | DEBUG_ARCH_HSR_HIGH_VALID << 48);
         Ok(0)
     }
 
-    fn system_event(&self, kind: u32, data: Option<u64>) -> Result<u64, Errno> {
+    fn system_event(self, kind: u32, data: Option<u64>) -> Result<u64, Errno> {
         let count = u32::from(data.is_some());
         self.exit(reason::SYSTEM_EVENT, [words(kind, count), data.unwrap_or(0)])
     }
 
     /// An interrupt, or another change that the caller is to look at.
-    fn interrupted(&self) -> Errno {
+    pub(in super::super) fn interrupted(self) -> Errno {
         self.set_reason(reason::INTR);
         Errno::EINTR
     }
+
+    /// KVM_EXIT_MMIO.
+    #[inline(always)]
+    pub(in super::super) fn exit_mmio(self, Access { address, log2_size, value }: Access) {
+        self.put(offset::UNION, address.0);
+        self.put(offset::UNION + 8, value.unwrap_or(0));
+        self.put(offset::UNION + 16, words(1 << log2_size, value.is_some().into()));
+        self.set_reason(reason::MMIO);
+    }
+
+    /// What `leave` is for whoever runs the vCPU, which this CPU still holds.
+    #[cold]
+    #[inline(never)]
+    pub(in super::super) fn end(self, leave: Leave, resident: &mut Resident<'_>) -> End {
+        End::Result(match leave {
+            Leave::Attention | Leave::Timer | Leave::Levels => Err(self.interrupted()),
+            Leave::Interrupt(acknowledged) => return End::Interrupt(acknowledged),
+            Leave::Wait(until) => return End::Wait(until),
+            Leave::Yield => return End::Again,
+            Leave::Off => return End::Off,
+            Leave::Mmio => {
+                resident.access().into_iter().for_each(|access| self.exit_mmio(access));
+                Ok(0)
+            }
+            Leave::Undescribed(syndrome, address) => self.exit(reason::ARM_NISV, [syndrome, address.0]),
+            Leave::Failed(errno) => Err(errno),
+            Leave::Debug => {
+                let crash = resident.crash();
+                self.exit_debug(crash.esr, crash.far)
+            }
+            Leave::Crash => {
+                let crash = resident.crash();
+                self.exit(reason::INTERNAL_ERROR, [words(UNEXPECTED_EXIT, 2), crash.esr, crash.far])
+            }
+            Leave::Hypercall(is_smc) => {
+                // nr, six arguments, ret, flags.
+                let flags = if is_smc { EXIT_SMC } else { 0 };
+                let number = resident.argument(0) & 0xffff_ffff;
+                self.exit(reason::HYPERCALL, [number, 0, 0, 0, 0, 0, 0, 0, flags])
+            }
+            Leave::Suspend => self.system_event(event::SUSPEND, None),
+            Leave::Stop(stop) => {
+                // If it is run once more all the same (DEN0022, 5.10: there is no return): INTERNAL_FAILURE.
+                resident.set_argument(0, -6_i64 as u64);
+                resident.machine().switch_off();
+                match stop {
+                    Stop::Off => self.system_event(event::SHUTDOWN, Some(0)),
+                    Stop::Reset2 => self.system_event(event::RESET, Some(event::FLAG_RESET2)),
+                    Stop::Reset => self.system_event(event::RESET, Some(0)),
+                    Stop::Crash => Err(Errno::EIO),
+                }
+            }
+            // A VM of the API neither owns the machine nor has an API.
+            Leave::Depart | Leave::Run => Err(Errno::EINVAL),
+        })
+    }
+}
+
+/// What a run of the guest came to.
+pub(in super::super) enum End {
+    /// KVM_RUN ends.
+    Result(Result<u64, Errno>),
+    /// It ends with an interrupt of the machine.
+    Interrupt(Acknowledged),
+    /// The guest waits, or until this tick of the physical counter.
+    Wait(Option<u64>),
+    /// It may go on at once.
+    Again,
+    /// The vCPU has switched itself off.
+    Off,
 }
 
 /// Two fields of 32 bits, the first at the lower address.
@@ -121,14 +224,15 @@ const fn words(first: u32, second: u32) -> u64 {
 ///
 /// # Errors
 ///
-/// `EINTR` when an interrupt ended it; `ENOEXEC` before KVM_ARM_VCPU_INIT; `EFAULT` without a page for `struct kvm_run`;
+/// `EBUSY` while another CPU has the vCPU; `EINTR` when an interrupt ended it; `ENOEXEC` before KVM_ARM_VCPU_INIT; `EFAULT` without a page for `struct kvm_run`;
 /// `ENOSYS` for an access that hardware does not describe, if the VM does not ask for those; those of
 /// [`Vm::machine`](super::super::Vm::machine) at the first run.
-pub(in super::super) fn run(claim: &Claim, host: &impl Host) -> Result<u64, Errno> {
-    let page = claim.page().ok_or(Errno::EFAULT)?;
-    let vcpu = &*claim.vcpu;
-    let is_mmio = page.word(offset::EXIT_REASON) as u32 == reason::MMIO;
-    let vm = &claim.vm.vm;
+pub(in super::super) fn run(user: &UserVcpu, host: &impl Host) -> Result<u64, Errno> {
+    let guard = user.claim()?;
+    let page = KvmRun(guard.as_ref().ok_or(Errno::EFAULT)?);
+    let vcpu = &*user.vcpu;
+    let is_mmio = page.is_mmio();
+    let vm = &user.vm.vm;
     let machine = match vm.frozen() {
         Some(machine) => machine,
         None => {
@@ -139,17 +243,16 @@ pub(in super::super) fn run(claim: &Claim, host: &impl Host) -> Result<u64, Errn
             vm.running()?
         }
     };
-    vcpu.complete_access(is_mmio, || page.word(offset::MMIO_DATA))?;
-    // The second byte of the first word.
-    if page.word(offset::IMMEDIATE_EXIT) >> 8 & 0xff != 0 {
+    vcpu.complete_access(is_mmio, || page.mmio_data())?;
+    if page.wants_exit() {
         return Err(Errno::EINTR);
     }
-    page.set_reason(0);
+    page.begin();
     let run = Run { machine, vcpu, page, host };
     let result = run.until_exit();
     if machine.controller == Controller::None {
         let levels = run::parked_levels(machine, vcpu);
-        run.page.put(offset::LEVELS, levels.into());
+        page.put(offset::LEVELS, levels.into());
     }
     result
 }
@@ -158,7 +261,7 @@ pub(in super::super) fn run(claim: &Claim, host: &impl Host) -> Result<u64, Errn
 struct Run<'a, H> {
     machine: &'a Machine,
     vcpu: &'a Vcpu,
-    page: &'a RunPage,
+    page: KvmRun<'a>,
     host: &'a H,
 }
 
@@ -183,69 +286,25 @@ impl<H: Host> Run<'_, H> {
                 seen = Some(known);
             }
             timer::set_deadline(host.deadline());
-            let mut first = 0;
-            let leave = {
+            let end = {
                 let mut resident = Resident::load(machine, vcpu, false);
                 if let Some(seen) = seen {
                     resident.watch_levels(seen);
                 }
                 let leave = resident.run();
-                match leave {
-                    Leave::Mmio => {
-                        let Access { address, log2_size, value } = resident.access();
-                        let size_and_direction = words(1 << log2_size, value.is_some().into());
-                        return page.exit(reason::MMIO, [address.0, value.unwrap_or(0), size_and_direction]);
-                    }
-                    Leave::Debug => {
-                        let crash = resident.crash();
-                        return page.exit_debug(crash.esr, crash.far);
-                    }
-                    Leave::Crash => {
-                        let crash = resident.crash();
-                        return page.exit(reason::INTERNAL_ERROR, [words(UNEXPECTED_EXIT, 2), crash.esr, crash.far]);
-                    }
-                    Leave::Hypercall(_) => first = resident.argument(0) as u32,
-                    _ => {}
-                }
-                if let Leave::Stop(_) = leave {
-                    // If it is run once more all the same (DEN0022, 5.10: there is no return): INTERNAL_FAILURE.
-                    resident.set_argument(0, -6_i64 as u64);
-                }
-                leave
+                page.end(leave, &mut resident)
             };
-            match leave {
-                Leave::Attention | Leave::Timer | Leave::Levels => return Err(page.interrupted()),
-                Leave::Interrupt(acknowledged) => {
+            match end {
+                End::Result(result) => return result,
+                End::Interrupt(acknowledged) => {
                     if !host.interrupt(acknowledged.intid()) {
                         acknowledged.deactivate();
                     }
                     return Err(page.interrupted());
                 }
-                Leave::Wait(until) => self.wait(until)?,
-                Leave::Yield => {}
-                Leave::Undescribed(syndrome, address) => {
-                    return page.exit(reason::ARM_NISV, [syndrome, address.0]);
-                }
-                Leave::Failed(errno) => return Err(errno),
-                Leave::Hypercall(is_smc) => {
-                    // nr, six arguments, ret, flags.
-                    let flags = if is_smc { EXIT_SMC } else { 0 };
-                    let number = u64::from(first);
-                    return page.exit(reason::HYPERCALL, [number, 0, 0, 0, 0, 0, 0, 0, flags]);
-                }
-                Leave::Suspend => return page.system_event(event::SUSPEND, None),
-                Leave::Off => vcpu.set_mp_state(MpState::Stopped),
-                Leave::Stop(stop) => {
-                    machine.switch_off();
-                    return match stop {
-                        Stop::Off => page.system_event(event::SHUTDOWN, Some(0)),
-                        Stop::Reset2 => page.system_event(event::RESET, Some(event::FLAG_RESET2)),
-                        Stop::Reset => page.system_event(event::RESET, Some(0)),
-                        Stop::Crash => Err(Errno::EIO),
-                    };
-                }
-                // The first two are answered above; a VM of the API neither owns the machine nor has an API.
-                Leave::Mmio | Leave::Debug | Leave::Crash | Leave::Depart | Leave::Run => return Err(Errno::EINVAL),
+                End::Wait(until) => self.wait(until)?,
+                End::Again => {}
+                End::Off => vcpu.set_mp_state(MpState::Stopped),
             }
         }
     }

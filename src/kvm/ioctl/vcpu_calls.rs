@@ -7,13 +7,13 @@ use super::{
         registers::{Value, size_to_set},
         uapi::{MpState, VcpuEvents, VcpuInit, vcpu},
     },
-    api::{Claim, RunPage},
+    api::UserVcpu,
     attribute::Attribute,
     numbers::Call,
     user::{UserMemory, copy_in, copy_out, field32, field64},
 };
-use crate::mm::{Ipa, addr::PAGE_SIZE};
-use alloc::{sync::Arc, vec::Vec};
+use crate::mm::{Ipa, addr::PAGE_SIZE, frame::SharedPage};
+use alloc::vec::Vec;
 
 /// Bytes of Linux's `sigset_t`.
 const SIGNALS: u32 = 8;
@@ -27,8 +27,15 @@ fn size(group: u32, attribute: u64) -> usize {
     }
 }
 
-pub(super) fn vcpu_call(claim: &Claim, call: Call, argument: u64, caller: &Slots) -> Result<u64, Errno> {
-    let (vm, this) = (&claim.vm.vm, &*claim.vcpu);
+/// `page`: of the vCPU, which the caller has for itself.
+pub(super) fn vcpu_call(
+    user: &UserVcpu,
+    page: &mut Option<SharedPage>,
+    call: Call,
+    argument: u64,
+    caller: &Slots,
+) -> Result<u64, Errno> {
+    let (vm, this) = (&user.vm.vm, &*user.vcpu);
     // Before the argument is read.
     if matches!(call, Call::ArmVcpuFinalize | Call::GetOneReg | Call::SetOneReg | Call::GetRegList)
         && !this.is_initialised()
@@ -126,7 +133,7 @@ pub(super) fn vcpu_call(claim: &Claim, call: Call, argument: u64, caller: &Slots
                 return Err(Errno::EINVAL);
             }
             let (memory, offset) = caller.locate(Ipa(argument), PAGE_SIZE).ok_or(Errno::EFAULT)?;
-            *claim.run_page().lock() = Some(Arc::new(RunPage { memory, offset }));
+            *page = Some(SharedPage::new(memory, offset).ok_or(Errno::EFAULT)?);
             Ok(0)
         }
         _ => Err(Errno::EINVAL),

@@ -15,8 +15,7 @@ use super::{
 };
 use crate::vdev::platform::MAX_VCPUS;
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use spin::Mutex;
+use core::sync::atomic::Ordering::SeqCst;
 
 /// Group and attribute of KVM_ARM_VM_SMCCC_FILTER.
 const VM_SMCCC: (u32, u64) = (0, 0);
@@ -151,7 +150,7 @@ impl Api {
         let vcpu = user.vm.create_vcpu(id)?;
         // Until it is initialised, which says what it is then.
         vcpu.set_mp_state(MpState::Runnable);
-        let vcpu = UserVcpu { vm: user.clone(), vcpu, page: Mutex::new(None), busy: AtomicBool::new(false) };
+        let vcpu = UserVcpu::new(user.clone(), vcpu);
         self.open(Object::Vcpu(Arc::new(vcpu)))
     }
 

@@ -135,7 +135,7 @@ impl Resident<'_> {
                 let intid = value as u32 & 0xff_ffff;
                 machine.vgic.deactivate(index, intid, &mut self.inner.vgic, &mut Hardware, &Outside(machine));
             }
-            Action::OsLock => state::set_os_lock((value == OS_LOCK_KEY).into()),
+            Action::OsLock => self.inner.state.set_os_lock((value == OS_LOCK_KEY).into()),
             Action::WriteIgnore => {}
             _ => return self.other(id, Some(value)).map(|_| ()),
         }

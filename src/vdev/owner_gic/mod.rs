@@ -646,6 +646,40 @@ impl OwnerGic {
         }
     }
 
+    /// As [`unload`](Self::unload), for a vCPU that another one stands in for on this CPU, if it holds no interrupt: only its CPU
+    /// interface moves, and of that only the first registers of active priorities. `false`, and nothing has changed, if it does.
+    #[inline(always)]
+    pub fn set_aside(&self, cpu: &mut OwnerCpu, vif: &mut impl VirtualInterface) -> bool {
+        // Those that are not there are never empty; 16 are the most.
+        let all = u16::MAX >> (MAX_LIST_REGISTERS - vif.list_registers());
+        let kept = cpu.queued.used | cpu.spilled.used;
+        let holds = u32::from(vif.empty() as u16 ^ all | kept) | cpu.timers_active | cpu.timers_off;
+        if holds != 0 {
+            return false;
+        }
+        let state = &mut cpu.interface;
+        vif.save_first(&mut state.vmcr, &mut state.ap0r, &mut state.ap1r);
+        true
+    }
+
+    /// The other registers of active priorities of a vCPU that is set aside.
+    pub fn set_more_aside(&self, cpu: &mut OwnerCpu, vif: &impl VirtualInterface) {
+        vif.save_more(&mut cpu.interface.ap0r, &mut cpu.interface.ap1r);
+    }
+
+    /// And of one that is taken up.
+    pub fn take_more_up(&self, cpu: &OwnerCpu, vif: &mut impl VirtualInterface) {
+        vif.load_more(&cpu.interface.ap0r, &cpu.interface.ap1r);
+    }
+
+    /// As [`load`](Self::load), for a vCPU that was [set aside](Self::set_aside).
+    #[inline(always)]
+    pub fn take_up(&self, cpu: &OwnerCpu, vif: &mut impl VirtualInterface) {
+        let state = &cpu.interface;
+        vif.load_first(state.vmcr, &state.ap0r, &state.ap1r);
+        vif.set_control(self.always);
+    }
+
     /// Gives the timers' interrupts of `vcpu`'s CPU these priorities.
     fn set_timer_priorities(&self, vcpu: usize, gic: &impl PhysicalGic, of: impl Fn(u32) -> u8) {
         for intid in (SGIS..PRIVATE).filter(|&intid| self.is_timer(intid)) {
@@ -785,16 +819,10 @@ fn interface(vif: &impl VirtualInterface) -> InterfaceState {
 /// What there is no register for stays as it is.
 #[inline]
 fn save_interface(state: &mut InterfaceState, vif: &impl VirtualInterface) {
-    state.vmcr = vif.vmcr();
-    for n in 0..vif.active_priority_registers().min(4) {
-        (state.ap0r[n], state.ap1r[n]) = (vif.ap0r(n), vif.ap1r(n));
-    }
+    vif.save_state(&mut state.vmcr, &mut state.ap0r, &mut state.ap1r);
 }
 
+#[inline]
 fn set_interface(state: &InterfaceState, vif: &mut impl VirtualInterface) {
-    vif.set_vmcr(state.vmcr);
-    for n in 0..vif.active_priority_registers().min(4) {
-        vif.set_ap0r(n, state.ap0r[n]);
-        vif.set_ap1r(n, state.ap1r[n]);
-    }
+    vif.load_state(state.vmcr, &state.ap0r, &state.ap1r);
 }

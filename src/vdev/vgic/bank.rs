@@ -269,6 +269,12 @@ impl Bank {
         self.priority[(index % 32) as usize].swap(priority, SeqCst) != priority
     }
 
+    /// Interrupts that may be pending or active, list registers apart. What becomes so meanwhile makes the vCPU dirty.
+    #[inline(always)]
+    pub(super) fn stirred(&self) -> u32 {
+        (self.latch.load(Relaxed) | self.active.load(Relaxed)) as u32 | self.level.load(Relaxed)
+    }
+
     /// The state of the bank now.
     #[inline]
     pub(super) fn view(&self, order: Ordering) -> View {

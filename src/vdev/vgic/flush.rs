@@ -5,7 +5,7 @@
 //! it starts from the bitmaps each time and keeps nothing but which list registers are in use.
 
 use core::mem;
-use core::sync::atomic::{Ordering::Relaxed, Ordering::Release, Ordering::SeqCst, fence};
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::Release, Ordering::SeqCst, fence};
 
 use super::bank::{Bank, Presentation, View};
 use super::lr::{self, Control, ListRegister, VgicCpu, VirtualInterface};
@@ -283,6 +283,7 @@ impl Vgic {
 
     /// Takes `vcpu` off this CPU: its list registers end up empty, its CPU interface's state in `cpu`, and no physical interrupt
     /// stays active for it. The vCPU may then be [loaded](Self::load) on any CPU.
+    #[inline(never)]
     pub fn unload(&self, vcpu: usize, cpu: &mut VgicCpu, vif: &mut impl VirtualInterface, host: &dyn VgicHost) {
         let Some(own) = self.redistributors.get(vcpu) else { return };
         if cpu.used != 0 || cpu.written != 0 {
@@ -302,30 +303,54 @@ impl Vgic {
             cpu.control = Control::empty();
         }
         vif.set_control(Control::empty());
-        cpu.vmcr = vif.vmcr();
-        let count = vif.active_priority_registers();
-        for (n, (ap0r, ap1r)) in cpu.ap0r.iter_mut().zip(&mut cpu.ap1r).take(count).enumerate() {
-            (*ap0r, *ap1r) = (vif.ap0r(n), vif.ap1r(n));
-        }
+        vif.save_state(&mut cpu.vmcr, &mut cpu.ap0r, &mut cpu.ap1r);
     }
 
     /// Puts `vcpu` on this CPU, whose list registers are empty. If it has interrupts they are loaded by the next
     /// [`flush`](Self::flush), for which it is dirty.
+    #[inline(never)]
     pub fn load(&self, vcpu: usize, cpu: &mut VgicCpu, vif: &mut impl VirtualInterface) {
         let Some(own) = self.redistributors.get(vcpu) else { return };
         (cpu.used, cpu.written, cpu.consumed) = (0, 0, 0);
         // `cpu.control` is empty since the unloading.
         vif.set_control(self.always());
-        vif.set_vmcr(cpu.vmcr);
-        let count = vif.active_priority_registers();
-        for (n, (ap0r, ap1r)) in cpu.ap0r.iter().zip(&cpu.ap1r).take(count).enumerate() {
-            vif.set_ap0r(n, *ap0r);
-            vif.set_ap1r(n, *ap1r);
-        }
-        let view = own.private.view(SeqCst);
-        if view.pending() | view.active() != 0 || own.spi_hint.load(SeqCst) != 0 {
+        vif.load_state(cpu.vmcr, &cpu.ap0r, &cpu.ap1r);
+        if own.private.stirred() | own.spi_hint.load(Relaxed) != 0 {
             own.dirty.store(true, SeqCst);
         }
+    }
+
+    /// As [`load`](Self::load), where another vCPU has been set aside, whose control is as if it had no interrupts. Only the first
+    /// registers of active priorities move. Before anything is looked at, `stir` is called if not all is quiet. Returns the
+    /// [`dirty_flag`](Self::dirty_flag).
+    #[inline(always)]
+    pub fn stand_in(
+        &self,
+        vcpu: usize,
+        cpu: &mut VgicCpu,
+        vif: &mut impl VirtualInterface,
+        stir: impl FnOnce(),
+    ) -> Option<&AtomicBool> {
+        let own = self.redistributors.get(vcpu)?;
+        (cpu.used, cpu.written, cpu.consumed) = (0, 0, 0);
+        vif.set_control(self.always());
+        vif.load_first(cpu.vmcr, &cpu.ap0r, &cpu.ap1r);
+        if own.private.stirred() | own.spi_hint.load(Relaxed) != 0 {
+            stir();
+            own.dirty.store(true, SeqCst);
+        }
+        Some(&own.dirty)
+    }
+
+    /// As [`unload`](Self::unload), before another vCPU sets its control; as in [`stand_in`](Self::stand_in).
+    #[inline(always)]
+    pub fn step_back(&self, vcpu: usize, cpu: &mut VgicCpu, vif: &mut impl VirtualInterface, host: &dyn VgicHost) {
+        let Some(own) = self.redistributors.get(vcpu) else { return };
+        let busy = u32::from(cpu.used | cpu.written) | own.physical_active.load(Relaxed);
+        if busy != 0 || !cpu.control.is_empty() {
+            return self.unload(vcpu, cpu, vif, host);
+        }
+        vif.save_first(&mut cpu.vmcr, &mut cpu.ap0r, &mut cpu.ap1r);
     }
 
     /// Whether a `vcpu` that is not resident has an interrupt that would wake it from WFI: pending, enabled, let through

@@ -85,6 +85,11 @@ pub trait VirtualInterface {
     fn list_registers(&self) -> usize;
     /// How many registers of active priorities each group has: 1, 2 or 4 (from ICH_VTR_EL2.PREbits 5, 6, 7).
     fn active_priority_registers(&self) -> usize;
+    /// Whether those are more than one.
+    #[inline(always)]
+    fn has_more_priorities(&self) -> bool {
+        self.active_priority_registers() > 1
+    }
     /// Reads ICH_LR`n`_EL2; `n` is less than [`list_registers`](Self::list_registers).
     fn read_lr(&self, n: usize) -> u64;
     /// Writes ICH_LR`n`_EL2.
@@ -112,6 +117,46 @@ pub trait VirtualInterface {
     fn ap1r(&self, n: usize) -> u32;
     /// Writes ICH_AP1R`n`_EL2.
     fn set_ap1r(&mut self, n: usize, value: u32);
+    /// Reads ICH_VMCR_EL2 and the active priorities of both groups. What there is no register for stays as it is.
+    #[inline(always)]
+    fn save_state(&self, vmcr: &mut u64, ap0r: &mut [u32; 4], ap1r: &mut [u32; 4]) {
+        self.save_first(vmcr, ap0r, ap1r);
+        self.save_more(ap0r, ap1r);
+    }
+    /// Writes them.
+    #[inline(always)]
+    fn load_state(&mut self, vmcr: u64, ap0r: &[u32; 4], ap1r: &[u32; 4]) {
+        self.load_first(vmcr, ap0r, ap1r);
+        self.load_more(ap0r, ap1r);
+    }
+    /// As [`save_state`](Self::save_state), of the active priorities only the first registers.
+    #[inline(always)]
+    fn save_first(&self, vmcr: &mut u64, ap0r: &mut [u32; 4], ap1r: &mut [u32; 4]) {
+        *vmcr = self.vmcr();
+        (ap0r[0], ap1r[0]) = (self.ap0r(0), self.ap1r(0));
+    }
+    /// Writes those.
+    #[inline(always)]
+    fn load_first(&mut self, vmcr: u64, ap0r: &[u32; 4], ap1r: &[u32; 4]) {
+        self.set_vmcr(vmcr);
+        self.set_ap0r(0, ap0r[0]);
+        self.set_ap1r(0, ap1r[0]);
+    }
+    /// The others.
+    fn save_more(&self, ap0r: &mut [u32; 4], ap1r: &mut [u32; 4]) {
+        let count = self.active_priority_registers();
+        for (n, (ap0r, ap1r)) in ap0r.iter_mut().zip(ap1r).enumerate().take(count).skip(1) {
+            (*ap0r, *ap1r) = (self.ap0r(n), self.ap1r(n));
+        }
+    }
+    /// Writes those.
+    fn load_more(&mut self, ap0r: &[u32; 4], ap1r: &[u32; 4]) {
+        let count = self.active_priority_registers();
+        for (n, (ap0r, ap1r)) in ap0r.iter().zip(ap1r).enumerate().take(count).skip(1) {
+            self.set_ap0r(n, *ap0r);
+            self.set_ap1r(n, *ap1r);
+        }
+    }
     /// Sets or clears the active state of a physical private interrupt of this CPU (GICR_ISACTIVER0, GICR_ICACTIVER0).
     fn set_physical_active(&mut self, host_intid: u32, active: bool);
     /// Whether the line of a mapped physical interrupt is high now. It tells a timer that the guest has since switched off

@@ -1,6 +1,7 @@
 //! What a run of a VM that was made by KVM_IOCTL costs its maker: `bench-kvm` of the VM that owns the machine.
 
 use core::{arch::global_asm, cell::UnsafeCell};
+use keel_kvm::{Backend, Hypercall};
 use keel_test_kernel::{arch, power, println, time};
 
 const KVM_IOCTL: u32 = 0xc600_0200;
@@ -74,13 +75,10 @@ pub fn run() {
         Ok(vcpu) => vcpu,
         Err((what, error)) => return println!("bench kvm_run_exit FAILED: {what}: {error}"),
     };
-    let mut failed = 0;
-    let mut start = 0;
-    for round in 0..=ROUNDS {
-        if round == 1 {
-            start = time::now();
-        }
-        failed |= ioctl(vcpu, 0xae80, 0);
+    let mut failed = Hypercall.call(vcpu, 0xae80, 0);
+    let start = time::now();
+    for _ in 0..ROUNDS {
+        failed |= Hypercall.call(vcpu, 0xae80, 0);
     }
     let ticks = time::now() - start;
     // SAFETY: inside the page, which no run writes now.

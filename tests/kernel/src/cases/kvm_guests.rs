@@ -33,7 +33,7 @@ pub const CASES: &[Case] = &[
     case("kvm/save_and_restore", 2, Root, save_and_restore),
 ];
 
-static RUN: Page = Page::ZERO;
+pub(super) static RUN: Page = Page::ZERO;
 static RAM: [Page; 1] = [Page::ZERO];
 /// The second vCPU's, and the memory that both have.
 static OTHER_RUN: Page = Page::ZERO;
@@ -157,6 +157,199 @@ global_asm!(
     "cbnz w0, 3b",
     "str w0, [x1, #8]",
     "guest_end guest_overflow",
+    // Changes what it can, with FP and SIMD in every other round (x9), and with keys of pointer authentication if x3 is 1; and says
+    // after an exit what of it has changed.
+    "guest guest_spoils",
+    ".arch_extension fp",
+    ".arch_extension simd",
+    "mov x5, #3 << 20",
+    "msr cpacr_el1, x5",
+    "isb",
+    "mov x9, #0",
+    "movz x4, #0x1234, lsl #16",
+    "2: movz x5, #0x1110",
+    "add x4, x4, x5",
+    "eor x9, x9, #1",
+    "msr tpidr_el0, x4",
+    "msr tpidrro_el0, x4",
+    "msr tpidr_el1, x4",
+    "msr far_el1, x4",
+    "msr elr_el1, x4",
+    "msr sp_el0, x4",
+    "msr cntv_cval_el0, x4",
+    "msr cntp_cval_el0, x4",
+    "msr ttbr0_el1, x4",
+    "msr ttbr1_el1, x4",
+    "cbz x3, 3f",
+    "msr S3_0_C2_C1_0, x4",
+    "msr S3_0_C2_C1_1, x4",
+    "msr S3_0_C2_C1_2, x4",
+    "msr S3_0_C2_C1_3, x4",
+    "msr S3_0_C2_C2_0, x4",
+    "msr S3_0_C2_C2_1, x4",
+    "msr S3_0_C2_C2_2, x4",
+    "msr S3_0_C2_C2_3, x4",
+    "msr S3_0_C2_C3_0, x4",
+    "msr S3_0_C2_C3_1, x4",
+    "3: cbz x9, 4f",
+    "dup v0.2d, x4",
+    "dup v1.2d, x4",
+    "dup v2.2d, x4",
+    "dup v3.2d, x4",
+    "dup v4.2d, x4",
+    "dup v5.2d, x4",
+    "dup v6.2d, x4",
+    "dup v7.2d, x4",
+    "dup v8.2d, x4",
+    "dup v9.2d, x4",
+    "dup v10.2d, x4",
+    "dup v11.2d, x4",
+    "dup v12.2d, x4",
+    "dup v13.2d, x4",
+    "dup v14.2d, x4",
+    "dup v15.2d, x4",
+    "dup v16.2d, x4",
+    "dup v17.2d, x4",
+    "dup v18.2d, x4",
+    "dup v19.2d, x4",
+    "dup v20.2d, x4",
+    "dup v21.2d, x4",
+    "dup v22.2d, x4",
+    "dup v23.2d, x4",
+    "dup v24.2d, x4",
+    "dup v25.2d, x4",
+    "dup v26.2d, x4",
+    "dup v27.2d, x4",
+    "dup v28.2d, x4",
+    "dup v29.2d, x4",
+    "dup v30.2d, x4",
+    "dup v31.2d, x4",
+    "mov x5, #1 << 22",
+    "msr fpcr, x5",
+    "4: mov x6, #0",
+    "str xzr, [x1]",
+    "mrs x5, tpidr_el0",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "mrs x5, tpidrro_el0",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "mrs x5, tpidr_el1",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "mrs x5, far_el1",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "mrs x5, elr_el1",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "mrs x5, sp_el0",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "mrs x5, cntv_cval_el0",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "mrs x5, cntp_cval_el0",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "mrs x5, ttbr0_el1",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "mrs x5, ttbr1_el1",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "cbz x3, 5f",
+    "mrs x5, S3_0_C2_C1_0",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "mrs x5, S3_0_C2_C1_1",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "mrs x5, S3_0_C2_C1_2",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "mrs x5, S3_0_C2_C1_3",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "mrs x5, S3_0_C2_C2_0",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "mrs x5, S3_0_C2_C2_1",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "mrs x5, S3_0_C2_C2_2",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "mrs x5, S3_0_C2_C2_3",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "mrs x5, S3_0_C2_C3_0",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "mrs x5, S3_0_C2_C3_1",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "5: cbz x9, 6f",
+    "umov x5, v0.d[0]",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "umov x5, v0.d[1]",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "umov x5, v1.d[0]",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "umov x5, v1.d[1]",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "umov x5, v7.d[0]",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "umov x5, v7.d[1]",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "umov x5, v8.d[0]",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "umov x5, v8.d[1]",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "umov x5, v15.d[0]",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "umov x5, v15.d[1]",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "umov x5, v16.d[0]",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "umov x5, v16.d[1]",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "umov x5, v23.d[0]",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "umov x5, v23.d[1]",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "umov x5, v30.d[0]",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "umov x5, v30.d[1]",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "umov x5, v31.d[0]",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "umov x5, v31.d[1]",
+    "eor x5, x5, x4",
+    "orr x6, x6, x5",
+    "mrs x5, fpcr",
+    "eor x5, x5, #1 << 22",
+    "orr x6, x6, x5",
+    "6: str x6, [x1, #8]",
+    "b 2b",
+    "guest_end guest_spoils",
     // A timer without an interrupt controller: its maker raises the pin, and lowers it.
     "guest guest_pins",
     "mov x0, #1",
@@ -239,7 +432,7 @@ macro_rules! programs {
 programs!(
     guest_timers guest_timers_end, guest_counters guest_counters_end, guest_counts guest_counts_end,
     guest_overflow guest_overflow_end, guest_pins guest_pins_end, guest_two guest_two_end,
-    guest_sleeper guest_sleeper_end
+    guest_sleeper guest_sleeper_end, guest_spoils guest_spoils_end
 );
 
 /// The instructions between two labels.
@@ -251,8 +444,13 @@ macro_rules! program {
     }};
 }
 
+/// The program that changes its registers.
+pub(super) fn spoiler() -> &'static [u32] {
+    program!(guest_spoils, guest_spoils_end)
+}
+
 /// A VM with one vCPU, which is about to run a program.
-struct Guest {
+pub(super) struct Guest {
     // Dropped in this order.
     vcpu: Vcpu<Hypercall>,
     gic: Option<Device<Hypercall>>,
@@ -261,7 +459,7 @@ struct Guest {
 
 impl Guest {
     /// With a GICv3 or without an interrupt controller, and with these features. Not started, and nothing said of its devices yet.
-    fn new(program: &[u32], has_gic: bool, features: u32) -> Check<Self> {
+    pub(super) fn new(program: &[u32], has_gic: bool, features: u32) -> Check<Self> {
         RAM[0].load(program);
         clean(&RAM[0]);
         let system = System(Hypercall);
@@ -284,9 +482,14 @@ impl Guest {
     }
 
     /// x`n`; 32 is the PC.
-    fn set(&self, n: u64, value: u64) -> Check {
+    pub(super) fn set(&self, n: u64, value: u64) -> Check {
         let id = if n == 32 { reg::PC } else { reg::x(n) };
         well("KVM_SET_ONE_REG", self.vcpu.set_register(id, value))
+    }
+
+    /// The vCPU's handle.
+    pub(super) fn handle(&self) -> u64 {
+        self.vcpu.handle()
     }
 
     fn stored(&self, offset: u64) -> Check<u64> {

@@ -4,11 +4,13 @@
 //! guest on the same CPU every round is at least one change. The pattern depends on the boot argument `seed`, which tells
 //! guests apart; `rounds` says how many there are.
 
+use super::kvm_guests::{Guest, RUN, spoiler};
 use crate::{
     check, check_eq,
     harness::{Case, Check, Under::*, case, skip},
 };
 use core::arch::asm;
+use keel_kvm::{KVM_IOCTL, number, run::RunPage, uapi::feature};
 use keel_test_kernel::{
     exec::{self, Registers},
     irq,
@@ -18,7 +20,8 @@ use keel_test_kernel::{
 };
 
 /// The cases.
-pub const CASES: &[Case] = &[case("switch/nothing_mixes", 1, Any, nothing_mixes)];
+pub const CASES: &[Case] =
+    &[case("switch/nothing_mixes", 1, Any, nothing_mixes), case("switch/kvm_run", 1, Root, kvm_run)];
 
 /// Rounds without the boot argument.
 const ROUNDS: u64 = 200;
@@ -281,4 +284,56 @@ fn sleep() {
     msr!("S3_0_C4_C6_0", mask);
     Timer::Virtual.stop();
     Timer::Virtual.set_compare(compare);
+}
+
+/// A guest of the root's changes what it can while the root's registers are full, with FP and SIMD in every other round; it
+/// looks at its own, too, after each exit.
+fn kvm_run(machine: &Machine) -> Check {
+    let isar1 = mrs!("id_aa64isar1_el1");
+    let has_keys = isar1 >> 4 & 0xff != 0 || mrs!("S3_0_C0_C6_2") >> 12 & 0xf != 0;
+    let both = 1 << feature::PTRAUTH_ADDRESS.trailing_zeros() | 1 << feature::PTRAUTH_GENERIC.trailing_zeros();
+    for features in [0, both] {
+        if features != 0 && !has_keys {
+            continue;
+        }
+        let guest = Guest::new(spoiler(), true, features)?;
+        guest.set(3, u64::from(features != 0))?;
+        for pattern in 0..8 {
+            let expected = fill(0x7000_0000 + (pattern << 12), has_keys, false);
+            let result = (0..8).try_for_each(|round| run_guest(&guest, &expected, pattern << 4 | round));
+            clear(false);
+            result?;
+        }
+    }
+    check!(machine.has_gicv3, "a root has a GICv3");
+    Ok(())
+}
+
+fn run_guest(guest: &Guest, expected: &Expected, round: u64) -> Check {
+    loop {
+        let mut before = expected.general.clone();
+        before.x[..4].copy_from_slice(&[KVM_IOCTL.into(), guest.handle(), number::RUN.into(), 0]);
+        let outcome = exec::run(exec::hvc(0), &before);
+        check!(outcome.trap.is_none(), "HVC took {:x?}", outcome.trap);
+        check_eq!(outcome.changed(&[0, 1, 2, 3]), None, "general registers, round {round:#x}");
+        let mut wrong = El1::differs(&expected.el1).or_else(|| Debug::differs(&expected.debug));
+        if let Some(keys) = &expected.keys {
+            wrong = wrong.or_else(|| Keys::differs(keys));
+        }
+        check_eq!(mrs!("oslsr_el1"), expected.locked, "OSLSR_EL1, round {round:#x}");
+        if let Some((name, found, wanted)) = wrong {
+            check!(false, "{name}: {found:#x}, expected {wanted:#x}, round {round:#x}");
+        }
+        if outcome.after.x[0] == 0 {
+            break;
+        }
+        check_eq!(outcome.after.x[0] as i64, -4, "KVM_RUN");
+    }
+    match RunPage(&RUN).exit() {
+        keel_kvm::Exit::MmioWrite { address, value, .. } => {
+            check_eq!(value, 0, "registers of the guest's that changed, store to {address:#x}, round {round:#x}");
+        }
+        other => check!(false, "the guest's exit: {other:?}"),
+    }
+    Ok(())
 }
