@@ -40,6 +40,8 @@ pub enum Errno {
     EMFILE = 24,
     /// Not an ioctl of this device.
     ENOTTY = 25,
+    /// No room for more bindings.
+    ENOSPC = 28,
     /// Not implemented.
     ENOSYS = 38,
 }

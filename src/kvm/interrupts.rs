@@ -11,7 +11,7 @@ use crate::{
 use core::{cell::RefCell, sync::atomic::Ordering};
 
 /// Makes a vCPU see a change of its interrupts, wherever it is.
-fn kick(vcpu: &Vcpu) {
+pub(super) fn kick(vcpu: &Vcpu) {
     if vcpu.resident.load(Ordering::SeqCst) {
         physical::kick(vcpu.cpu());
     } else if vcpu.take_waiting() {
@@ -65,6 +65,12 @@ impl VgicHost for Outside<'_> {
     fn carry_on(&self, vcpu: usize) {
         if let Some(its) = &self.0.its {
             its.carry_on(vcpu, &self.0.vgic, self);
+        }
+    }
+
+    fn ended(&self, intid: u32) {
+        if let Some(user) = &self.0.user {
+            user.bindings.ended(intid);
         }
     }
 }

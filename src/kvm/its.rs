@@ -97,7 +97,12 @@ impl Vm {
                 if its.address.is_none() && self.machine.is_completed() {
                     return Err(Errno::EBUSY);
                 }
-                set_address(&mut its.address, value, ITS_SIZE, V3_ALIGNMENT, ipa_bits)
+                set_address(&mut its.address, value, ITS_SIZE, V3_ALIGNMENT, ipa_bits)?;
+                let its = its.its.clone();
+                if let Some(bindings) = &setup.user {
+                    bindings.set_its(&its, value);
+                }
+                Ok(())
             }
             (GROUP_ADDR, _) => Err(Errno::ENODEV),
             (GROUP_CTRL, CTRL_INIT) => self.has_its_attr(group, attribute),

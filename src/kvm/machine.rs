@@ -2,6 +2,7 @@
 
 use super::{
     Errno,
+    bindings::Bindings,
     filter::Filter,
     interface::Hardware,
     interrupts::{Exiting, Outside},
@@ -178,6 +179,10 @@ pub(super) struct User {
     pub end: Ipa,
     /// Accesses that hardware does not describe are its maker's too.
     pub nisv: bool,
+    /// Accesses below are its maker's and nothing else: those below `end`, or none while stores are bound to events.
+    pub unbound: AtomicU64,
+    /// Those, and the events that are bound to its interrupts.
+    pub bindings: Arc<Bindings>,
 }
 
 /// How a VM came to stop.
@@ -476,6 +481,20 @@ impl Machine {
         }
     }
 
+    /// Stores are bound to events, or no longer are.
+    pub(super) fn bind_stores(&self, are_bound: bool) {
+        if let Some(user) = &self.user {
+            user.unbound.store(if are_bound { 0 } else { user.end.0 }, Ordering::SeqCst);
+        }
+    }
+
+    /// An interrupt of the machine's arrived on this CPU; it is acknowledged, its priority dropped, and it is still active. `true`
+    /// if it was an event that is bound to an interrupt of a VM, and is dealt with.
+    pub(super) fn take_event(&self, intid: u32) -> bool {
+        let of_user = self.user.as_ref().is_some_and(|user| user.bindings.take_event(intid));
+        of_user || self.owner.as_ref().is_some_and(|owner| owner.events.take(intid))
+    }
+
     /// The guest may not write at `ipa`, and tries. `None`: it may now, if it could at all. Otherwise the access is its maker's.
     pub(super) fn take_write(&self, user: &User, ipa: Ipa) -> Option<Result<(), Errno>> {
         match self.slots.kind(ipa) {
@@ -583,12 +602,15 @@ impl Machine {
     }
 
     /// An interrupt of the machine that is no VM's timer arrived on this CPU, where the owner's vCPU is not resident; it is
-    /// acknowledged, and still active. `false` if it is not the owner's.
-    pub fn take_interrupt(&self, intid: u32) -> bool {
-        let Some(owner) = &self.owner else { return false };
-        let Some(vcpu) = self.vcpus.iter().find(|vcpu| vcpu.cpu() == cpu::index()) else { return false };
+    /// acknowledged, and still active. `None` if it is not the owner's; whether it is to look at it.
+    pub fn take_interrupt(&self, intid: u32) -> Option<bool> {
+        let owner = self.owner.as_ref()?;
+        if owner.events.take(intid) {
+            return Some(false);
+        }
+        let vcpu = self.vcpus.iter().find(|vcpu| vcpu.cpu() == cpu::index())?;
         owner.gic.queue(vcpu.index(), intid, &mut vcpu.parked().owner, owner);
-        true
+        Some(true)
     }
 
     /// What the owner's vCPU does to a frame of the machine's GIC.

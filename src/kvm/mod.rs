@@ -13,14 +13,18 @@ pub mod firmware;
 pub mod guest_debug;
 pub mod init;
 pub mod ioctl;
+pub mod ioeventfd;
 pub mod pages;
 pub mod pmu;
 pub mod registers;
+pub mod routing;
 pub mod slots;
 pub mod uapi;
 
 #[cfg(target_os = "none")]
 mod attributes;
+#[cfg(target_os = "none")]
+pub mod bindings;
 #[cfg(target_os = "none")]
 mod caller;
 #[cfg(target_os = "none")]

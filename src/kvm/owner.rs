@@ -6,7 +6,13 @@
 //! CPUs that are off are given back to firmware then, so that whoever is next can start them; CPUs that are on stay under
 //! keel until they ask too.
 
-use super::{Machine, Vcpu, interface::Hardware, physical, vcpu::Inner};
+use super::{
+    Machine, Vcpu,
+    bindings::{self, OwnerEvents},
+    interface::Hardware,
+    physical,
+    vcpu::Inner,
+};
 use crate::{
     arch::{
         cache, cpu,
@@ -20,7 +26,7 @@ use crate::{
         owner_gic::{Frame, InterfaceState, IntidSet, OwnerCpu, OwnerGic, OwnerGicConfig, OwnerHost, PhysicalGic},
     },
 };
-use alloc::vec::Vec;
+use alloc::{sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicU8, Ordering::SeqCst};
 
 /// How long a CPU that was given back may take to be off, in parts of a second.
@@ -42,6 +48,7 @@ const ICC_CTLR_EOIMODE: u64 = 1 << 1;
 #[derive(Debug)]
 pub struct Owner {
     pub(super) gic: OwnerGic,
+    pub(super) events: Arc<OwnerEvents>,
     distributor: Distributor,
     /// By vCPU.
     redistributors: Vec<Redistributor>,
@@ -128,7 +135,14 @@ impl Owner {
         let config = OwnerGicConfig { vcpus: cpus.len(), kept, timers, timer_priority: gic::KEEL_PRIORITY, enabled };
         let gic = OwnerGic::new(config);
         let traps = late.then(state::owner_traps);
-        Ok(Self { gic, distributor, redistributors, kept, timers, successor, state: AtomicU8::new(STAYING), traps })
+        let events = bindings::events_of(distributor);
+        let state = AtomicU8::new(STAYING);
+        Ok(Self { gic, events, distributor, redistributors, kept, timers, successor, state, traps })
+    }
+
+    /// Its shared interrupts, as events for VMs of its own.
+    pub fn events(&self) -> &Arc<OwnerEvents> {
+        &self.events
     }
 
     /// Where the GIC's frames are, for the owner's accesses to be seen: GICD, and each vCPU's GICR, with their lengths.

@@ -384,7 +384,7 @@ impl<'a> Resident<'a> {
                             continue;
                         }
                         if let Some(user) = &self.machine.user
-                            && abort.ipa() < user.end
+                            && abort.ipa().0 < user.unbound.load(Ordering::Relaxed)
                         {
                             self.leave_access(&abort, abort.ipa());
                             return Leave::Mmio;
@@ -708,9 +708,14 @@ impl<'a> Resident<'a> {
                 return Some(Leave::Failed(errno));
             }
         }
-        if abort.is_on_walk() || abort.is_cache_maintenance() || address >= user.end {
-            self.refuse_access(abort);
-            return None;
+        if abort.is_on_walk() || abort.is_cache_maintenance() || address.0 >= user.unbound.load(Ordering::Relaxed) {
+            if abort.is_on_walk() || abort.is_cache_maintenance() || address >= user.end {
+                self.refuse_access(abort);
+                return None;
+            }
+            if self.store_event(user, abort, address) {
+                return None;
+            }
         }
         if !abort.has_syndrome() {
             return Some(if user.nisv {
@@ -721,6 +726,22 @@ impl<'a> Resident<'a> {
         }
         self.leave_access(abort, address);
         Some(Leave::Mmio)
+    }
+
+    /// An access of a VM whose maker has bound stores to events. `true` if it was one of those, and is done.
+    #[cold]
+    #[inline(never)]
+    fn store_event(&mut self, user: &User, abort: &DataAbort, address: Ipa) -> bool {
+        if !abort.has_syndrome() || !abort.is_write() {
+            return false;
+        }
+        let size = AccessSize::from_log2(abort.size().into());
+        let value = self.inner.context.register(abort.register()) & size.mask();
+        let is_event = user.bindings.store(address.0, size.bytes(), value);
+        if is_event {
+            self.inner.context.step_over(abort.instruction_bytes());
+        }
+        is_event
     }
 
     /// Notes an access at `address`, which hardware describes, for whoever runs the VM.
@@ -1034,7 +1055,8 @@ impl<'a> Resident<'a> {
     fn rare_interrupt(&mut self, intid: u32, acknowledged: physical::Acknowledged) -> Option<Leave> {
         self.count(ExitKind::Host);
         if physical::interrupts().and_then(|host| host.pmu) != Some(intid) {
-            return Some(Leave::Interrupt(acknowledged));
+            // An event of the VM's maker's, perhaps for this very guest.
+            return (!self.machine.take_event(intid)).then_some(Leave::Interrupt(acknowledged));
         }
         self.overflow(acknowledged);
         None
@@ -1052,6 +1074,9 @@ impl<'a> Resident<'a> {
             gic::deactivate(intid);
         } else {
             inner.exits[ExitKind::Host as usize] += 1;
+            if owner.events.take(intid) {
+                return;
+            }
             owner.gic.take(index, intid, &mut inner.owner, &mut Hardware, owner);
         }
     }

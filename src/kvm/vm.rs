@@ -2,6 +2,7 @@
 
 use super::{
     Errno,
+    bindings::Bindings,
     filter::Filter,
     firmware::{self, Firmware, Surroundings},
     init::{self, Offer},
@@ -97,8 +98,8 @@ pub(super) struct Setup {
     owner: Option<Owner>,
     /// It may make VMs.
     api: Option<Api>,
-    /// What no device claims is for whoever runs it.
-    user: bool,
+    /// What no device claims is for whoever runs it, or an event that it has bound.
+    pub(super) user: Option<Arc<Bindings>>,
     /// So are accesses that hardware does not describe (KVM_CAP_ARM_NISV_TO_USER).
     nisv_to_user: bool,
 }
@@ -187,7 +188,7 @@ impl Vm {
                 devices: Vec::new(),
                 owner: None,
                 api: None,
-                user: false,
+                user: None,
                 nisv_to_user: false,
             }),
             machine: Once::new(),
@@ -724,8 +725,8 @@ impl Vm {
     }
 
     /// Accesses that no device claims are for whoever runs it (KVM_EXIT_MMIO); before it has run.
-    pub(super) fn run_by_user(&self) {
-        self.setup.lock().user = true;
+    pub(super) fn run_by_user(&self, bindings: &Arc<Bindings>) {
+        self.setup.lock().user = Some(bindings.clone());
     }
 
     /// Maps addresses of the machine for the VM that owns it, page aligned, where they are.
@@ -763,7 +764,9 @@ impl Vm {
 
     /// As [`machine`](Self::machine), for as long as the VM is there.
     pub(super) fn running(&self) -> Result<&Arc<Machine>, Errno> {
-        self.machine.try_call_once(|| self.freeze().map(Arc::new))
+        let machine = self.machine.try_call_once(|| self.freeze().map(Arc::new))?;
+        self.tell_of_stores(machine);
+        Ok(machine)
     }
 
     /// Its interrupt controller was not complete when a vCPU was to run for the first time: nothing can be done with it any
@@ -819,7 +822,7 @@ impl Vm {
         let frames = if owner.is_some() {
             VgicFrames::None
         } else {
-            let is_user = setup.user;
+            let is_user = setup.user.is_some();
             let placed = self.place_vgic(&mut setup.vgic);
             placed.inspect_err(|_| self.is_dead.store(is_user, Ordering::Relaxed))?
         };
@@ -863,7 +866,13 @@ impl Vm {
             traps_common: vgic.traps_common,
             owner,
             api,
-            user: setup.user.then(|| User { stage2: self.stage2.clone(), end: Ipa(end), nisv: setup.nisv_to_user }),
+            user: setup.user.as_ref().map(|bindings| User {
+                stage2: self.stage2.clone(),
+                end: Ipa(end),
+                nisv: setup.nisv_to_user,
+                unbound: AtomicU64::new(end),
+                bindings: bindings.clone(),
+            }),
             devices: setup.devices.clone(),
             psci,
             services,

@@ -222,9 +222,9 @@ fn make(host: &Host, number: usize, config: &VmConfig<'static>) -> Result<Guest,
         if GUESTS.lock().iter().any(|guest| guest.machine.is_owner()) {
             return Err(StartError::SecondRoot);
         }
-        root::make(&vm, machine, config.memory, &host.cpus)?;
+        let events = root::make(&vm, machine, config.memory, &host.cpus)?;
         let guest_ids = GuestIdRegisters::new(&host.id_registers, &features);
-        vm.set_api(Api::new(guest_ids, host.cpus.len())).map_err(api("KVM_IOCTL"))?;
+        vm.set_api(Api::new(guest_ids, host.cpus.len(), events)).map_err(api("KVM_IOCTL"))?;
         return finish(number, config.name, Some(config), vm, host.cpus.len());
     }
     give_memory(&vm, config.memory)?;
@@ -687,11 +687,11 @@ pub fn may_depart(guest: &Guest) -> bool {
 pub fn host_interrupt(intid: u32) -> bool {
     if HOST.get().is_some_and(|host| host.machine.is_some()) {
         let owner = GUESTS.lock().iter().find(|guest| guest.machine.is_owner()).cloned();
-        return owner.is_some_and(|owner| {
-            let taken = owner.machine.take_interrupt(intid);
+        let taken = owner.and_then(|owner| owner.machine.take_interrupt(intid));
+        if taken == Some(true) {
             physical::call_attention(cpu::index());
-            taken
-        });
+        }
+        return taken.is_some();
     }
     if HOST.get().and_then(|host| host.console_interrupt) == Some(intid) {
         console::receive(|input| {

@@ -17,10 +17,10 @@ use super::{
 use crate::{
     arch::{cache, depart::Successor, image, stub},
     hypercall::relay::OwnerPsci,
-    kvm::{Vm, owner::Owner},
+    kvm::{Vm, bindings::OwnerEvents, owner::Owner},
     mm::{Ipa, Pa, addr::PAGE_SIZE, el2, frame::Block, stage2::Memory},
 };
-use alloc::{format, vec::Vec};
+use alloc::{format, sync::Arc, vec::Vec};
 use core::ops::Range;
 use spin::Mutex;
 
@@ -44,8 +44,14 @@ pub struct HostMachine {
     pub psci: OwnerPsci,
 }
 
-/// What of a VM's setup is different if it owns the machine; done before its vCPUs run.
-pub(super) fn make(vm: &Vm, machine: &HostMachine, memory: u64, cpus: &[usize]) -> Result<(), StartError> {
+/// What of a VM's setup is different if it owns the machine; done before its vCPUs run. Returns its shared interrupts as events
+/// for VMs of its own.
+pub(super) fn make(
+    vm: &Vm,
+    machine: &HostMachine,
+    memory: u64,
+    cpus: &[usize],
+) -> Result<Arc<OwnerEvents>, StartError> {
     let ram = core::mem::take(&mut *machine.ram.lock());
     let found: u64 = ram.iter().map(|block| block.range().end.0 - block.range().start.0).sum();
     if found < memory && machine.successor.is_none() {
@@ -68,8 +74,10 @@ pub(super) fn make(vm: &Vm, machine: &HostMachine, memory: u64, cpus: &[usize]) 
     }
     let successor = machine.successor.unwrap_or_else(Successor::own);
     let owner = Owner::new(cpus, successor, machine.successor.is_some()).map_err(StartError::Owner)?;
+    let events = owner.events().clone();
     vm.set_owner(owner).map_err(|errno| StartError::Api("giving the machine to the VM", errno))?;
-    prepare_stub(machine)
+    prepare_stub(machine)?;
+    Ok(events)
 }
 
 /// The stub that is under the owner once keel has left: its state is written now, and is in memory, not in caches.

@@ -5,6 +5,7 @@
 use super::{
     super::{
         Errno, Machine, Vcpu, Vm,
+        bindings::{Bindings, OwnerEvents},
         machine::Serial,
         memory::Slots,
         slots::{Change, LOG_DIRTY_PAGES, MAX_SLOTS, MemoryRegion, READONLY, UserSlots},
@@ -42,6 +43,7 @@ const USER_BITS: u32 = 48;
 #[derive(Debug)]
 pub struct Api {
     handles: Handles<Object>,
+    events: Arc<OwnerEvents>,
     id_registers: GuestIdRegisters,
     cpus: u32,
 }
@@ -66,6 +68,7 @@ pub(super) enum Device {
 #[derive(Debug)]
 pub struct UserVm {
     pub(super) vm: Vm,
+    bindings: Arc<Bindings>,
     slots: Mutex<UserSlots>,
     /// KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2.
     pub(super) manual_protect: AtomicBool,
@@ -122,9 +125,9 @@ impl UserMemory for Slots {
 }
 
 impl Api {
-    /// The API, for VMs that see `id_registers`, on a machine of `cpus` CPUs.
-    pub fn new(id_registers: GuestIdRegisters, cpus: usize) -> Self {
-        Self { handles: Handles::default(), id_registers, cpus: cpus as u32 }
+    /// The API of the owner of `events`, for VMs that see `id_registers`, on a machine of `cpus` CPUs.
+    pub fn new(id_registers: GuestIdRegisters, cpus: usize, events: Arc<OwnerEvents>) -> Self {
+        Self { handles: Handles::default(), events, id_registers, cpus: cpus as u32 }
     }
 
     /// Carries out a call: `number` on what `handle` stands for, other than KVM_RUN of a vCPU. `caller` is the memory that
@@ -188,7 +191,12 @@ impl Api {
     }
 
     fn close(&self, handle: u64) -> Result<Object, Errno> {
-        self.handles.close(handle)
+        let object = self.handles.close(handle)?;
+        if let Object::Vm(vm) = &object {
+            // They go with this handle, whatever of the VM is left; as in KVM.
+            vm.bindings.release_pins();
+        }
+        Ok(object)
     }
 
     fn object(&self, handle: u64) -> Result<Object, Errno> {
@@ -222,15 +230,24 @@ impl Api {
             Call::CreateVm => {
                 let serial = Serial { vm: usize::MAX, transmit: |_, _| {} };
                 let vm = Vm::create(argument, "user", self.id_registers.clone(), serial)?;
-                vm.run_by_user();
+                let bindings = Bindings::new(&self.events);
+                vm.run_by_user(&bindings);
                 self.open(Object::Vm(Arc::new(UserVm {
                     vm,
+                    bindings,
                     slots: Mutex::default(),
                     manual_protect: AtomicBool::new(false),
                 })))
             }
             _ => Err(Errno::EINVAL),
         }
+    }
+}
+
+impl Drop for UserVm {
+    fn drop(&mut self) {
+        // Those that a call has made while another one closed the VM.
+        self.bindings.release_pins();
     }
 }
 

@@ -3,7 +3,7 @@
 //! Only what keel has is here: a capability that is missing answers 0, as on KVM, and a program that asks first does
 //! without.
 
-use super::super::{Errno, slots::MAX_SLOTS};
+use super::super::{Errno, routing::MAX_ROUTES, slots::MAX_SLOTS};
 
 /// What answers depend on.
 #[derive(Clone, Copy, Debug)]
@@ -47,13 +47,17 @@ static CAPABILITIES: &[(u64, &str, Amount)] = &[
     (16, "SYNC_MMU", Fixed(1)),
     (21, "DESTROY_MEMORY_REGION_WORKS", Fixed(1)),
     (23, "SET_GUEST_DEBUG", Fixed(1)),
+    (25, "IRQ_ROUTING", Fixed(MAX_ROUTES)),
     (30, "JOIN_MEMORY_REGIONS_WORKS", Fixed(1)),
+    (32, "IRQFD", Fixed(1)),
+    (36, "IOEVENTFD", Fixed(1)),
     (40, "INTERNAL_ERROR_DATA", Fixed(1)),
     (41, "VCPU_EVENTS", Fixed(1)),
     (66, "MAX_VCPUS", Depends(|abilities| abilities.max_vcpus)),
     (70, "ONE_REG", Fixed(1)),
     (77, "SIGNAL_MSI", Fixed(1)),
     (81, "READONLY_MEM", Fixed(1)),
+    (82, "IRQFD_RESAMPLE", Fixed(1)),
     (87, "ARM_PSCI", Fixed(1)),
     (88, "ARM_SET_DEVICE_ADDR", Fixed(1)),
     (89, "DEVICE_CTRL", Fixed(1)),
@@ -63,6 +67,7 @@ static CAPABILITIES: &[(u64, &str, Amount)] = &[
     (105, "CHECK_EXTENSION_VM", Fixed(1)),
     (119, "GUEST_DEBUG_HW_BPS", Depends(|abilities| abilities.debug_registers[0])),
     (120, "GUEST_DEBUG_HW_WPS", Depends(|abilities| abilities.debug_registers[1])),
+    (122, "IOEVENTFD_ANY_LENGTH", Fixed(1)),
     (126, "ARM_PMU_V3", Depends(|abilities| abilities.pmu.into())),
     (127, "VCPU_ATTRIBUTES", Fixed(1)),
     (128, "MAX_VCPU_ID", Depends(|abilities| abilities.max_vcpus)),

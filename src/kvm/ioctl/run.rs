@@ -349,8 +349,11 @@ impl<H: Host> Run<'_, H> {
             if own.is_some_and(|own| own.hypervisor_timer == intid) {
                 timer::set_deadline(None);
             } else if own.is_some_and(|own| own.maintenance != intid) {
-                stays = self.host.interrupt(intid);
-                others = true;
+                stays = self.machine.take_event(intid);
+                if !stays {
+                    stays = self.host.interrupt(intid);
+                    others = true;
+                }
             }
             if !stays {
                 acknowledged.deactivate();

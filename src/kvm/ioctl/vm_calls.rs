@@ -3,7 +3,10 @@
 use super::{
     super::{
         Errno,
+        bindings::Irqfd,
+        ioeventfd::Ioeventfd,
         memory::Slots,
+        routing::{self, Entry},
         slots::MemoryRegion,
         uapi::{CounterOffset, DEVICE_ARM_VGIC_ITS, MpState, RegMaskRange, SmcccFilter, TARGET_GENERIC_V8},
     },
@@ -13,8 +16,8 @@ use super::{
     numbers::Call,
     user::{copy_in, copy_out, field32, field64},
 };
-use crate::vdev::platform::MAX_VCPUS;
-use alloc::sync::Arc;
+use crate::{mm::frame, vdev::platform::MAX_VCPUS};
+use alloc::{sync::Arc, vec::Vec};
 use core::sync::atomic::Ordering::SeqCst;
 
 /// Group and attribute of KVM_ARM_VM_SMCCC_FILTER.
@@ -41,6 +44,21 @@ fn memory_region(bytes: &[u8]) -> MemoryRegion {
         memory_size: field64(bytes, 16),
         userspace_addr: field64(bytes, 24),
     }
+}
+
+/// What KVM_SET_GSI_ROUTING has at `address`.
+fn routing_entries(count: u32, address: u64, caller: &Slots) -> Result<Vec<Entry>, Errno> {
+    let mut entries = Vec::new();
+    // Once as they are, once as they are kept.
+    if !frame::can_spare(u64::from(count) * 2 * size_of::<Entry>() as u64) {
+        return Err(Errno::ENOMEM);
+    }
+    entries.try_reserve_exact(count as usize).map_err(|_| Errno::ENOMEM)?;
+    for n in 0..u64::from(count) {
+        let at = address.wrapping_add(routing::ENTRY_SIZE as u64 * n);
+        entries.push(Entry::new(&copy_in(caller, at)?));
+    }
+    Ok(entries)
 }
 
 impl Api {
@@ -97,6 +115,26 @@ impl Api {
                 }
                 let device = (flags & MSI_VALID_DEVID != 0).then_some(device);
                 vm.signal_msi(address, device, field32(&bytes, 8)).map(u64::from)
+            }
+            Call::SetGsiRouting => {
+                let header = copy_in::<8>(caller, argument)?;
+                let (count, flags) = (field32(&header, 0), field32(&header, 4));
+                if count > routing::MAX_ROUTES || flags != 0 {
+                    return Err(Errno::EINVAL);
+                }
+                let entries = routing_entries(count, argument.wrapping_add(8), caller)?;
+                vm.set_gsi_routing(&entries).map(|()| 0)
+            }
+            Call::Irqfd => {
+                let bytes = copy_in::<32>(caller, argument)?;
+                let [fd, gsi, flags, resamplefd] = [0, 4, 8, 12].map(|offset| field32(&bytes, offset));
+                vm.irqfd(&Irqfd { fd, gsi, flags, resamplefd }).map(|()| 0)
+            }
+            Call::Ioeventfd => {
+                let bytes = copy_in::<64>(caller, argument)?;
+                let (datamatch, addr) = (field64(&bytes, 0), field64(&bytes, 8));
+                let [len, fd, flags] = [16, 20, 24].map(|offset| field32(&bytes, offset));
+                vm.ioeventfd(&Ioeventfd { datamatch, addr, len, fd, flags }).map(|()| 0)
             }
             Call::ArmSetCounterOffset => {
                 let bytes = copy_in::<16>(caller, argument)?;

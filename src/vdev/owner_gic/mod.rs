@@ -21,6 +21,7 @@
 //! it can, so an access to the pending or active state of what is on its way to another resident CPU is one of a moment.
 //! Active SGIs are seen and ended only at their own CPU, and ICC_DIR_EL1 ends only what the same CPU acknowledged.
 
+mod events;
 #[cfg(test)]
 mod fake;
 #[cfg(test)]
@@ -29,6 +30,7 @@ mod registers;
 #[cfg(test)]
 mod tests;
 
+pub use events::{EventError, Events, Listener};
 pub use registers::Accessor;
 
 use super::mmio::AccessSize;

@@ -19,7 +19,7 @@ const CLEAR_PENDING: u64 = 0x280;
 pub(super) const SET_ACTIVE: u64 = 0x300;
 pub(super) const CLEAR_ACTIVE: u64 = 0x380;
 pub(super) const PRIORITY: u64 = 0x400;
-const CONFIGURATION: u64 = 0xc00;
+pub(super) const CONFIGURATION: u64 = 0xc00;
 
 /// Where the field of `intid`, of `bits` bits, is in `register`: the frame, and the offset of its byte or word.
 pub(super) fn place(vcpu: usize, intid: u32, register: u64, bits: u32) -> (Frame, u64) {

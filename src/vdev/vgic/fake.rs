@@ -283,6 +283,8 @@ pub(super) struct FakeVm {
     pub(super) vgic: Vgic,
     pub(super) cpus: Vec<RefCell<FakeCpu>>,
     pub(super) kicks: RefCell<Vec<usize>>,
+    /// Ends that were told.
+    pub(super) ended: RefCell<Vec<u32>>,
     /// Times that a CPU was to come back soon.
     pub(super) came_back: Cell<u32>,
     /// The ITS of a VM that has LPIs, and its memory.
@@ -308,6 +310,10 @@ impl VgicHost for FakeVm {
 
     fn come_back(&self, _: usize) {
         self.came_back.set(self.came_back.get() + 1);
+    }
+
+    fn ended(&self, intid: u32) {
+        self.ended.borrow_mut().push(intid);
     }
 
     fn carry_on(&self, vcpu: usize) {
@@ -354,6 +360,7 @@ impl FakeVm {
             vgic,
             cpus: (0..vcpus).map(cpu).collect(),
             kicks: RefCell::new(Vec::new()),
+            ended: RefCell::new(Vec::new()),
             came_back: Cell::new(0),
             its: None,
             memory: Arc::default(),
@@ -507,6 +514,7 @@ impl FakeVm {
             vgic,
             cpus: (0..vcpus).map(cpu).collect(),
             kicks: RefCell::new(Vec::new()),
+            ended: RefCell::new(Vec::new()),
             came_back: Cell::new(0),
             its: self.its.as_ref().map(|_| Its::new(self.memory.clone())),
             memory: self.memory.clone(),

@@ -472,12 +472,21 @@ impl Vgic {
     ) {
         if lr.intid() >= FIRST_LPI {
             self.fold_lpi(vcpu, own, slot, lr, host);
-        } else if let Some((word, bank)) = self.spis.bank_of(lr.intid()) {
-            let bit = 1 << (lr.intid() % 32);
-            bank.return_latches(if lr.pending() && consumed { bit } else { 0 });
-            bank.fold_active(bit, if lr.active() { bit } else { 0 });
-            own.spi_hint.fetch_or(1 << word, SeqCst);
-            self.release_spi(vcpu, lr.intid(), host);
+        } else {
+            self.fold_spi(vcpu, own, lr, consumed, host);
+        }
+    }
+
+    #[inline(never)]
+    fn fold_spi(&self, vcpu: usize, own: &Redistributor, lr: ListRegister, consumed: bool, host: &dyn VgicHost) {
+        let Some((word, bank)) = self.spis.bank_of(lr.intid()) else { return };
+        let bit = 1 << (lr.intid() % 32);
+        bank.return_latches(if lr.pending() && consumed { bit } else { 0 });
+        bank.fold_active(bit, if lr.active() { bit } else { 0 });
+        own.spi_hint.fetch_or(1 << word, SeqCst);
+        self.release_spi(vcpu, lr.intid(), host);
+        if !lr.valid() {
+            self.spi_ended(lr.intid(), host);
         }
     }
 

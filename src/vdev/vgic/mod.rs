@@ -116,6 +116,10 @@ pub trait VgicHost {
     fn carry_on(&self, vcpu: usize) {
         let _ = vcpu;
     }
+    /// A guest has ended SPI `intid`, which is [watched](Vgic::watch_spi). Called on the CPU of the vCPU that did.
+    fn ended(&self, intid: u32) {
+        let _ = intid;
+    }
 }
 
 /// What a virtual GIC is made of.
@@ -453,6 +457,13 @@ impl Vgic {
         if bank.drive(bit, level) && (level || bank.loaded.load(SeqCst) & bit != 0) {
             self.spis_changed(word, bit, host);
         }
+    }
+
+    /// From when it next becomes pending, each end of SPI `intid` by the guest brings an exit and is told
+    /// ([`VgicHost::ended`]): its deactivation by the CPU interface, not one by GICD_ICACTIVER. INTIDs that are no SPI of
+    /// this VM are ignored.
+    pub fn watch_spi(&self, intid: u32) {
+        self.spis.watch(intid);
     }
 
     /// Sets the line of PPI `intid` (16–31) of `vcpu`, as [`set_spi`](Self::set_spi) does. Lines mapped to hardware belong

@@ -9,7 +9,7 @@
 //! is routed to; and a vCPU that lets go of one that is still pending for another tells that other.
 
 use alloc::boxed::Box;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use super::bank::{Bank, Presentation};
 use super::lr;
@@ -30,6 +30,8 @@ struct Route {
     /// IROUTER's affinity, or ITARGETSR (23:0) and, in 63:32, the index of the vCPU that has it, or [`NOWHERE`].
     target: AtomicU64,
     owner: AtomicU32,
+    /// Its ends are told.
+    is_watched: AtomicBool,
 }
 
 impl Route {
@@ -57,7 +59,8 @@ pub(super) struct Spis {
 impl Spis {
     /// `words` times 32 SPIs.
     pub(super) fn new(words: usize) -> Self {
-        let route = |_| Route { target: AtomicU64::new(0), owner: AtomicU32::new(FREE) };
+        let route =
+            |_| Route { target: AtomicU64::new(0), owner: AtomicU32::new(FREE), is_watched: AtomicBool::new(false) };
         Self { banks: (0..words).map(|_| Bank::new()).collect(), routes: (0..words * 32).map(route).collect() }
     }
 
@@ -98,6 +101,13 @@ impl Spis {
     #[inline]
     fn route(&self, intid: u32) -> Option<&Route> {
         self.routes.get(intid.checked_sub(PRIVATE_INTERRUPTS)? as usize)
+    }
+
+    /// The end of this SPI is told from now on.
+    pub(super) fn watch(&self, intid: u32) {
+        if let Some(route) = self.route(intid) {
+            route.is_watched.store(true, SeqCst);
+        }
     }
 
     /// IROUTER of an SPI; a GICv2's ITARGETSR.
@@ -232,7 +242,7 @@ impl Vgic {
             bank.held.fetch_xor(bit, SeqCst);
         }
         let mut value = presentation.list_register(intid, bank.priority(intid, SeqCst));
-        if !mine {
+        if !mine || route.is_watched.load(SeqCst) {
             // Active here and routed elsewhere: an exit at its end, for the other vCPU may be waiting for it.
             value |= lr::EOI;
         }
@@ -261,13 +271,23 @@ impl Vgic {
         }
     }
 
+    /// The guest has ended the SPI `intid`: tells who wants to know.
+    pub(super) fn spi_ended(&self, intid: u32, host: &dyn VgicHost) {
+        if self.spis.route(intid).is_some_and(|route| route.is_watched.load(SeqCst)) {
+            host.ended(intid);
+        }
+    }
+
     /// Ends the SPI `intid`, which is active and in no list register, for `vcpu`.
     pub(super) fn deactivate_spi(&self, redistributor: &Redistributor, intid: u32, host: &dyn VgicHost) {
         let Some((word, bank)) = self.spis.bank_of(intid) else { return };
         let bit = 1 << (intid % 32);
-        bank.deactivate(bit);
+        let was_active = bank.deactivate(bit);
         self.unpark_spis(word, bit);
         redistributor.spi_hint.fetch_or(1 << word, SeqCst);
         self.spis_changed(word, bit, host);
+        if was_active {
+            self.spi_ended(intid, host);
+        }
     }
 }

@@ -405,6 +405,52 @@ mod delivery {
         assert_eq!(loaded(&vm, 0), [0; 0]);
     }
 
+    /// Whatever is in a list register when it ends, and in either mode.
+    #[test]
+    fn ends_of_what_is_watched_are_told() {
+        for (list_registers, split) in [(4, false), (4, true), (1, false), (1, true)] {
+            let vm = FakeVm::new(1, list_registers);
+            if split {
+                vm.cpus[0].borrow_mut().vif.vmcr |= lr::VMCR_EOIM;
+            }
+            let told = || core::mem::take(&mut *vm.ended.borrow_mut());
+            // 33 and 35 are edge-triggered; 34 and 35 are not watched.
+            write(&vm, ICFGR + 8, 0b10_00_10_00);
+            write(&vm, ISENABLER + 4, 0xf);
+            for n in 0..4 {
+                vm.vgic.dist_write(IPRIORITYR + 32 + n, Byte, 0x80 - 8 * n, &vm);
+            }
+            [32, 33, 31, 96, u32::MAX].into_iter().for_each(|intid| vm.vgic.watch_spi(intid));
+            for round in 0..3 {
+                for intid in 32..36 {
+                    line(&vm, intid, true);
+                    assert_eq!(vm.acknowledge(0), Some(intid), "{list_registers} {split} {round}");
+                    line(&vm, intid, false);
+                    vm.settle();
+                }
+                assert_eq!(told(), [0; 0]);
+                for intid in (32..36).rev() {
+                    vm.end(0, intid);
+                    if split {
+                        assert_eq!(told(), [0; 0]);
+                        vm.deactivate(0, intid);
+                    }
+                    vm.settle();
+                    let expected: &[u32] = if intid < 34 { &[intid] } else { &[] };
+                    assert_eq!(told(), expected, "{list_registers} {split} {round}");
+                }
+                vm.unload(0);
+                vm.load(0);
+                vm.settle();
+                assert_eq!(told(), [0; 0]);
+            }
+            // What is taken back has not ended.
+            line(&vm, 33, true);
+            write(&vm, ICPENDR + 4, 2);
+            assert_eq!((vm.acknowledge(0), told()), (None, Vec::new()));
+        }
+    }
+
     #[test]
     fn an_edge_is_delivered_once() {
         let vm = FakeVm::new(1, 4);

@@ -12,6 +12,7 @@ mod gicv2;
 mod its;
 mod kvm;
 mod kvm_aarch32;
+mod kvm_events;
 mod kvm_guests;
 mod late;
 mod memory;
@@ -56,6 +57,7 @@ pub const ROOT: &[&[Case]] = &[
     kvm::CASES,
     kvm_aarch32::CASES,
     kvm_guests::CASES,
+    kvm_events::CASES,
     memory::CASES,
     smccc::CASES,
     psci::CASES,

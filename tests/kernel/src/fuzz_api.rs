@@ -11,7 +11,13 @@ use keel_kvm::{
     Backend, Hypercall, SYSTEM, number,
     page::{PAGE, Page},
 };
-use keel_test_kernel::{machine::Machine, println, smp, time};
+use keel_test_kernel::{
+    arch, irq,
+    machine::{MPIDR_AFFINITY, Machine},
+    mmio,
+    platform::GICD,
+    println, smp, time,
+};
 
 /// Memory for guests, structures and pages of `struct kvm_run`.
 const PAGES: usize = 256;
@@ -23,6 +29,9 @@ static CALLS: AtomicU64 = AtomicU64::new(0);
 static GOOD: AtomicU64 = AtomicU64::new(0);
 static RUNS: AtomicU64 = AtomicU64::new(0);
 static DONE: AtomicU64 = AtomicU64::new(0);
+
+/// Shared interrupts that no device of `virt` has.
+const EVENTS: [u32; 5] = [90, 91, 92, 93, 94];
 
 /// More than a root can have.
 const HANDLES: u64 = 5000;
@@ -47,6 +56,8 @@ const NUMBERS: &[u32] = &[
     number::IRQ_LINE_STATUS,
     number::SET_GSI_ROUTING,
     number::IRQFD,
+    number::IRQFD,
+    number::IOEVENTFD,
     number::IOEVENTFD,
     number::ENABLE_CAP,
     number::SIGNAL_MSI,
@@ -224,6 +235,11 @@ fn calls(cpu: usize) {
         if random.below(150) == 0 {
             whole_machine(&mut random);
         }
+        if random.below(20) == 0 {
+            // One that is bound is a guest's; of the others this CPU takes what has come.
+            irq::pend(EVENTS[random.below(5) as usize]);
+            arch::with_irqs(arch::isb);
+        }
         let number = match random.below(20) {
             0 => random.next() as u32,
             1 => random.pick(NUMBERS) ^ 1 << random.below(32),
@@ -283,6 +299,22 @@ fn usual(number: u32, at: &Page, random: &mut Random) {
             _ => &[random.below(10) << 32, word(random), at.address() + 80],
         },
         number::SET_ONE_REG => &[0x6030_0000_0010_0040, at.address() + 88],
+        // [`EVENTS`], and some that are none.
+        number::IOEVENTFD => {
+            let address = random.pick(&[0x0900_0000, 0x0900_0008, 0x0a00_0000]);
+            let event = random.pick(&[90, 91, 92, 93, 94, 31, 1020]);
+            let len = random.pick(&[0, 1, 2, 4, 4, 4, 8, 3]);
+            &[random.below(2), address, len | event << 32, random.below(8)]
+        }
+        number::IRQFD => {
+            let events = [90, 90, 91, 92, 93, 94, 31, 1020];
+            let (event, resample) = (random.pick(&events), random.pick(&events));
+            &[event | random.below(16) << 32, random.below(4) | resample << 32, 0, 0]
+        }
+        number::SET_GSI_ROUTING => {
+            let kind = 1 + random.below(2);
+            &[1, random.below(16) | kind << 32, 0, random.below(40) << 32, 0]
+        }
         number::IRQ_LINE => &[random.below(4) << 24 | random.below(64) | random.below(2) << 32],
         _ => return,
     };
@@ -315,6 +347,15 @@ pub fn run(machine: &'static Machine, argument: &str) {
             let instruction = random.pick(&[any, 0xd503_207f, 0xf900_0020, 0xd400_0002, 0x17ff_fff0]);
             page.write(offset, 4, instruction.into());
         }
+    }
+    for (n, intid) in EVENTS.into_iter().enumerate() {
+        // Most are edge-triggered.
+        if n != 0 {
+            let register = GICD + 0xc00 + intid as usize / 16 * 4;
+            mmio::write32(register, mmio::read32(register) | 2 << (intid % 16 * 2));
+        }
+        irq::route(intid, machine.cpus()[n % cpus] & MPIDR_AFFINITY);
+        irq::enable(intid, 0);
     }
     let before = free();
     println!("api: {count} calls on {cpus} CPUs, seed {seed}; keel has {before} bytes");

@@ -7,8 +7,9 @@ use crate::{
     page::{PAGE, Page},
     run::{Exit, RunPage},
     uapi::{
-        ClearDirtyLog, CounterOffset, CreateDevice, DeviceAddr, DeviceAttr, DirtyLog, EnableCap, GuestDebug, IrqLevel,
-        Msi, OneReg, RegMaskRange, SmcccFilter, UserMemoryRegion, VcpuEvents, VcpuInit,
+        ClearDirtyLog, CounterOffset, CreateDevice, DeviceAddr, DeviceAttr, DirtyLog, EnableCap, GuestDebug, Ioeventfd,
+        IrqLevel, IrqRouting, IrqRoutingEntry, Irqfd, Msi, OneReg, RegMaskRange, SmcccFilter, UserMemoryRegion,
+        VcpuEvents, VcpuInit,
     },
 };
 
@@ -157,6 +158,37 @@ impl<B: Backend> Vm<B> {
     /// `EINVAL`, `ENODEV` without an ITS there.
     pub fn signal_msi(&self, msi: &Msi) -> Result<bool, Errno> {
         self.0.write(number::SIGNAL_MSI, msi).map(|delivered| delivered != 0)
+    }
+
+    /// KVM_IOEVENTFD: a store of the guest is an event, and no exit; or no longer is. What has the number of a file is an SPI of
+    /// the caller's under keel, which becomes pending.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for what makes no sense; `EBADF` if there is no such event; `EEXIST` if it could be another's store; `ENOENT`
+    /// for the end of what is not bound; `ENOSPC`.
+    pub fn ioeventfd(&self, binding: &Ioeventfd) -> Result<(), Errno> {
+        self.0.write(number::IOEVENTFD, binding).map(drop)
+    }
+
+    /// KVM_IRQFD: an event is an interrupt of the guest, SPI 32 + `gsi`; or no longer is. What has the number of a file is an
+    /// SPI of the caller's under keel, which no longer interrupts the caller.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for unknown flags; `EAGAIN` before the vGIC is initialised; `EBADF` if there is no such event; `EBUSY` if it is
+    /// bound already.
+    pub fn irqfd(&self, binding: &Irqfd) -> Result<(), Errno> {
+        self.0.write(number::IRQFD, binding).map(drop)
+    }
+
+    /// KVM_SET_GSI_ROUTING: what the numbers of interrupts stand for; those that are not named stand for nothing.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for what makes no sense, and two entries of one number.
+    pub fn set_gsi_routing<const N: usize>(&self, entries: [IrqRoutingEntry; N]) -> Result<(), Errno> {
+        self.0.write(number::SET_GSI_ROUTING, &IrqRouting { nr: N as u32, flags: 0, entries }).map(drop)
     }
 
     /// KVM_ENABLE_CAP.

@@ -72,6 +72,35 @@ structures! {
         pad: [u8; 12],
     }
 
+    /// `struct kvm_irqfd`.
+    Irqfd: 32 bytes {
+        fd: u32,
+        gsi: u32,
+        flags: u32,
+        resamplefd: u32,
+        pad: [u8; 16],
+    }
+
+    /// `struct kvm_ioeventfd`.
+    Ioeventfd: 64 bytes {
+        datamatch: u64,
+        addr: u64,
+        len: u32,
+        fd: u32,
+        flags: u32,
+        pad: [u32; 9],
+    }
+
+    /// `struct kvm_irq_routing_entry`, whose union is words: `irqchip` and, in the upper half, `pin`; or an address, and data
+    /// with `devid` above it.
+    IrqRoutingEntry: 48 bytes {
+        gsi: u32,
+        kind: u32,
+        flags: u32,
+        pad: u32,
+        words: [u64; 4],
+    }
+
     /// `struct kvm_enable_cap`.
     EnableCap: 104 bytes {
         cap: u32,
@@ -163,12 +192,50 @@ structures! {
     }
 }
 
+/// `struct kvm_irq_routing`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "Linux's names, documented by it (virt/kvm/api.rst)")]
+pub struct IrqRouting<const N: usize> {
+    pub nr: u32,
+    pub flags: u32,
+    pub entries: [IrqRoutingEntry; N],
+}
+
 /// Bits of [`UserMemoryRegion::flags`].
 pub mod memory {
     /// KVM_MEM_LOG_DIRTY_PAGES.
     pub const LOG_DIRTY_PAGES: u32 = 1 << 0;
     /// KVM_MEM_READONLY.
     pub const READONLY: u32 = 1 << 1;
+}
+
+/// Bits of [`Irqfd::flags`].
+pub mod irqfd {
+    /// KVM_IRQFD_FLAG_DEASSIGN.
+    pub const DEASSIGN: u32 = 1 << 0;
+    /// KVM_IRQFD_FLAG_RESAMPLE.
+    pub const RESAMPLE: u32 = 1 << 1;
+}
+
+/// Types of [`IrqRoutingEntry`], and a bit of their flags.
+pub mod routing {
+    /// KVM_IRQ_ROUTING_IRQCHIP.
+    pub const IRQCHIP: u32 = 1;
+    /// KVM_IRQ_ROUTING_MSI.
+    pub const MSI: u32 = 2;
+    /// KVM_MSI_VALID_DEVID.
+    pub const VALID_DEVID: u32 = 1 << 0;
+}
+
+/// Bits of [`Ioeventfd::flags`].
+pub mod ioeventfd {
+    /// KVM_IOEVENTFD_FLAG_DATAMATCH.
+    pub const DATAMATCH: u32 = 1 << 0;
+    /// KVM_IOEVENTFD_FLAG_PIO.
+    pub const PIO: u32 = 1 << 1;
+    /// KVM_IOEVENTFD_FLAG_DEASSIGN.
+    pub const DEASSIGN: u32 = 1 << 2;
 }
 
 /// Bits of [`VcpuInit::features`], word 0.

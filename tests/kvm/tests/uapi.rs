@@ -4,7 +4,7 @@
 #![cfg(target_os = "linux")]
 
 use core::mem::offset_of;
-use keel_kvm::uapi::{self, cap, device, event, exit, memory, mp_state, reg, run};
+use keel_kvm::uapi::{self, cap, device, event, exit, ioeventfd, irqfd, memory, mp_state, reg, routing, run};
 use kvm_bindings::*;
 
 macro_rules! same_layout {
@@ -37,6 +37,9 @@ fn structures() {
         Msi = kvm_msi {
             address_lo = address_lo, address_hi = address_hi, data = data, flags = flags, devid = devid, pad = pad
         }
+        Irqfd = kvm_irqfd { fd = fd, gsi = gsi, flags = flags, resamplefd = resamplefd, pad = pad }
+        IrqRoutingEntry = kvm_irq_routing_entry { gsi = gsi, kind = type_, flags = flags, pad = pad, words = u }
+        Ioeventfd = kvm_ioeventfd { datamatch = datamatch, addr = addr, len = len, fd = fd, flags = flags, pad = pad }
         EnableCap = kvm_enable_cap { cap = cap, flags = flags, args = args, pad = pad }
         CreateDevice = kvm_create_device { kind = type_, fd = fd, flags = flags }
         DeviceAttr = kvm_device_attr { flags = flags, group = group, attr = attr, addr = addr }
@@ -47,6 +50,19 @@ fn structures() {
 #[test]
 fn constants() {
     assert_eq!((memory::LOG_DIRTY_PAGES, memory::READONLY), (KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY));
+    assert_eq!((irqfd::DEASSIGN, irqfd::RESAMPLE), (KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE));
+    for (ours, bit) in [
+        (ioeventfd::DATAMATCH, kvm_ioeventfd_flag_nr_datamatch),
+        (ioeventfd::PIO, kvm_ioeventfd_flag_nr_pio),
+        (ioeventfd::DEASSIGN, kvm_ioeventfd_flag_nr_deassign),
+    ] {
+        assert_eq!(ours, 1 << bit);
+    }
+    assert_eq!(
+        (routing::IRQCHIP, routing::MSI, routing::VALID_DEVID),
+        (KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MSI_VALID_DEVID)
+    );
+    assert_eq!(offset_of!(uapi::IrqRouting<1>, entries), offset_of!(kvm_irq_routing, entries));
     assert_eq!(mp_state::RUNNABLE, KVM_MP_STATE_RUNNABLE);
     assert_eq!((mp_state::STOPPED, mp_state::SUSPENDED), (KVM_MP_STATE_STOPPED, KVM_MP_STATE_SUSPENDED));
     assert_eq!(device::VGIC_V2, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2);

@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use keel_kvm::{Backend, SYSTEM, number, page::PAGE, script, uapi};
 use kvm_bindings::*;
 use rustix::{
+    event::EventfdFlags,
     io::Errno,
     ioctl::{Ioctl, IoctlOutput, Opcode, ioctl},
     mm::{MapFlags, ProtFlags, mmap},
@@ -23,6 +24,25 @@ use rustix::{
 struct Linux {
     system: OwnedFd,
     files: RefCell<HashSet<RawFd>>,
+    events: [OwnedFd; 8],
+}
+
+/// Eventfds.
+impl script::Events for Linux {
+    fn number(&self, n: u32) -> u32 {
+        self.event(n).as_raw_fd() as u32
+    }
+
+    fn happen(&self, n: u32) {
+        // One that has happened too often to count has happened.
+        let _ = rustix::io::write(self.event(n), &1_u64.to_ne_bytes());
+    }
+
+    fn prepare(&self, _: u32) {}
+
+    fn has_happened(&self, n: u32) -> bool {
+        rustix::io::read(self.event(n), &mut [0; 8]).is_ok()
+    }
 }
 
 /// Any call at all.
@@ -55,6 +75,10 @@ fn negated(errno: Errno) -> i64 {
 }
 
 impl Linux {
+    fn event(&self, n: u32) -> &OwnedFd {
+        &self.events[n as usize % self.events.len()]
+    }
+
     fn file(&self, handle: u64) -> Option<BorrowedFd<'_>> {
         let file = if handle == SYSTEM { self.system.as_raw_fd() } else { RawFd::try_from(handle).ok()? };
         let known = handle == SYSTEM || self.files.borrow().contains(&file);
@@ -114,11 +138,13 @@ impl Backend for Linux {
 pub(crate) fn run() -> Result<()> {
     let mode = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
     let system = rustix::fs::open("/dev/kvm", mode, rustix::fs::Mode::empty()).context("/dev/kvm")?;
-    let linux = Linux { system, files: RefCell::default() };
+    let event = || rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).context("an eventfd");
+    let events = [event()?, event()?, event()?, event()?, event()?, event()?, event()?, event()?];
+    let linux = Linux { system, files: RefCell::default(), events };
     let mut output = std::io::stdout().lock();
     let mut failed = None;
     // KVM cleans what it maps.
-    script::run(&linux, &|_| {}, &mut |line| {
+    script::run(&linux, &linux, &|_| {}, &mut |line| {
         failed = failed.take().or(writeln!(output, "{line}").err());
     });
     failed.map_or(Ok(()), |error| Err(error).context("standard output"))

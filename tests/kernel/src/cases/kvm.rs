@@ -38,7 +38,7 @@ const DEVICE: u64 = 0x0a00_0000;
 
 /// Makes the calls of the script that KVM is asked with, too, and prints the answers.
 pub fn api() {
-    script::run(&Hypercall, &clean, &mut |line| {
+    script::run(&Hypercall, &super::kvm_events::SharedInterrupts, &clean, &mut |line| {
         let mut text = heapless::String::<1024>::new();
         // A line that is longer is no line of the script, and the reader says so.
         let _ = core::fmt::write(&mut text, format_args!("{line}\n"));

@@ -8,6 +8,7 @@
 //! on a handle that nobody has.
 
 mod attributes;
+mod events;
 mod gic;
 mod log;
 mod machine;
@@ -41,9 +42,11 @@ static RAM: [Page; PAGES] = [Page::ZERO; PAGES];
 /// For two vCPUs.
 static RUN: [Page; 2] = [Page::ZERO; 2];
 
+pub use events::Events;
+
 /// Makes all calls, and prints the lines. `clean` cleans the caches of a page that was written for a guest.
-pub fn run<B: Backend>(backend: &B, clean: &dyn Fn(&Page), print: &mut dyn FnMut(Arguments<'_>)) {
-    let mut script = Script { backend, clean, print, part: "", step: 0, lines: 0, has_gicv3: false };
+pub fn run<B: Backend>(backend: &B, events: &dyn Events, clean: &dyn Fn(&Page), print: &mut dyn FnMut(Arguments<'_>)) {
+    let mut script = Script { backend, events, clean, print, part: "", step: 0, lines: 0, has_gicv3: false };
     script.has_gicv3 = script.supports(device::VGIC_V3);
     objects::run(&mut script);
     memory::run(&mut script);
@@ -53,6 +56,7 @@ pub fn run<B: Backend>(backend: &B, clean: &dyn Fn(&Page), print: &mut dyn FnMut
     gic::run(&mut script);
     log::run(&mut script);
     runs::run(&mut script);
+    events::run(&mut script);
     let lines = script.lines;
     (script.print)(format_args!("transcript: {lines} lines"));
 }
@@ -60,6 +64,7 @@ pub fn run<B: Backend>(backend: &B, clean: &dyn Fn(&Page), print: &mut dyn FnMut
 /// The script as far as it has come.
 struct Script<'a, B> {
     backend: &'a B,
+    events: &'a dyn Events,
     clean: &'a dyn Fn(&Page),
     print: &'a mut dyn FnMut(Arguments<'_>),
     part: &'static str,
