@@ -57,6 +57,7 @@ pub const ROOT: &[&[Case]] = &[
     kvm::CASES,
     kvm_aarch32::CASES,
     kvm_guests::CASES,
+    switch::KVM_CASES,
     kvm_events::CASES,
     memory::CASES,
     smccc::CASES,

@@ -20,8 +20,10 @@ use keel_test_kernel::{
 };
 
 /// The cases.
-pub const CASES: &[Case] =
-    &[case("switch/nothing_mixes", 1, Any, nothing_mixes), case("switch/kvm_run", 1, Root, kvm_run)];
+pub const CASES: &[Case] = &[case("switch/nothing_mixes", 1, Any, nothing_mixes)];
+
+/// The case of a root VM.
+pub const KVM_CASES: &[Case] = &[case("kvm/nothing_mixes", 1, Root, kvm_run)];
 
 /// Rounds without the boot argument.
 const ROUNDS: u64 = 200;
