@@ -10,6 +10,7 @@ use super::{
     owner::{Owner, Owning},
     pages::PageStates,
     physical::{self, MAX_CPUS},
+    translation::Translation,
     uapi::{MpState, vgic},
     vcpu::{Inner, Vcpu},
     vm::AllGuests,
@@ -22,11 +23,7 @@ use crate::{
         services::Services,
         smccc::FunctionId,
     },
-    mm::{
-        Ipa,
-        frame::TableMemory,
-        stage2::{Memory, Stage2},
-    },
+    mm::{Ipa, stage2::Memory},
     vcpu::context::ASK_FOR_PSCI_VERSION,
     vdev::{
         idregs::GuestIdRegisters,
@@ -173,7 +170,7 @@ pub(super) struct Pmu {
 /// What there is besides for a VM that its maker runs, by KVM_RUN.
 #[derive(Debug)]
 pub(super) struct User {
-    pub stage2: Arc<Mutex<Stage2<TableMemory>>>,
+    pub stage2: Arc<Translation>,
     /// The end of its addresses: nothing beyond them is anybody's.
     pub end: Ipa,
     /// Accesses that hardware does not describe are its maker's too.
@@ -477,7 +474,7 @@ impl Machine {
             None => return None,
         }
         // At once for whoever reads the log: a page is noted, or read-only.
-        let mut stage2 = user.stage2.lock();
+        let mut stage2 = user.stage2.change();
         self.slots.dirty.mark(ipa.0..ipa.0 + 1);
         stage2.allow_write(ipa, &AllGuests).err().map(|error| Err(error.into()))
     }

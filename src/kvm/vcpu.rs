@@ -8,6 +8,7 @@ use super::{
     pmu::PmuSetup,
     registers::KeptRegisters,
     stolen::StolenTime,
+    translation::SeenChanges,
     uapi::{MpState, VcpuEvents, VcpuInit, feature},
     vm::Vm,
 };
@@ -106,6 +107,8 @@ pub struct Inner {
     pub access: Option<PendingAccess>,
     /// Whoever its debug exceptions belong to instead of itself (KVM_SET_GUEST_DEBUG).
     pub debugger: Option<Box<Debugger>>,
+    /// Changes of the VM's stage 2 that it knows of.
+    pub changes: SeenChanges,
     /// Exits so far.
     pub exits: ExitCounts,
     /// What it was initialised with, if it was.
@@ -169,6 +172,7 @@ impl Vcpu {
                 fault_address: 0,
                 access: None,
                 debugger: None,
+                changes: SeenChanges::default(),
                 exits: [0; ExitKind::NAMES.len()],
                 features: None,
             }),
