@@ -38,6 +38,7 @@ use crate::{
 use alloc::{collections::VecDeque, string::String, sync::Arc, vec::Vec};
 use core::{
     fmt,
+    ops::Range,
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 use spin::Mutex;
@@ -477,6 +478,11 @@ impl Machine {
         let mut stage2 = user.stage2.change();
         self.slots.dirty.mark(ipa.0..ipa.0 + 1);
         stage2.allow_write(ipa, &AllGuests).err().map(|error| Err(error.into()))
+    }
+
+    /// keel has written to the guest's memory.
+    pub(super) fn note_write(&self, written: Range<u64>) {
+        self.slots.dirty.mark(written);
     }
 
     /// Its maker is told that it is to stop: its vCPUs are off, wherever they are.

@@ -599,7 +599,7 @@ impl<'a> Resident<'a> {
         match outcome {
             Outcome::SystemSuspend => return Some(Leave::Suspend),
             Outcome::Forward => return Some(Leave::Hypercall(exit::is_smc(switch::esr()))),
-            Outcome::StolenTime { .. } => self.vcpu.stolen.start(),
+            Outcome::StolenTime { .. } => self.machine.note_write(self.vcpu.stolen.start()),
             Outcome::Wake(index) if index == self.vcpu.index() => {
                 self.vcpu.requests.fetch_or(request::WAKE, Ordering::SeqCst);
                 self.update_traps();
