@@ -22,6 +22,8 @@ pub struct Guests {
     pub test_kernel: PathBuf,
     /// `build/spin-table.img`: firmware that holds CPUs in a spin-table pen, as an arm64 Image.
     pub spin_table: PathBuf,
+    /// `build/work`: a Linux program that checks memory, registers and clocks round after round, on two CPUs.
+    pub work: PathBuf,
     /// `build/ptp-time`: a Linux program that prints the time of /dev/ptp0.
     pub ptp_time: PathBuf,
     /// `build/perf-count`: a Linux program that counts itself with the PMU.
@@ -71,6 +73,7 @@ pub fn build_guests() -> Result<Guests> {
         test_kernel: guest("keel-test-kernel", "test-kernel")?,
         spin_table: keep("spin-table.img", &firmware)?,
         // As it was linked: Linux maps its segments from the file, page by page.
+        work: keep("work", &read_artifact(&kernels, "work")?)?,
         ptp_time: keep("ptp-time", &read_artifact(&kernels, "ptp-time")?)?,
         perf_count: keep("perf-count", &read_artifact(&kernels, "perf-count")?)?,
     })

@@ -11,6 +11,7 @@ use super::{
     owner::{Owner, Owning},
     pages::PageStates,
     physical::{self, MAX_CPUS},
+    translation::Translation,
     uapi::{MpState, vgic},
     vcpu::{Inner, Vcpu},
     vm::AllGuests,
@@ -23,11 +24,7 @@ use crate::{
         services::Services,
         smccc::FunctionId,
     },
-    mm::{
-        Ipa,
-        frame::TableMemory,
-        stage2::{Memory, Stage2},
-    },
+    mm::{Ipa, stage2::Memory},
     vcpu::context::ASK_FOR_PSCI_VERSION,
     vdev::{
         idregs::GuestIdRegisters,
@@ -42,6 +39,7 @@ use crate::{
 use alloc::{collections::VecDeque, string::String, sync::Arc, vec::Vec};
 use core::{
     fmt,
+    ops::Range,
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 use spin::Mutex;
@@ -174,7 +172,7 @@ pub(super) struct Pmu {
 /// What there is besides for a VM that its maker runs, by KVM_RUN.
 #[derive(Debug)]
 pub(super) struct User {
-    pub stage2: Arc<Mutex<Stage2<TableMemory>>>,
+    pub stage2: Arc<Translation>,
     /// The end of its addresses: nothing beyond them is anybody's.
     pub end: Ipa,
     /// Accesses that hardware does not describe are its maker's too.
@@ -504,9 +502,14 @@ impl Machine {
             None => return None,
         }
         // At once for whoever reads the log: a page is noted, or read-only.
-        let mut stage2 = user.stage2.lock();
+        let mut stage2 = user.stage2.change();
         self.slots.dirty.mark(ipa.0..ipa.0 + 1);
         stage2.allow_write(ipa, &AllGuests).err().map(|error| Err(error.into()))
+    }
+
+    /// keel has written to the guest's memory.
+    pub(super) fn note_write(&self, written: Range<u64>) {
+        self.slots.dirty.mark(written);
     }
 
     /// Its maker is told that it is to stop: its vCPUs are off, wherever they are.

@@ -171,8 +171,10 @@ impl GuestMemory for Slots {
     }
 
     fn write(&self, address: u64, words: &[u64]) -> bool {
-        self.each_word(address, words.len(), |block, offset, number| {
+        let written = self.each_word(address, words.len(), |block, offset, number| {
             words.get(number).is_some_and(|word| block.write_word(offset, word.to_le()))
-        })
+        });
+        self.dirty.mark(address..address.saturating_add(8 * words.len() as u64));
+        written
     }
 }

@@ -50,6 +50,8 @@ pub mod run;
 #[cfg(target_os = "none")]
 mod stolen;
 #[cfg(target_os = "none")]
+mod translation;
+#[cfg(target_os = "none")]
 pub mod vcpu;
 #[cfg(target_os = "none")]
 mod vgic;

@@ -385,6 +385,7 @@ impl<'a> Resident<'a> {
                         }
                         if let Some(user) = &self.machine.user
                             && abort.ipa().0 < user.unbound.load(Ordering::Relaxed)
+                            && !user.stage2.may_be_back(self.inner.changes)
                         {
                             self.leave_access(&abort, abort.ipa());
                             return Leave::Mmio;
@@ -464,11 +465,10 @@ impl<'a> Resident<'a> {
                 return Some(Leave::Debug);
             }
             Exit::Unexpected { .. } => return Some(Leave::Crash),
-            Exit::Instruction(InstructionAbort { far, external: Some(external), .. }) => self.meet(external, far, true),
-            Exit::Instruction(InstructionAbort { far, is_on_walk: true, .. }) => {
-                GuestFault::WalkAbort { far, fetch: true, write: false }
-            }
-            Exit::Instruction(InstructionAbort { far, .. }) => GuestFault::InstructionAbort { far },
+            Exit::Instruction(abort) => match self.fetch_fault(&abort) {
+                Ok(fault) => fault,
+                Err(leave) => return leave,
+            },
             Exit::Undefined if exit::is_debug(switch::esr()) && self.end_debug_trap() => return None,
             Exit::Undefined if exit::is_fp(switch::esr()) && self.give_fp() => return None,
             Exit::Undefined => GuestFault::Undefined,
@@ -476,6 +476,34 @@ impl<'a> Resident<'a> {
         self.count(ExitKind::Fault);
         switch::inject(&mut self.inner.context, fault);
         None
+    }
+
+    /// What the guest is told of a fetch that did not come to be; `Err`: nothing, it tries again, or leaves.
+    #[cold]
+    #[inline(never)]
+    fn fetch_fault(&mut self, abort: &InstructionAbort) -> Result<GuestFault, Option<Leave>> {
+        let (far, page) = (abort.far(), abort.page());
+        if let Some(external) = abort.external() {
+            return Ok(self.meet(external, far, true));
+        }
+        if let Some(user) = &self.machine.user {
+            if abort.is_translation_fault() && user.stage2.is_back(&mut self.inner.changes, page) {
+                return Err(None);
+            }
+            if abort.is_write_of_walk() {
+                match self.machine.take_write(user, page) {
+                    None => return Err(None),
+                    Some(Err(errno)) => return Err(Some(Leave::Failed(errno))),
+                    // Memory that the walk may not write to.
+                    Some(Ok(())) => {}
+                }
+            }
+        }
+        Ok(if abort.is_on_walk() {
+            GuestFault::WalkAbort { far, fetch: true, write: false }
+        } else {
+            GuestFault::InstructionAbort { far }
+        })
     }
 
     /// Answers a call that nobody implements, which a guest may make as often as any; `false` if it is another.
@@ -601,7 +629,7 @@ impl<'a> Resident<'a> {
         match outcome {
             Outcome::SystemSuspend => return Some(Leave::Suspend),
             Outcome::Forward => return Some(Leave::Hypercall(exit::is_smc(switch::esr()))),
-            Outcome::StolenTime { .. } => self.vcpu.stolen.start(),
+            Outcome::StolenTime { .. } => self.machine.note_write(self.vcpu.stolen.start()),
             Outcome::Wake(index) if index == self.vcpu.index() => {
                 self.vcpu.requests.fetch_or(request::WAKE, Ordering::SeqCst);
                 self.update_traps();
@@ -699,6 +727,12 @@ impl<'a> Resident<'a> {
     /// Such an access, in a VM that its maker runs.
     fn for_user(&mut self, user: &User, abort: &DataAbort) -> Option<Leave> {
         let mut address = abort.ipa();
+        if user.stage2.may_be_back(self.inner.changes)
+            && abort.is_translation_fault()
+            && user.stage2.is_back(&mut self.inner.changes, address)
+        {
+            return None;
+        }
         if abort.is_permission_fault() {
             if !abort.is_on_walk() {
                 // If nothing is there any more, the next try tells.

@@ -9,7 +9,10 @@ use crate::{
     mm::frame::Block,
 };
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::{
+    ops::Range,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
 use spin::Once;
 
 /// Where a vCPU's structure is.
@@ -46,14 +49,15 @@ impl StolenTime {
         placed
     }
 
-    /// Clears the structure; counting starts from zero.
-    pub(super) fn start(&self) {
-        let Some(structure) = self.structure.get() else { return };
+    /// Clears the structure; counting starts from zero. The guest addresses that were written to.
+    pub(super) fn start(&self) -> Range<u64> {
+        let Some(structure) = self.structure.get() else { return 0..0 };
         for word in (0..STRUCTURE_BYTES).step_by(8) {
             structure.block.write_word(structure.offset + word, 0);
         }
         self.ticks.store(0, Relaxed);
         self.given.store(0, Relaxed);
+        structure.ipa..structure.ipa.saturating_add(STRUCTURE_BYTES)
     }
 
     /// The vCPU waited for `ticks` of a counter of `frequency` Hz.

@@ -10,6 +10,7 @@ use super::{
     pmu::PmuSetup,
     registers::KeptRegisters,
     stolen::StolenTime,
+    translation::SeenChanges,
     uapi::{MpState, VcpuEvents, VcpuInit, feature},
     vm::Vm,
 };
@@ -110,6 +111,8 @@ pub struct Inner {
     pub debugger: Option<Box<Debugger>>,
     /// The vCPU that is to be run in this one's stead, if its VM may make VMs.
     pub(super) run: Option<Arc<UserVcpu>>,
+    /// Changes of the VM's stage 2 that it knows of.
+    pub changes: SeenChanges,
     /// Exits so far.
     pub exits: ExitCounts,
     /// What it was initialised with, if it was.
@@ -165,6 +168,7 @@ impl Vcpu {
                 access: None,
                 debugger: None,
                 run: None,
+                changes: SeenChanges::default(),
                 exits: [0; ExitKind::NAMES.len()],
                 features: None,
             }),

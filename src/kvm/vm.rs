@@ -15,6 +15,7 @@ use super::{
     pmu::{self, TIMER_INTERRUPTS},
     registers::{self, Options},
     slots::MemoryRegion,
+    translation::Translation,
     uapi::{FEATURE_ID_RANGE_SIZE, PmuEventFilter, RegMaskRange, feature, vgic},
     vcpu::Vcpu,
     vgic::VgicSetup,
@@ -120,7 +121,7 @@ pub struct Vm {
     name: String,
     vmid: Vmid,
     serial: Serial,
-    stage2: Arc<Mutex<Stage2<TableMemory>>>,
+    stage2: Arc<Translation>,
     slots: Arc<Slots>,
     vcpus: Mutex<Vec<Arc<Vcpu>>>,
     pub(super) setup: Mutex<Setup>,
@@ -174,7 +175,7 @@ impl Vm {
             name: name.into(),
             vmid: Vmid::new().ok_or(Errno::ENOMEM)?,
             serial,
-            stage2: Arc::new(Mutex::new(stage2)),
+            stage2: Arc::new(Translation::new(stage2)),
             slots: Arc::default(),
             vcpus: Mutex::default(),
             setup: Mutex::new(Setup {
@@ -229,7 +230,7 @@ impl Vm {
         if !ipa.is_aligned(PAGE_SIZE) {
             return Err(Errno::EINVAL);
         }
-        let mut stage2 = self.stage2.lock();
+        let mut stage2 = self.stage2.change();
         if end.0 > 1 << stage2.ipa_bits() {
             return Err(Errno::EFAULT);
         }
@@ -247,7 +248,7 @@ impl Vm {
         let user = region.userspace_addr..region.userspace_addr.saturating_add(region.memory_size);
         let pieces = caller.pieces(user).ok_or(Errno::EFAULT)?;
         let kind = ioctl::api::kind_of(region);
-        let mut stage2 = self.stage2.lock();
+        let mut stage2 = self.stage2.change();
         let mut slots = self.slots.list.lock();
         slots.try_reserve(pieces.len()).map_err(|_| Errno::ENOMEM)?;
         let mut at = region.guest_phys_addr;
@@ -294,7 +295,7 @@ impl Vm {
     /// Makes pages read-only, and does what `log` does with their log before a page can be noted and writable again.
     fn protect(&self, guest: Range<u64>, log: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
         let length = guest.end - guest.start;
-        let mut stage2 = self.stage2.lock();
+        let mut stage2 = self.stage2.change();
         stage2.write_protect(Ipa(guest.start), length, &AllGuests)?;
         log()
     }
@@ -336,7 +337,7 @@ impl Vm {
     /// `ENOENT` if the slot is not logged.
     pub(super) fn clear_dirty_pages(&self, region: &MemoryRegion, n: usize, bits: u64) -> Result<(), Errno> {
         // Held throughout: a page that is being made writable is noted before this, or after.
-        let mut stage2 = self.stage2.lock();
+        let mut stage2 = self.stage2.change();
         let (gone, start) = self.slots.dirty.remove(region.slot, n, bits).ok_or(Errno::ENOENT)?;
         if gone == 0 {
             return Ok(());
@@ -375,7 +376,7 @@ impl Vm {
     ///
     /// `ENOMEM`.
     pub(super) fn remove_user_memory(&self, region: &MemoryRegion) -> Result<(), Errno> {
-        self.stage2.lock().unmap(Ipa(region.guest_phys_addr), region.memory_size, &AllGuests)?;
+        self.stage2.change().unmap(Ipa(region.guest_phys_addr), region.memory_size, &AllGuests)?;
         self.slots.dirty.stop(region.slot);
         self.slots.list.lock().retain(|slot| !region.guest().contains(&slot.ipa.0));
         Ok(())
@@ -737,14 +738,14 @@ impl Vm {
     pub fn map_machine(&self, range: Range<Pa>, memory: Memory) -> Result<(), Errno> {
         if range.start < range.end {
             let (ipa, size) = (Ipa(range.start.0), range.end.0 - range.start.0);
-            self.stage2.lock().map(ipa, range.start, size, memory, &AllGuests)?;
+            self.stage2.change().map(ipa, range.start, size, memory, &AllGuests)?;
         }
         Ok(())
     }
 
     /// log2 of its IPA space in bytes.
     pub fn ipa_bits(&self) -> u32 {
-        self.stage2.lock().ipa_bits()
+        self.stage2.look().ipa_bits()
     }
 
     /// What exits work on, made at the first run.
@@ -790,7 +791,7 @@ impl Vm {
                 // Guests use the machine's own virtual CPU interface, which shows each CPU the vCPU it has.
                 let (at, size) = (gicv2::guest_interface(), vgic::V2_CPU_SIZE);
                 if !vgic.is_mapped {
-                    self.stage2.lock().map(cpu_interface, at, size, Memory::Device, &AllGuests)?;
+                    self.stage2.change().map(cpu_interface, at, size, Memory::Device, &AllGuests)?;
                     vgic.is_mapped = true;
                 }
                 Ok(VgicFrames::V2 { distributor })
@@ -832,7 +833,7 @@ impl Vm {
         // A GICv2 needs nobody to say that it is complete.
         let controller = setup.vgic.initialise(&self.vcpus(), &self.slots)?;
         let vgic = &setup.vgic;
-        let stage2 = self.stage2.lock();
+        let stage2 = self.stage2.look();
         let services = setup.firmware.services;
         let end = 1 << stage2.ipa_bits();
         let pmus = self.pmu_interrupts();
@@ -902,7 +903,7 @@ impl Vm {
 
     /// Where a guest address is in the machine's memory.
     pub fn translate(&self, ipa: Ipa) -> Option<Pa> {
-        self.stage2.lock().translate(ipa).map(|(pa, _)| pa)
+        self.stage2.look().translate(ipa).map(|(pa, _)| pa)
     }
 }
 

@@ -19,6 +19,13 @@ pub struct FaultAddress {
     pub hpfar: u64,
 }
 
+impl FaultAddress {
+    /// The page, of a fault that says it: FIPA, HPFAR_EL2 bits 43:4, is the IPA's bits 51:12.
+    pub const fn page(self) -> Ipa {
+        Ipa((self.hpfar & 0x0fff_ffff_fff0) << 8)
+    }
+}
+
 /// Width and extension of a load, and the register it fills (ISS of a data abort: SAS, SSE, SF, SRT).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Load {
@@ -65,12 +72,40 @@ impl Described {
 /// An instruction fetch that stage 2 refused, or that memory failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InstructionAbort {
+    esr: u64,
+    address: FaultAddress,
+}
+
+impl InstructionAbort {
     /// Virtual address.
-    pub far: u64,
+    pub const fn far(&self) -> u64 {
+        self.address.far
+    }
+
+    /// The page that stage 2 refused, of the walk or of the fetch; UNKNOWN for permission faults that are not on a walk.
+    pub const fn page(&self) -> Ipa {
+        self.address.page()
+    }
+
     /// The fault came from the guest's stage-1 walk.
-    pub is_on_walk: bool,
+    pub const fn is_on_walk(&self) -> bool {
+        self.esr & S1PTW != 0
+    }
+
     /// The machine's own report, if memory failed.
-    pub external: Option<ExternalAbort>,
+    pub const fn external(&self) -> Option<ExternalAbort> {
+        ExternalAbort::decode(self.esr, false)
+    }
+
+    /// Nothing is mapped there.
+    pub const fn is_translation_fault(&self) -> bool {
+        self.esr & 0x3f & !fsc::LEVEL == fsc::TRANSLATION
+    }
+
+    /// The walk may not write what it wants to: the access flag of the guest's descriptor.
+    pub const fn is_write_of_walk(&self) -> bool {
+        self.is_on_walk() && self.esr & 0x3f & !fsc::LEVEL == fsc::PERMISSION
+    }
 }
 
 /// What the machine says of memory that failed, as the guest may read it.
@@ -249,11 +284,10 @@ impl DataAbort {
         self.esr & (SAS | SSE | WNR) == SAS_WORD
     }
 
-    /// Where the guest meant to go: FIPA, HPFAR_EL2 bits 43:4, is the IPA's bits 51:12; the offset in the page is the
-    /// virtual address's.
+    /// Where the guest meant to go: the offset in the page is the virtual address's.
     #[inline(always)]
     pub const fn ipa(&self) -> Ipa {
-        Ipa((self.address.hpfar & 0x0fff_ffff_fff0) << 8 | self.address.far & 0xfff)
+        Ipa(self.address.page().0 | self.address.far & 0xfff)
     }
 
     /// log2 of the bytes accessed.
@@ -292,6 +326,12 @@ impl DataAbort {
     /// It is not allowed what it does to what is there.
     pub const fn is_permission_fault(&self) -> bool {
         self.esr & 0x3c == fsc::PERMISSION
+    }
+
+    /// Nothing is mapped there.
+    #[inline(always)]
+    pub const fn is_translation_fault(&self) -> bool {
+        self.esr & 0x3f & !fsc::LEVEL == fsc::TRANSLATION
     }
 
     /// What of the syndrome is about the fault: CM, WnR and FSC.
@@ -337,11 +377,7 @@ impl Exit {
                 })
             }
             ec::SMC64 => Self::Smc { immediate: iss as u16 },
-            ec::INSTRUCTION_ABORT_LOWER => Self::Instruction(InstructionAbort {
-                far: address.far,
-                is_on_walk: iss & S1PTW != 0,
-                external: ExternalAbort::decode(esr, false),
-            }),
+            ec::INSTRUCTION_ABORT_LOWER => Self::Instruction(InstructionAbort { esr, address }),
             // Unknown reason (UNDEF with HCR_EL2.TGE only), MCR, MRC, LDC …, FP when CPTR traps it, pointer
             // authentication where the CPU has none, HVC and SMC from AArch32, SVE, SME: not there for this guest.
             0x00 | 0x03..=0x0a | 0x0c | 0x12..=0x15 | ec::SVE | ec::SME => Self::Undefined,
@@ -408,6 +444,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_there_and_what_may_not_be_written() {
+        let fetch = |iss: u64| match Exit::decode(ec::INSTRUCTION_ABORT_LOWER << 26 | iss, ADDRESS) {
+            Exit::Instruction(fetch) => fetch,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((fetch(7).page(), abort(7).ipa()), (Ipa(0x0900_0000), Ipa(0x0900_0678)));
+        for status in 0..0x40 {
+            let is_translation = (4..8).contains(&status);
+            assert_eq!(abort(ISV | status).is_translation_fault(), is_translation, "status {status:#x}");
+            assert_eq!(fetch(S1PTW | status).is_translation_fault(), is_translation, "status {status:#x}");
+            assert_eq!(fetch(S1PTW | status).is_write_of_walk(), (0xc..0x10).contains(&status), "status {status:#x}");
+            assert!(!fetch(status).is_write_of_walk(), "status {status:#x}: nothing is executed that may not be");
+        }
+    }
+
+    #[test]
     fn memory_that_failed() {
         for status in 0..0x40 {
             let external = (0x10..0x20).contains(&status) && status != 0x11 && status != 0x19;
@@ -425,12 +477,12 @@ mod tests {
         let Exit::Instruction(fetch) = Exit::decode(0x20 << 26 | esr::IL | 1 << 9 | WNR | 0x17, ADDRESS) else {
             panic!("no instruction abort");
         };
-        assert_eq!((fetch.far, fetch.is_on_walk), (ADDRESS.far, false));
-        assert_eq!(fetch.external, Some(ExternalAbort { iss: 1 << 9 | 0x17 }));
+        assert_eq!((fetch.far(), fetch.is_on_walk()), (ADDRESS.far, false));
+        assert_eq!(fetch.external(), Some(ExternalAbort { iss: 1 << 9 | 0x17 }));
         let Exit::Instruction(fetch) = Exit::decode(0x20 << 26 | esr::IL | S1PTW | 0x6, ADDRESS) else {
             panic!("no instruction abort");
         };
-        assert_eq!((fetch.is_on_walk, fetch.external), (true, None));
+        assert_eq!((fetch.is_on_walk(), fetch.external()), (true, None));
     }
 
     #[test]

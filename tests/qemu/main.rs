@@ -11,6 +11,7 @@ mod demo;
 mod gicv2;
 mod kernel;
 mod late;
+mod monitor;
 mod oracle;
 mod pmu;
 mod root;
@@ -130,6 +131,7 @@ fn main() -> ExitCode {
     trials.extend(aarch32::trials());
     trials.extend(stub::trials());
     trials.extend(root::trials());
+    trials.extend(monitor::trials());
     trials.extend(late::trials());
     trials.extend(spin_table::trials());
     trials.extend(oracle::trials());

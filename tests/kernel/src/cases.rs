@@ -1,7 +1,7 @@
 //! The cases, by area.
 
 use crate::harness::Case;
-pub use kvm::api;
+pub use kvm::{api, well};
 pub use stub::{bench as bench_stub, crash};
 
 mod abort;

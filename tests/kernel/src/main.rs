@@ -16,12 +16,17 @@
 //! machine, then keel is sent away, and the cases of the stub follow. With `api` it makes the calls of KVM's API that
 //! `keel-kvm` has a script of, and prints the answers.
 //!
+//! `monitor=SCRIPT` makes it a machine monitor, whose guest is Debian from the RAM disk (`vmm`).
+//!
 //! `protected` says that the machine was built as a protected guest (`keel,features`), `no-entropy` that the board has no
 //! source of random bits, `injection` that it may make errors pending for itself (`test-injection`).
 //!
 //! The last line is `N passed, N failed, N skipped`; then the machine is powered off.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(target_os = "none")]
+extern crate alloc;
 
 #[cfg(not(target_os = "none"))]
 fn main() {}
@@ -44,10 +49,12 @@ mod model;
 mod restart;
 #[cfg(target_os = "none")]
 mod transcript;
+#[cfg(target_os = "none")]
+mod vmm;
 
 #[cfg(target_os = "none")]
 mod kernel {
-    use crate::{bench, bench_kvm, cases, fuzz, fuzz_api, harness, restart, transcript};
+    use crate::{bench, bench_kvm, cases, fuzz, fuzz_api, harness, restart, transcript, vmm};
     use keel_test_kernel::{arch, irq, kernel, machine::Machine, power, println};
 
     kernel!(main);
@@ -75,6 +82,7 @@ mod kernel {
             machine.bootargs
         );
         irq::init(machine);
+        vmm::init();
         if machine.has("restart") {
             restart::run(machine);
         } else if machine.over_stub() && machine.has("crash") {
@@ -87,6 +95,8 @@ mod kernel {
             harness::run(machine, cases::OVER_STUB, machine.value("only").unwrap_or(""));
         } else if let Some(argument) = machine.value("fuzz-api").filter(|_| machine.is_root()) {
             fuzz_api::run(machine, argument);
+        } else if let Some(argument) = machine.value("monitor").filter(|_| machine.is_root()) {
+            vmm::run(machine, argument);
         } else if machine.is_root() && machine.has("bench-kvm") {
             bench_kvm::run();
         } else if machine.is_root() && machine.has("api") {

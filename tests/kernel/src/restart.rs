@@ -115,7 +115,7 @@ pub fn file(archive: &'static [u8], wanted: &str) -> &'static [u8] {
 }
 
 /// The offset of an Image from a 2 MiB boundary, and the bytes it takes from there.
-fn placement(image: &[u8]) -> (usize, usize) {
+pub fn placement(image: &[u8]) -> (usize, usize) {
     let word =
         |at: usize| image.get(at..at + 8).map(|bytes| u64::from_le_bytes(bytes.try_into().expect("8 bytes")) as usize);
     let (Some(offset), Some(size)) = (word(8), word(16)) else { panic!("the Image has {} bytes", image.len()) };

@@ -51,7 +51,7 @@ pub(super) fn clean(page: &Page) {
 }
 
 /// A call that has to go well.
-pub(super) fn well<T>(what: &str, result: Result<T, Errno>) -> Check<T> {
+pub fn well<T>(what: &str, result: Result<T, Errno>) -> Check<T> {
     result.map_err(|errno| failed(format_args!("{what}: {errno}")))
 }
 

@@ -7,20 +7,19 @@
 use super::kvm::{clean, well};
 use crate::{
     check, check_eq,
-    harness::{Case, Check, Under::*, case, failed, join, skip, start},
+    harness::{Case, Check, Under::*, case, eventually, failed, join, skip, start},
+    vmm::state,
 };
 use core::{
     arch::global_asm,
     sync::atomic::{AtomicI64, AtomicU64, Ordering::SeqCst},
 };
-use heapless::Vec;
 use keel_kvm::{
     Backend, Device, Errno, Exit, Hypercall, System, Vcpu, Vm, number,
     page::{PAGE, Page},
-    uapi::{VcpuEvents, VcpuInit, device, feature, reg, vgic},
+    uapi::{VcpuInit, device, feature, memory as flags, reg, vcpu_group, vgic},
 };
 use keel_test_kernel::{irq, machine::Machine, mrs, time};
-use spin::Mutex;
 
 pub const CASES: &[Case] = &[
     case("kvm/timers_moved", 1, Root, timers_moved),
@@ -31,6 +30,8 @@ pub const CASES: &[Case] = &[
     case("kvm/no_interrupt_controller", 1, Root, no_interrupt_controller),
     case("kvm/two_vcpus", 2, Root, two_vcpus),
     case("kvm/save_and_restore", 2, Root, save_and_restore),
+    case("kvm/dirty_log_beside_a_run", 2, Root, dirty_log_beside_a_run),
+    case("kvm/dirty_log_of_stolen_time", 1, Root, dirty_log_of_stolen_time),
 ];
 
 pub(super) static RUN: Page = Page::ZERO;
@@ -420,6 +421,26 @@ global_asm!(
     "str x2, [x20]",
     "b 2b",
     "guest_end guest_sleeper",
+    // Counts in x2 pages from x1 on, for ever.
+    "guest guest_counter",
+    "2: mov x3, x1",
+    "mov x4, x2",
+    "3: ldr x5, [x3]",
+    "add x5, x5, #1",
+    "str x5, [x3]",
+    "add x3, x3, #4096",
+    "subs x4, x4, #1",
+    "b.ne 3b",
+    "b 2b",
+    "guest_end guest_counter",
+    // PV_TIME_ST.
+    "guest guest_stolen",
+    "mov x19, x1",
+    "mov w0, #0x21",
+    "movk w0, #0xc500, lsl #16",
+    "hvc #0",
+    "str x0, [x19]",
+    "guest_end guest_stolen",
 );
 
 macro_rules! programs {
@@ -432,7 +453,7 @@ macro_rules! programs {
 programs!(
     guest_timers guest_timers_end, guest_counters guest_counters_end, guest_counts guest_counts_end,
     guest_overflow guest_overflow_end, guest_pins guest_pins_end, guest_two guest_two_end,
-    guest_sleeper guest_sleeper_end, guest_spoils guest_spoils_end
+    guest_sleeper guest_sleeper_end, guest_spoils guest_spoils_end, guest_counter guest_counter_end, guest_stolen guest_stolen_end
 );
 
 /// The instructions between two labels.
@@ -652,8 +673,7 @@ const SLEEPER_AT: u64 = BASE + 0x2000;
 /// A VM with two vCPUs and a GICv3, which nobody has run yet.
 struct Pair {
     // Dropped in this order.
-    first: Vcpu<Hypercall>,
-    second: Vcpu<Hypercall>,
+    vcpus: [Vcpu<Hypercall>; 2],
     gic: Device<Hypercall>,
     _vm: Vm<Hypercall>,
 }
@@ -664,17 +684,19 @@ impl Pair {
         well("KVM_SET_USER_MEMORY_REGION", vm.set_memory(0, 0, BASE, &RAM))?;
         well("KVM_SET_USER_MEMORY_REGION", vm.set_memory(1, 0, SHARED_AT, &SHARED))?;
         let gic = well("KVM_CREATE_DEVICE", vm.create_device(device::VGIC_V3))?;
-        let first = well("KVM_CREATE_VCPU", vm.create_vcpu(0, &RUN))?;
-        let second = well("KVM_CREATE_VCPU", vm.create_vcpu(1, &OTHER_RUN))?;
+        let vcpus = [
+            well("KVM_CREATE_VCPU", vm.create_vcpu(0, &RUN))?,
+            well("KVM_CREATE_VCPU", vm.create_vcpu(1, &OTHER_RUN))?,
+        ];
         for (kind, address) in [(vgic::V3_DIST, GICD), (vgic::V3_REDIST, GICR)] {
             well("KVM_SET_DEVICE_ATTR", gic.set_attribute(vgic::ADDR, kind, &address))?;
         }
         well("KVM_SET_DEVICE_ATTR", gic.set_attribute(vgic::CTRL, vgic::INIT, &()))?;
         let target = well("KVM_ARM_PREFERRED_TARGET", vm.preferred_target())?;
-        for (vcpu, features) in [(&first, feature::PSCI_0_2), (&second, feature::PSCI_0_2 | feature::POWER_OFF)] {
+        for (vcpu, features) in vcpus.iter().zip([feature::PSCI_0_2, feature::PSCI_0_2 | feature::POWER_OFF]) {
             well("KVM_ARM_VCPU_INIT", vcpu.init(&VcpuInit { features: [features, 0, 0, 0, 0, 0, 0], ..target }))?;
         }
-        Ok(Self { first, second, gic, _vm: vm })
+        Ok(Self { vcpus, gic, _vm: vm })
     }
 
     /// The programs of [`guest_two`] and [`guest_sleeper`], for so many SGIs.
@@ -687,110 +709,43 @@ impl Pair {
         let sgi = 1 << 24 | 1 << 1;
         let values = [(1, DEVICE), (3, SHARED_AT), (4, SHARED_AT), (5, SLEEPER_AT), (6, sgi), (7, GICD), (8, count)];
         for (id, value) in values.map(|(n, value)| (reg::x(n), value)).into_iter().chain([(reg::PC, BASE)]) {
-            well("KVM_SET_ONE_REG", self.first.set_register(id, value))?;
+            well("KVM_SET_ONE_REG", self.vcpus[0].set_register(id, value))?;
         }
         Ok(())
     }
 
     /// Does something while another CPU of the root runs the second vCPU.
     fn with_second<T>(&self, machine: &'static Machine, run: impl FnOnce() -> Check<T>) -> Check<T> {
-        OTHER.store(self.second.handle(), SeqCst);
-        STOP.store(0, SeqCst);
-        start(machine, 1, run_other, 1)?;
-        let result = run();
-        STOP.store(1, SeqCst);
-        // What ends the run of a vCPU that sleeps is an interrupt for the CPU that runs it, which need not take it.
-        irq::send(WAKE, machine.cpus()[1]);
-        join(machine, 1)?;
-        check_eq!(LAST.load(SeqCst), -4, "the second's last KVM_RUN");
-        result
+        beside(machine, &self.vcpus[1], run)
     }
+}
+
+/// Does something while another CPU of the root runs this vCPU, which has no exit.
+fn beside<T>(machine: &'static Machine, vcpu: &Vcpu<Hypercall>, run: impl FnOnce() -> Check<T>) -> Check<T> {
+    OTHER.store(vcpu.handle(), SeqCst);
+    STOP.store(0, SeqCst);
+    start(machine, 1, run_other, 1)?;
+    let result = run();
+    STOP.store(1, SeqCst);
+    // What ends the run of a vCPU that sleeps is an interrupt for the CPU that runs it, which need not take it.
+    irq::send(WAKE, machine.cpus()[1]);
+    join(machine, 1)?;
+    check_eq!(LAST.load(SeqCst), -4, "its last KVM_RUN");
+    result
 }
 
 fn two_vcpus(machine: &'static Machine) -> Check {
     let pair = Pair::new()?;
     pair.load(200)?;
     let counted = pair.with_second(machine, || {
-        check_eq!(stored(&pair.first, 0)?, 0, "CPU_ON of the second vCPU");
-        stored(&pair.first, 8)
+        check_eq!(stored(&pair.vcpus[0], 0)?, 0, "CPU_ON of the second vCPU");
+        stored(&pair.vcpus[0], 8)
     })?;
     check_eq!(counted, 200, "SGIs that were counted");
     Ok(())
 }
 
-/// A vCPU's state: registers by id, and what is in none.
-struct VcpuState {
-    registers: Vec<(u64, [u8; 16]), 640>,
-    events: VcpuEvents,
-    mp_state: u32,
-    /// The CPU interface, by attribute.
-    interface: Vec<(u64, u64), 16>,
-}
-
-/// A VM's state.
-struct State {
-    vcpus: [Option<VcpuState>; 2],
-    /// Registers of the interrupt controller, by group and attribute.
-    gic: Vec<(u32, u64, u32), 512>,
-    memory: [Page; 3],
-}
-
-static SAVED: Mutex<State> =
-    Mutex::new(State { vcpus: [const { None }; 2], gic: Vec::new(), memory: [const { Page::ZERO }; 3] });
-
-/// The registers of a vGICv3 that are its state, in the order in which they are restored: groups, and attributes without the
-/// vCPU.
-fn gic_registers() -> impl Iterator<Item = (u32, u64)> {
-    let words = |group, start: u64, count: u64| (0..count).map(move |n| (group, start + 4 * n));
-    // GICD_IIDR; IGROUPR, ISENABLER, ISPENDR, ISACTIVER, IPRIORITYR, ICFGR, IROUTER of 224 SPIs; CTLR.
-    let distributor =
-        [(0x8, 1), (0x84, 7), (0x104, 7), (0x204, 7), (0x304, 7), (0x420, 56), (0xc08, 14), (0x6100, 0), (0, 1)];
-    let shared = distributor.into_iter().flat_map(move |(start, count)| words(vgic::DIST_REGS, start, count));
-    // GICR_CTLR, WAKER; IGROUPR0, ISENABLER0, ISPENDR0, ISACTIVER0, IPRIORITYR, ICFGR.
-    let redistributor =
-        [(0, 1), (0x14, 1), (0x1_0080, 1), (0x1_0100, 1), (0x1_0200, 1), (0x1_0300, 1), (0x1_0400, 8), (0x1_0c00, 2)];
-    let private = (0..2_u64).flat_map(move |vcpu| {
-        redistributor.into_iter().flat_map(move |(start, count)| words(vgic::REDIST_REGS, vcpu << 32 | start, count))
-    });
-    let levels = (0..2_u64).map(|vcpu| (vgic::LEVEL_INFO, vcpu << 32));
-    shared.chain(private).chain(levels)
-}
-
-/// ICC_PMR_EL1, BPR0, AP0R0, AP1R0, BPR1, CTLR, SRE, IGRPEN0, IGRPEN1.
-const INTERFACE: [u64; 9] = [0xc230, 0xc643, 0xc644, 0xc648, 0xc663, 0xc664, 0xc665, 0xc666, 0xc667];
-
-fn size_of_register(id: u64) -> usize {
-    1 << (id >> reg::SIZE_SHIFT & 0xf)
-}
-
-fn save(pair: &Pair, state: &mut State) -> Check {
-    let full = |_| failed(format_args!("more registers than there is room for"));
-    state.gic.clear();
-    for (group, attribute) in gic_registers() {
-        let value = well("KVM_GET_DEVICE_ATTR", pair.gic.attribute::<u32>(group, attribute))?;
-        state.gic.push((group, attribute, value)).map_err(|_| full(()))?;
-    }
-    for (index, (vcpu, slot)) in [&pair.first, &pair.second].into_iter().zip(&mut state.vcpus).enumerate() {
-        let mut list = [0; 641];
-        let ids = well("KVM_GET_REG_LIST", vcpu.register_list(&mut list))?;
-        let mut registers = Vec::new();
-        for &id in ids {
-            let mut value = [0; 16];
-            well("KVM_GET_ONE_REG", vcpu.get_one_reg(id, &mut value[..size_of_register(id)]))?;
-            registers.push((id, value)).map_err(|_| full(()))?;
-        }
-        let mut interface = Vec::new();
-        for attribute in INTERFACE.map(|register| (index as u64) << 32 | register) {
-            let value = well("KVM_GET_DEVICE_ATTR", pair.gic.attribute::<u64>(vgic::CPU_SYSREGS, attribute))?;
-            interface.push((attribute, value)).map_err(|_| full(()))?;
-        }
-        let events = well("KVM_GET_VCPU_EVENTS", vcpu.events())?;
-        let mp_state = well("KVM_GET_MP_STATE", vcpu.mp_state())?;
-        *slot = Some(VcpuState { registers, events, mp_state, interface });
-    }
-    copy([&RAM[0], &SHARED[0], &SHARED[1]], state.memory.each_ref());
-    Ok(())
-}
+static SAVED: [Page; 3] = [const { Page::ZERO }; 3];
 
 fn copy(from: [&Page; 3], to: [&Page; 3]) {
     for (from, to) in from.into_iter().zip(to) {
@@ -800,57 +755,96 @@ fn copy(from: [&Page; 3], to: [&Page; 3]) {
     }
 }
 
-fn restore(pair: &Pair, state: &State) -> Check {
-    copy(state.memory.each_ref(), [&RAM[0], &SHARED[0], &SHARED[1]]);
-    for (vcpu, saved) in [&pair.first, &pair.second].into_iter().zip(&state.vcpus) {
-        let saved = saved.as_ref().ok_or_else(|| failed(format_args!("nothing was saved")))?;
-        for (id, value) in &saved.registers {
-            let result = vcpu.set_one_reg(*id, &value[..size_of_register(*id)]);
-            check_eq!(result, Ok(()), "KVM_SET_ONE_REG of {id:#x}, {value:x?}");
-        }
-        well("KVM_SET_VCPU_EVENTS", vcpu.set_events(&saved.events))?;
-        well("KVM_SET_MP_STATE", vcpu.set_mp_state(saved.mp_state))?;
-    }
-    for (group, attribute, value) in &state.gic {
-        let result = pair.gic.set_attribute(*group, *attribute, value);
-        check_eq!(result, Ok(()), "KVM_SET_DEVICE_ATTR of group {group}, {attribute:#x}");
-    }
-    for (attribute, value) in state.vcpus.iter().flatten().flat_map(|saved| &saved.interface) {
-        let result = pair.gic.set_attribute(vgic::CPU_SYSREGS, *attribute, value);
-        check_eq!(result, Ok(()), "KVM_SET_DEVICE_ATTR of {attribute:#x}, {value:#x}");
-    }
-    Ok(())
-}
-
 /// Two vCPUs that send each other interrupts are stopped wherever they are, saved, destroyed, made anew from what was saved, and
 /// go on; more than once.
 fn save_and_restore(machine: &'static Machine) -> Check {
     const COUNT: u64 = 4000;
-    let mut state = SAVED.lock();
+    let memory = || [&RAM[0], &SHARED[0], &SHARED[1]];
     let mut pair = Pair::new()?;
     pair.load(COUNT)?;
     let mut is_first = true;
     for wanted in [100, 500, 1000, 2000] {
         pair.with_second(machine, || {
             if core::mem::take(&mut is_first) {
-                check_eq!(stored(&pair.first, 0)?, 0, "CPU_ON of the second vCPU");
+                check_eq!(stored(&pair.vcpus[0], 0)?, 0, "CPU_ON of the second vCPU");
             }
             while SHARED[0].read(0, 8) < wanted {
                 // The end of a run that has no other.
                 time::Timer::Virtual.arm(300);
-                let result = pair.first.run();
+                let result = pair.vcpus[0].run();
                 time::Timer::Virtual.stop();
                 check_eq!(result, Err(Errno::EINTR), "KVM_RUN, with {} of {COUNT} counted", SHARED[0].read(0, 8));
             }
             Ok(())
         })?;
-        save(&pair, &mut state)?;
+        let saved = state::save(&pair.vcpus, &pair.gic)?;
+        copy(memory(), SAVED.each_ref());
         drop(pair);
-        [&RAM[0], &SHARED[0], &SHARED[1]].into_iter().for_each(Page::clear);
+        memory().into_iter().for_each(Page::clear);
         pair = Pair::new()?;
-        restore(&pair, &state)?;
+        copy(SAVED.each_ref(), memory());
+        state::restore(&saved, &pair.vcpus, &pair.gic)?;
     }
-    let counted = pair.with_second(machine, || stored(&pair.first, 8))?;
+    let counted = pair.with_second(machine, || stored(&pair.vcpus[0], 8))?;
     check_eq!(counted, COUNT, "SGIs that were counted");
+    Ok(())
+}
+
+/// Where memory is that is logged, and its pages: enough for stage 2 to map runs of them together.
+const LOGGED_AT: u64 = 0x8000_0000;
+const LOGGED_PAGES: usize = 64;
+
+#[repr(C, align(65536))]
+struct Logged([Page; LOGGED_PAGES]);
+
+static LOGGED: Logged = Logged([const { Page::ZERO }; LOGGED_PAGES]);
+
+/// Logging starts while a vCPU reads, writes and executes all that is logged, on another CPU: it has its memory at any moment.
+fn dirty_log_beside_a_run(machine: &'static Machine) -> Check {
+    const ROUNDS: usize = 5;
+    const PROGRAM: usize = 2048;
+    for round in 0..8 {
+        let guest = Guest::new(&[], true, 0)?;
+        well("KVM_SET_USER_MEMORY_REGION", guest.vm.set_memory(1, 0, LOGGED_AT, &LOGGED.0))?;
+        LOGGED.0.iter().for_each(Page::clear);
+        for (n, instruction) in program!(guest_counter, guest_counter_end).iter().enumerate() {
+            LOGGED.0[0].write(PROGRAM + 4 * n, 4, (*instruction).into());
+        }
+        LOGGED.0.iter().for_each(clean);
+        for (n, value) in [(32, LOGGED_AT + PROGRAM as u64), (1, LOGGED_AT), (2, LOGGED_PAGES as u64)] {
+            guest.set(n, value)?;
+        }
+        let count = || LOGGED.0[LOGGED_PAGES - 1].read(0, 8);
+        let goes_on = |from: u64| eventually("the guest's count", || count() > from);
+        let dirty = beside(machine, &guest.vcpu, || {
+            goes_on(10)?;
+            let logged = guest.vm.set_memory(1, flags::LOG_DIRTY_PAGES, LOGGED_AT, &LOGGED.0);
+            well("KVM_SET_USER_MEMORY_REGION", logged)?;
+            let mut dirty = 0;
+            for _ in 0..ROUNDS {
+                goes_on(count() + 1)?;
+                let mut bitmap = [0; 1];
+                well("KVM_GET_DIRTY_LOG", guest.vm.dirty_log(1, LOGGED_PAGES, &mut bitmap))?;
+                dirty += u64::from(bitmap[0] == u64::MAX);
+            }
+            Ok(dirty)
+        })?;
+        check_eq!(dirty, ROUNDS as u64, "full logs of round {round}");
+    }
+    Ok(())
+}
+
+/// What keel writes into a guest's memory is in the log, too.
+fn dirty_log_of_stolen_time(_: &'static Machine) -> Check {
+    const PAGE_OF_IT: usize = 3;
+    let guest = Guest::new(program!(guest_stolen, guest_stolen_end), true, 0)?;
+    let logged = guest.vm.set_memory(1, flags::LOG_DIRTY_PAGES, LOGGED_AT, &LOGGED.0);
+    well("KVM_SET_USER_MEMORY_REGION", logged)?;
+    let at = LOGGED_AT + (PAGE * PAGE_OF_IT) as u64 + 128;
+    well("KVM_ARM_VCPU_PVTIME_IPA", guest.vcpu.set_attribute(vcpu_group::PVTIME, 0, &at))?;
+    check_eq!(guest.stored(0)?, at, "PV_TIME_ST");
+    let mut bitmap = [0; 1];
+    well("KVM_GET_DIRTY_LOG", guest.vm.dirty_log(1, LOGGED_PAGES, &mut bitmap))?;
+    check_eq!(bitmap[0], 1 << PAGE_OF_IT, "the log");
     Ok(())
 }
