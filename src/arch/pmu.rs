@@ -55,9 +55,11 @@ fn read(nth: u64) -> u32 {
     if mdcr & HPME == 0 {
         return 0;
     }
+    // Not from HPMN: a guest may have fewer counters than there are for guests.
+    let first = (read_sysreg!("pmcr_el0") >> 11 & 0x1f) - KEPT;
     // It may be a guest's, which this CPU holds.
     let selected = read_sysreg!("pmselr_el0");
-    write_sysreg!("pmselr_el0", (mdcr & 0x1f) + nth);
+    write_sysreg!("pmselr_el0", first + nth);
     isb();
     let count = read_sysreg!("pmxevcntr_el0") as u32;
     write_sysreg!("pmselr_el0", selected);

@@ -157,17 +157,19 @@ pub(super) struct MachineSetup {
     pub is_offset: bool,
     /// The timers' interrupts, virtual and physical.
     pub timers: [u32; 2],
-    /// The interrupt of each vCPU's PMU, if they have one, and the events that it may count, if not all.
-    pub pmu: Option<(Vec<Option<u32>>, Option<EventSet>)>,
+    /// The vCPUs' PMUs, if they have any.
+    pub pmu: Option<Pmu>,
 }
 
 /// A VM's PMUs.
 #[derive(Debug)]
-pub(super) struct Pmu {
+pub struct Pmu {
     /// The interrupt of each.
     pub interrupts: Vec<Option<u32>>,
     /// The events that they may count, if not all.
     pub events: Option<EventSet>,
+    /// Event counters of each.
+    pub counters: u8,
 }
 
 /// What there is besides for a VM that its maker runs, by KVM_RUN.
@@ -330,7 +332,7 @@ impl Machine {
             vgic.always_control(Control::TRAP_COMMON | Control::TRAP_GROUP0 | Control::TRAP_GROUP1);
         }
         let mut timers = setup.timers;
-        let pmu = setup.pmu.map(|(interrupts, events)| Pmu { interrupts, events });
+        let pmu = setup.pmu;
         let mut pmu_private = None;
         if let Some(host) = physical::interrupts() {
             let physical = [host.virtual_timer, host.physical_timer];

@@ -19,9 +19,7 @@ use super::{
 };
 use crate::{
     arch::{
-        cpu, features, gic,
-        guest_pmu::{self, GuestPmu},
-        hcr, mmu,
+        cpu, features, gic, guest_pmu, hcr, mmu,
         pmuv3::PmuRegister,
         serror::{self, Syndrome},
         state::{self, GuestConfig},
@@ -158,15 +156,12 @@ impl<'a> Resident<'a> {
     pub fn load(machine: &'a Machine, vcpu: &'a Vcpu, trap: bool) -> Self {
         let mut guard = vcpu.take();
         let inner = &mut *guard;
+        let monitor = physical::monitor_bits();
         let mdcr_guest = match &machine.pmu {
-            None => hcr::MDCR_GUEST,
-            Some(pmu) => guest_mdcr(pmu),
+            None => hcr::MDCR_GUEST | monitor,
+            Some(pmu) => guest_mdcr(pmu, monitor),
         };
-        let [cptr, mut mdcr] = machine
-            .owner
-            .as_ref()
-            .and_then(Owner::traps)
-            .unwrap_or_else(|| [hcr::CPTR_GUEST, mdcr_guest | physical::monitor_bits()]);
+        let [cptr, mut mdcr] = machine.owner.as_ref().and_then(Owner::traps).unwrap_or([hcr::CPTR_GUEST, mdcr_guest]);
         // A kernel that ran before keel did keeps what it has.
         let is_late = machine.owner.as_ref().and_then(Owner::traps).is_some();
         let is_debugged = inner.debugger.is_some();
@@ -211,7 +206,7 @@ impl<'a> Resident<'a> {
             }
         }
         if let Some(intid) = machine.pmu_private {
-            let level = inner.state.pmu.as_ref().is_some_and(GuestPmu::output);
+            let level = pmu_output(machine, inner);
             machine.set_timer_level(vcpu.index(), intid, level);
         }
         inner.state.load(&config, machine.pmu.as_ref().and_then(|pmu| pmu.events.as_ref()));
@@ -1139,14 +1134,20 @@ pub(super) fn parked_levels(machine: &Machine, vcpu: &Vcpu) -> u32 {
     let inner = vcpu.parked();
     let now = timer::now();
     let [virtual_timer, physical_timer] = deadlines(&inner, machine).map(|(_, at)| at.is_some_and(|at| at <= now));
-    levels(virtual_timer, physical_timer, inner.state.pmu.as_ref().is_some_and(GuestPmu::output))
+    levels(virtual_timer, physical_timer, pmu_output(machine, &inner))
 }
 
-/// MDCR_EL2 for a VM whose vCPUs have PMUs, but for HPMN: its accesses trap only where events are filtered and nothing finer
+/// Whether the PMU of a vCPU that no CPU holds asks for its interrupt.
+fn pmu_output(machine: &Machine, inner: &Inner) -> bool {
+    machine.pmu.as_ref().zip(inner.state.pmu.as_ref()).is_some_and(|(vm, pmu)| pmu.output(vm.counters))
+}
+
+/// MDCR_EL2 for a VM whose vCPUs have PMUs, on a CPU with these [`monitor_bits`](physical::monitor_bits): its accesses trap only where events are filtered and nothing finer
 /// than that can be said (FEAT_FGT).
-fn guest_mdcr(pmu: &Pmu) -> u64 {
+fn guest_mdcr(pmu: &Pmu, monitor: u64) -> u64 {
     let traps = if pmu.events.is_some() && !features::has_fgt() { hcr::MDCR_PMU_TRAPS } else { 0 };
-    hcr::mdcr_guest_with_pmu(features::pmu_version()) | traps
+    let counters = u64::from(pmu.counters).min(monitor & hcr::MDCR_HPMN);
+    hcr::mdcr_guest_with_pmu(features::pmu_version()) | traps | monitor & !hcr::MDCR_HPMN | counters
 }
 
 /// When the timers of a vCPU that no CPU holds are due, in ticks of the physical counter, with their interrupts.

@@ -13,6 +13,7 @@ mod its;
 mod kvm;
 mod kvm_aarch32;
 mod kvm_guests;
+mod kvm_pmu;
 mod late;
 mod memory;
 pub mod mmio;
@@ -56,6 +57,7 @@ pub const ROOT: &[&[Case]] = &[
     kvm::CASES,
     kvm_aarch32::CASES,
     kvm_guests::CASES,
+    kvm_pmu::CASES,
     memory::CASES,
     smccc::CASES,
     psci::CASES,

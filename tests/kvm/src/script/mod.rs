@@ -13,6 +13,7 @@ mod log;
 mod machine;
 mod memory;
 mod objects;
+mod pmu;
 mod registers;
 mod runs;
 mod vcpu;
@@ -50,6 +51,7 @@ pub fn run<B: Backend>(backend: &B, clean: &dyn Fn(&Page), print: &mut dyn FnMut
     vcpu::run(&mut script);
     registers::run(&mut script);
     attributes::run(&mut script);
+    pmu::run(&mut script);
     gic::run(&mut script);
     log::run(&mut script);
     runs::run(&mut script);
