@@ -10,6 +10,7 @@ use super::{
     owner::{Owner, Owning},
     pages::PageStates,
     physical::{self, MAX_CPUS},
+    redistributors::Frames,
     uapi::{MpState, vgic},
     vcpu::{Inner, Vcpu},
     vm::AllGuests,
@@ -85,6 +86,7 @@ pub enum Device {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Target {
     Distributor,
+    /// From the first vCPU's on.
     Redistributors,
     Apart(Apart),
     Uart,
@@ -103,12 +105,12 @@ pub(super) enum Controller {
 }
 
 /// Where the parts of a VM's interrupt controller are that keel emulates.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum VgicFrames {
     /// The VM has none, or the machine's.
     None,
     /// A GICv3.
-    V3 { distributor: Ipa, redistributors: Ipa },
+    V3 { distributor: Ipa, redistributors: Vec<Frames> },
     /// A GICv2; its CPU interface is mapped.
     V2 { distributor: Ipa },
 }
@@ -116,8 +118,9 @@ pub(super) enum VgicFrames {
 /// Who answers an access, and needs more to do it than the others.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Apart {
-    /// A frame of the machine's GIC, for the VM that owns it.
-    Owned(Frame),
+    /// A frame of the machine's GIC, for the VM that owns it; for another, the redistributors from this one's on, which are in
+    /// another region than the first.
+    Frame(Frame),
     /// The distributor of a GICv2, which shows each vCPU its own private interrupts.
     DistributorV2,
     /// The ITS.
@@ -282,7 +285,7 @@ impl Machine {
                 name: "gic",
                 start,
                 length,
-                device: Target::Apart(Apart::Owned(frame)),
+                device: Target::Apart(Apart::Frame(frame)),
             };
             regions.extend(owner.frames().map(region));
         } else {
@@ -291,8 +294,14 @@ impl Machine {
                 VgicFrames::None => {}
                 VgicFrames::V3 { distributor, redistributors } => {
                     add("intc", distributor, vgic::DIST_SIZE, Target::Distributor);
-                    let length = vgic::REDIST_SIZE * setup.vcpus.len() as u64;
-                    add("redistributors", redistributors, length, Target::Redistributors);
+                    for Frames { base, first, count, goes_on } in redistributors {
+                        let device = match first {
+                            0 => Target::Redistributors,
+                            first => Target::Apart(Apart::Frame(Frame::Redistributor(first))),
+                        };
+                        add("redistributors", Ipa(base), vgic::REDIST_SIZE * count as u64, device);
+                        setup.vgic.set_last_redistributor(first + count - 1, !goes_on);
+                    }
                 }
                 VgicFrames::V2 { distributor } => {
                     add("intc", distributor, vgic::V2_DIST_SIZE, Target::Apart(Apart::DistributorV2));
@@ -702,6 +711,26 @@ impl Machine {
                 0
             }
             None => its.read(offset, size, by, &self.vgic, host),
+        }
+    }
+
+    /// A load, or a store of `value`, in the frames of redistributors from `first` on.
+    pub(super) fn access_redistributor(
+        &self,
+        first: Frame,
+        offset: u64,
+        size: AccessSize,
+        value: Option<u64>,
+        host: &Exiting<'_>,
+    ) -> u64 {
+        let Frame::Redistributor(first) = first else { return 0 };
+        let (vcpu, offset) = redistributor(offset);
+        match value {
+            Some(value) => {
+                self.vgic.redist_write(first + vcpu, offset, size, value, host);
+                0
+            }
+            None => self.vgic.redist_read(first + vcpu, offset, size, host),
         }
     }
 

@@ -15,6 +15,7 @@ pub mod init;
 pub mod ioctl;
 pub mod pages;
 pub mod pmu;
+pub mod redistributors;
 pub mod registers;
 pub mod slots;
 pub mod uapi;

@@ -727,20 +727,23 @@ impl<'a> Resident<'a> {
         Some(())
     }
 
-    /// A load or store of the machine's owner to a frame of the interrupt controller, or one to the distributor of a GICv2 or to
-    /// the ITS.
+    /// A load or store of the machine's owner to a frame of the interrupt controller, or one to the distributor of a GICv2, to
+    /// the ITS or to redistributors apart from the first vCPU's.
     #[cold]
     #[inline(never)]
     fn access_apart(&mut self, abort: &DataAbort, apart: Apart, offset: u64, size: AccessSize) {
         let inner = &mut *self.inner;
         let value = abort.is_write().then(|| inner.context.register(abort.register()) & size.mask());
         let value = match apart {
-            Apart::Owned(frame) => self.machine.access_owned(frame, offset, size, value, self.vcpu, &mut inner.owner),
-            Apart::DistributorV2 | Apart::Its => {
+            Apart::Frame(frame) if self.machine.is_owner() => {
+                self.machine.access_owned(frame, offset, size, value, self.vcpu, &mut inner.owner)
+            }
+            apart => {
                 let (index, vgic) = (self.vcpu.index(), RefCell::new(&mut inner.vgic));
                 let host = Exiting { machine: self.machine, vcpu: self.vcpu, vgic };
                 match (apart, value) {
                     (Apart::Its, _) => self.machine.access_its(offset, size, value, &host),
+                    (Apart::Frame(first), _) => self.machine.access_redistributor(first, offset, size, value, &host),
                     (_, None) => self.machine.vgic.v2_read(index, offset, size, &host),
                     (_, Some(value)) => {
                         self.machine.vgic.v2_write(index, offset, size, value, &host);

@@ -817,17 +817,8 @@ impl Vm {
                 Ok(VgicFrames::V2 { distributor })
             }
             Some(Version::V3) => {
-                let redistributors = needed(vgic.redistributors)?;
-                if vgic.redistributor_count.is_some_and(|count| count < self.vcpus.lock().len() as u64) {
-                    return Err(Errno::ENXIO);
-                }
+                let redistributors = vgic.redistributor_frames(self.vcpus.lock().len(), self.ipa_bits())?;
                 let distributor = needed(vgic.distributor)?;
-                let size = vgic::REDIST_SIZE * self.vcpus.lock().len() as u64;
-                if distributor.0 < redistributors.0.saturating_add(size)
-                    && redistributors.0 < distributor.0 + vgic::DIST_SIZE
-                {
-                    return Err(Errno::EINVAL);
-                }
                 if !vgic.is_initialised() {
                     return Err(Errno::EBUSY);
                 }

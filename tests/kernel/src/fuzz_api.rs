@@ -171,6 +171,14 @@ fn whole_machine(random: &mut Random) {
     }
     let vcpu = call(vm, number::CREATE_VCPU, &[]);
     if has_gic {
+        // Redistributors in one region, or in several that may be too few or in the way.
+        if random.below(3) == 0 {
+            for index in 0..1 + random.below(4) {
+                let base = random.pick(&[0x080a_0000, 0x080c_0000, 0x0900_0000, 0x0802_0000, 0x07fe_0000]);
+                let region = random.below(3) << 52 | base | index;
+                call(gic, number::SET_DEVICE_ATTR, &[0, 5, at.address() + 24, region]);
+            }
+        }
         for (group, attribute, value) in [(0, 2, 0x0800_0000), (0, 3, 0x080a_0000), (4, 0, 0)] {
             call(gic, number::SET_DEVICE_ATTR, &[group << 32, attribute, at.address() + 24, value]);
         }
