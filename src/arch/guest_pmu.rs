@@ -321,7 +321,7 @@ fn hide() {
 pub(super) fn prepare_cpu() {
     if features::has_pmu() {
         write_sysreg!("pmcr_el0", read_sysreg!("pmcr_el0") & !PMCR_E);
-        write_sysreg!("pmcntenclr_el0", u64::from(u32::MAX));
+        write_sysreg!("pmcntenclr_el0", pmu::not_kept());
         write_sysreg!("pmintenclr_el1", u64::from(u32::MAX));
         write_sysreg!("pmovsclr_el0", u64::from(u32::MAX));
         hide();

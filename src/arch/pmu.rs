@@ -44,6 +44,13 @@ pub fn all_counters() -> u64 {
     if features::has_pmu() { (read_sysreg!("pmcr_el0") >> 11) & 0x1f } else { 0 }
 }
 
+/// The counters that keel does not count with: their bits in PMCNTENSET_EL0 and its like.
+pub(super) fn not_kept() -> u64 {
+    let mdcr = read_sysreg!("mdcr_el2");
+    let kept = if mdcr & HPME == 0 { 0 } else { ((1 << KEPT) - 1) << (mdcr & 0x1f) };
+    u64::from(u32::MAX) & !kept
+}
+
 /// Event counters of the guest that this CPU holds: MDCR_EL2.HPMN.
 #[inline]
 pub(super) fn guest_counters() -> usize {
