@@ -104,12 +104,15 @@ restart:
     mov     x2, xzr
     br      x3
 
-// clear_bss: zeroes [_start_of_bss, _end_of_bss), both 16-byte aligned. Clobbers x0, x1.
+// clear_bss: zeroes [_start_of_bss, _end_of_bss), both 64-byte aligned. Clobbers x0, x1.
 clear_bss:
     adr_l   x0, _start_of_bss
     adr_l   x1, _end_of_bss
 1:  cmp     x0, x1
     b.hs    2f
+    stp     xzr, xzr, [x0], #16
+    stp     xzr, xzr, [x0], #16
+    stp     xzr, xzr, [x0], #16
     stp     xzr, xzr, [x0], #16
     b       1b
 2:  ret

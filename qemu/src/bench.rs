@@ -33,7 +33,8 @@ pub const LIMITS: &[(&str, u64)] = &[
     ("lpi", 2000),
     ("kvm_run_exit", 2150),
     ("stub_call", 12),
-    ("entry_to_guest", 400_000),
+    ("entry_to_guest", 290_000),
+    ("vcpu_start", 3013),
 ];
 
 /// keel's instructions for each 1000 of the guest's while Debian boots: at most one.

@@ -20,6 +20,7 @@ core::arch::global_asm!(
     sb_next = const offset_of!(SecondaryBlock, next),
     spin_blocks = sym SPIN_BLOCKS,
 );
+core::arch::global_asm!(include_str!("../../boot/memory.S"));
 core::arch::global_asm!(
     include_str!("../../boot/macros.S"),
     include_str!("../../boot/el2_setup.S"),

@@ -15,9 +15,24 @@ macro_rules! by_line {
     ($operation:literal, $range:expr, $line:expr) => {{
         let (range, line): (Range<Pa>, u64) = ($range, $line);
         let mut address = range.start.0 & !(line - 1);
-        while address < range.end.0 {
+        // Eight lines a round, as long as there are so many.
+        while address < range.end.0 && range.end.0 - address >= 8 * line {
             // SAFETY: maintenance by VA of memory that keel has mapped (or with the MMU off, of RAM); contents visible
             // to keel do not change, except for `dc ivac`, whose caller vouches for the lines being clean.
+            unsafe {
+                core::arch::asm!(
+                    concat!($operation, ", {a}"), "add {a}, {a}, {l}", concat!($operation, ", {a}"), "add {a}, {a}, {l}",
+                    concat!($operation, ", {a}"), "add {a}, {a}, {l}", concat!($operation, ", {a}"), "add {a}, {a}, {l}",
+                    concat!($operation, ", {a}"), "add {a}, {a}, {l}", concat!($operation, ", {a}"), "add {a}, {a}, {l}",
+                    concat!($operation, ", {a}"), "add {a}, {a}, {l}", concat!($operation, ", {a}"), "add {a}, {a}, {l}",
+                    a = inout(reg) address,
+                    l = in(reg) line,
+                    options(nostack, preserves_flags)
+                );
+            }
+        }
+        while address < range.end.0 {
+            // SAFETY: as above.
             unsafe { core::arch::asm!(concat!($operation, ", {}"), in(reg) address, options(nostack, preserves_flags)) };
             address += line;
         }
@@ -53,6 +68,29 @@ pub fn invalidate_instructions() {
     unsafe { core::arch::asm!("ic ialluis", options(nostack, preserves_flags)) };
     dsb_ish();
     isb();
+}
+
+/// Fills `range`, whose ends are multiples of 64, with zeros by plain stores, which are good with the MMU off too.
+///
+/// # Safety
+///
+/// `range` must be RAM, mapped writable if the MMU is on, that nothing else refers to.
+pub unsafe fn zero_plain(range: Range<Pa>) {
+    let mut address = range.start.0;
+    while address < range.end.0 {
+        // SAFETY: the 64 bytes lie in `range`, which the caller vouches for.
+        unsafe {
+            core::arch::asm!(
+                "stp xzr, xzr, [{a}]",
+                "stp xzr, xzr, [{a}, #16]",
+                "stp xzr, xzr, [{a}, #32]",
+                "stp xzr, xzr, [{a}, #48]",
+                a = in(reg) address,
+                options(nostack, preserves_flags)
+            );
+        }
+        address += 64;
+    }
 }
 
 /// Bytes that one `dc zva` clears, or `None` where it is prohibited (DCZID_EL0).

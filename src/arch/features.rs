@@ -53,6 +53,11 @@ pub fn has_pmmir() -> bool {
     pmu_version() >= 5
 }
 
+/// FEAT_HPMN0 (ID_AA64DFR0_EL1.HPMN0): guests can have no event counter at all.
+pub fn has_hpmn0() -> bool {
+    field(read_sysreg!("S3_0_C0_C5_0"), 60) == 1
+}
+
 /// EL0 can be in AArch32 (ID_AA64PFR0_EL1.EL0).
 pub fn has_aarch32_el0() -> bool {
     field(read_sysreg!("S3_0_C0_C4_0"), 0) == 2

@@ -12,18 +12,14 @@
 
 use super::{
     features, pmu,
-    pmuv3::{EventSet, PmuRegister},
+    pmuv3::{
+        CYCLE_COUNTER, EventSet, GuestPmu, MAX_COUNTERS, PMCR_C, PMCR_E, PMCR_LC, PMCR_N_SHIFT, PMCR_P, PmuRegister,
+    },
     sysreg::{isb, read_sysreg, write_sysreg},
 };
 
-/// PMCR_EL0.E: the counters below MDCR_EL2.HPMN and the cycle counter count (Arm ARM D24.5).
-const PMCR_E: u64 = 1 << 0;
-/// PMCR_EL0.P: the event counters become 0.
-const PMCR_P: u64 = 1 << 1;
 /// PMCR_EL0.LP: event counters overflow at 64 bits (FEAT_PMUv3p5).
 const PMCR_LP: u64 = 1 << 7;
-/// PMCR_EL0.N: how many event counters there are.
-const PMCR_N_SHIFT: u32 = 11;
 const PMCR_N: u64 = 0x1f << PMCR_N_SHIFT;
 /// PMEVTYPERn_EL0.P, U: EL1, EL0 are not counted; NSH: EL2 is.
 const FILTER_P: u64 = 1 << 31;
@@ -33,42 +29,11 @@ const NSH: u64 = 1 << 27;
 const FGT_EVENTS: u64 = 1 << 13 | 1 << 14;
 /// HDFGRTR_EL2: PMCEIDn_EL0 traps.
 const FGT_COMMON_EVENTS: u64 = 1 << 58;
-/// PMCR_EL0.LC: PMCCNTR_EL0 overflows at 64 bits.
-const PMCR_LC: u64 = 1 << 6;
-/// The cycle counter's bit in PMCNTENSET_EL0 and its like.
-const CYCLE_COUNTER: u64 = 1 << 31;
-/// Event counters that the architecture has room for.
-const MAX_COUNTERS: usize = 31;
 /// PMUSERENR_EL0.EN: EL0 may do everything, that is: nothing traps to EL1. (The finer bits would change nothing, but in QEMU
 /// they let EL0 past MDCR_EL2.TPM.)
 const EL0_ALLOWED: u64 = 1 << 0;
 /// PMUSERENR_EL0: EN, SW, CR, ER.
 const EL0_ENABLES: u64 = 0xf;
-
-/// The registers.
-#[derive(Clone, Debug, Default)]
-pub struct GuestPmu {
-    /// PMCR_EL0 as EL1 reads it, but for N.
-    control: u64,
-    /// PMCNTENSET_EL0.
-    enabled: u64,
-    /// PMINTENSET_EL1.
-    interrupts: u64,
-    /// PMOVSSET_EL0.
-    overflows: u64,
-    /// PMSELR_EL0.
-    select: u64,
-    /// PMUSERENR_EL0.
-    user: u64,
-    /// PMCCNTR_EL0.
-    cycles: u64,
-    /// PMCCFILTR_EL0.
-    cycle_filter: u64,
-    /// PMEVCNTRn_EL0 and PMEVTYPERn_EL0.
-    counters: [[u64; 2]; MAX_COUNTERS],
-    /// Its events are filtered: what it wrote to PMEVTYPERn_EL0 and PMCCFILTR_EL0 is here, not in the machine.
-    is_filtered: bool,
-}
 
 macro_rules! counters {
     ($($n:literal $counter:literal $event:literal)*) => {
@@ -161,6 +126,8 @@ impl GuestPmu {
             self.cycle_filter = read_sysreg!("pmccfiltr_el0");
         }
         self.save_counters(count);
+        // The next guest may have fewer counters, and EL2 the others.
+        write_sysreg!("pmcntenclr_el0", mask);
         // The line falls with PMCR_EL0.E already; QEMU sees to that only when one of the other registers is written.
         write_sysreg!("pmintenclr_el1", mask);
         if self.is_filtered && features::has_fgt() {
@@ -178,6 +145,9 @@ impl GuestPmu {
             return;
         }
         let (count, mask) = owned();
+        if self.control & (PMCR_P | PMCR_C) != 0 {
+            self.reset_counters(count);
+        }
         write_sysreg!("pmcntenclr_el0", mask);
         write_sysreg!("pmintenclr_el1", mask);
         write_sysreg!("pmovsclr_el0", mask);
@@ -193,18 +163,13 @@ impl GuestPmu {
         }
         write_sysreg!("pmselr_el0", self.select);
         write_sysreg!("pmuserenr_el0", self.user);
-        write_sysreg!("pmovsset_el0", self.overflows);
+        write_sysreg!("pmovsset_el0", self.overflows & mask);
         write_sysreg!("pmcr_el0", self.control);
         // Nothing may count, or interrupt, before all of it is there.
         isb();
-        write_sysreg!("pmcntenset_el0", self.enabled);
-        write_sysreg!("pmintenset_el1", self.interrupts);
+        write_sysreg!("pmcntenset_el0", self.enabled & mask);
+        write_sysreg!("pmintenset_el1", self.interrupts & mask);
         isb();
-    }
-
-    /// Whether its overflow interrupt is asked for.
-    pub fn output(&self) -> bool {
-        self.control & PMCR_E != 0 && self.overflows & self.interrupts != 0
     }
 
     /// Carries out an access that trapped, for the guest that this CPU holds: a load, or a store of `value`. `None` if it is
@@ -356,6 +321,7 @@ fn hide() {
 pub(super) fn prepare_cpu() {
     if features::has_pmu() {
         write_sysreg!("pmcr_el0", read_sysreg!("pmcr_el0") & !PMCR_E);
+        write_sysreg!("pmcntenclr_el0", pmu::not_kept());
         write_sysreg!("pmintenclr_el1", u64::from(u32::MAX));
         write_sysreg!("pmovsclr_el0", u64::from(u32::MAX));
         hide();

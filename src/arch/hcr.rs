@@ -129,6 +129,8 @@ pub const MDCR_DEBUG_EXCEPTIONS: u64 = MDCR_EL2::TDE::SET.value;
 /// MDCR_EL2.TPMCR and TPM: every access of the PMU traps.
 pub const MDCR_PMU_TRAPS: u64 = MDCR_EL2::TPMCR::SET.value | MDCR_EL2::TPM::SET.value;
 
+/// MDCR_EL2.HPMN: the event counters from this one on are EL2's.
+pub const MDCR_HPMN: u64 = 0x1f;
 /// MDCR_EL2.HPMD: the counters below HPMN do not count at EL2 (FEAT_PMUv3p1).
 const MDCR_HPMD: u64 = 1 << 17;
 /// MDCR_EL2.HCCD: nor does the cycle counter (FEAT_PMUv3p5).

@@ -44,6 +44,13 @@ pub fn all_counters() -> u64 {
     if features::has_pmu() { (read_sysreg!("pmcr_el0") >> 11) & 0x1f } else { 0 }
 }
 
+/// The counters that keel does not count with: their bits in PMCNTENSET_EL0 and its like.
+pub(super) fn not_kept() -> u64 {
+    let mdcr = read_sysreg!("mdcr_el2");
+    let kept = if mdcr & HPME == 0 { 0 } else { ((1 << KEPT) - 1) << (mdcr & 0x1f) };
+    u64::from(u32::MAX) & !kept
+}
+
 /// Event counters of the guest that this CPU holds: MDCR_EL2.HPMN.
 #[inline]
 pub(super) fn guest_counters() -> usize {
@@ -55,9 +62,11 @@ fn read(nth: u64) -> u32 {
     if mdcr & HPME == 0 {
         return 0;
     }
+    // Not from HPMN: a guest may have fewer counters than there are for guests.
+    let first = (read_sysreg!("pmcr_el0") >> 11 & 0x1f) - KEPT;
     // It may be a guest's, which this CPU holds.
     let selected = read_sysreg!("pmselr_el0");
-    write_sysreg!("pmselr_el0", (mdcr & 0x1f) + nth);
+    write_sysreg!("pmselr_el0", first + nth);
     isb();
     let count = read_sysreg!("pmxevcntr_el0") as u32;
     write_sysreg!("pmselr_el0", selected);

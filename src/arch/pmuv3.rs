@@ -1,7 +1,7 @@
-//! PMUv3's registers by encoding, and sets of its events: what keel needs where it looks at a guest's accesses at all.
+//! PMUv3's registers by encoding, a guest's values of them, and sets of its events.
 //!
-//! Only a guest whose events are filtered, or whose overflow interrupt is a shared one that it has not served yet, is looked
-//! at; every other has its counters to itself ([`guest_pmu`](super)).
+//! A guest's registers are values while no CPU holds them; [`guest_pmu`](super) moves them into and out of one. Accesses are
+//! not looked at as a rule: only a guest whose events are filtered, or whose overflow interrupt is a shared one that it has not served yet, is; every other has its counters to itself.
 
 use alloc::{collections::TryReserveError, vec::Vec};
 
@@ -13,6 +13,26 @@ const NEVER_FILTERED: [u64; 2] = [0, 0x1e];
 const P: u64 = 1 << 31;
 const U: u64 = 1 << 30;
 const NSH: u64 = 1 << 27;
+/// PMCR_EL0.E: the counters below MDCR_EL2.HPMN and the cycle counter count (Arm ARM D24.5).
+pub(super) const PMCR_E: u64 = 1 << 0;
+/// PMCR_EL0.P: the event counters become 0.
+pub(super) const PMCR_P: u64 = 1 << 1;
+/// PMCR_EL0.C: the cycle counter becomes 0.
+pub(super) const PMCR_C: u64 = 1 << 2;
+/// PMCR_EL0.LC: PMCCNTR_EL0 overflows at 64 bits. RES1 where EL0 has no AArch32.
+pub const PMCR_LC: u64 = 1 << 6;
+/// PMCR_EL0 below the fields that describe the PMU.
+const PMCR_CONTROLS: u64 = 0xff;
+/// PMCR_EL0.N: how many event counters there are.
+pub(super) const PMCR_N_SHIFT: u32 = 11;
+/// PMCR_EL0.N, in place.
+const PMCR_N: u64 = 0x1f;
+/// The cycle counter's bit in PMCNTENSET_EL0 and its like.
+pub(super) const CYCLE_COUNTER: u64 = 1 << 31;
+/// Event counters that the architecture has room for.
+pub(super) const MAX_COUNTERS: usize = 31;
+/// ID_AA64DFR0_EL1.PMUVer from FEAT_PMUv3p5 on.
+const PMU_V3P5: u8 = 6;
 /// PMEVTYPERn_EL0.evtCount.
 const EVENT: u64 = 0xffff;
 
@@ -81,6 +101,111 @@ impl PmuRegister {
             [3, 3, 14, crm @ 12..=15, n] => Self::EventType((crm - 12) * 8 + n),
             _ => return None,
         })
+    }
+
+    /// Its bits, where there are this many event counters: some have one for each counter.
+    const fn bits(self, counters: u8) -> u64 {
+        match self {
+            Self::EnableSet
+            | Self::EnableClear
+            | Self::InterruptSet
+            | Self::InterruptClear
+            | Self::OverflowSet
+            | Self::OverflowClear => CYCLE_COUNTER | ((1 << counters) - 1),
+            _ => u64::MAX,
+        }
+    }
+}
+
+/// A guest's registers, while no CPU holds them.
+#[derive(Clone, Debug, Default)]
+pub struct GuestPmu {
+    /// PMCR_EL0 as EL1 reads it, but for N.
+    pub(super) control: u64,
+    /// PMCNTENSET_EL0.
+    pub(super) enabled: u64,
+    /// PMINTENSET_EL1.
+    pub(super) interrupts: u64,
+    /// PMOVSSET_EL0.
+    pub(super) overflows: u64,
+    /// PMSELR_EL0.
+    pub(super) select: u64,
+    /// PMUSERENR_EL0.
+    pub(super) user: u64,
+    /// PMCCNTR_EL0.
+    pub(super) cycles: u64,
+    /// PMCCFILTR_EL0.
+    pub(super) cycle_filter: u64,
+    /// PMEVCNTRn_EL0 and PMEVTYPERn_EL0.
+    pub(super) counters: [[u64; 2]; MAX_COUNTERS],
+    /// Its events are filtered: what it wrote to PMEVTYPERn_EL0 and PMCCFILTR_EL0 is here, not in the machine.
+    pub is_filtered: bool,
+}
+
+/// How many event counters PMCR_EL0.N says there are.
+pub const fn counters_in(control: u64) -> u8 {
+    (control >> PMCR_N_SHIFT & PMCR_N) as u8
+}
+
+impl GuestPmu {
+    /// Where a register is that is a value and no more.
+    fn place(&mut self, register: PmuRegister) -> Option<&mut u64> {
+        Some(match register {
+            PmuRegister::EnableSet | PmuRegister::EnableClear => &mut self.enabled,
+            PmuRegister::InterruptSet | PmuRegister::InterruptClear => &mut self.interrupts,
+            PmuRegister::OverflowSet | PmuRegister::OverflowClear => &mut self.overflows,
+            PmuRegister::Select => &mut self.select,
+            PmuRegister::UserEnable => &mut self.user,
+            PmuRegister::Cycles => &mut self.cycles,
+            PmuRegister::CycleFilter => &mut self.cycle_filter,
+            PmuRegister::Counter(n) => &mut self.counters.get_mut(usize::from(n))?[0],
+            PmuRegister::EventType(n) => &mut self.counters.get_mut(usize::from(n))?[1],
+            _ => return None,
+        })
+    }
+
+    /// A register of a guest that has this many event counters, in this version of the PMU
+    /// (ID_AA64DFR0_EL1.PMUVer). What sets bits and what clears them read alike; what only has an effect, or describes the
+    /// PMU, is 0.
+    pub fn get(&mut self, register: PmuRegister, counters: u8, version: u8) -> u64 {
+        match register {
+            PmuRegister::Counter(n) if version < PMU_V3P5 => {
+                self.counters.get(usize::from(n)).map_or(0, |[counter, _]| *counter as u32 as u64)
+            }
+            PmuRegister::Control => self.control & PMCR_CONTROLS | u64::from(counters) << PMCR_N_SHIFT,
+            _ => self.place(register).map_or(0, |value| *value & register.bits(counters)),
+        }
+    }
+
+    /// Sets a register, to the value that [`get`](Self::get) gave, be it one that sets bits or one that clears them.
+    /// PMCR_EL0.P and C do what they say when a CPU is given the guest. `fixed`: what of PMCR_EL0 is RES1.
+    pub fn set(&mut self, register: PmuRegister, value: u64, fixed: u64) {
+        match register {
+            PmuRegister::Control => self.control = value & PMCR_CONTROLS | fixed,
+            _ => {
+                if let Some(place) = self.place(register) {
+                    *place = value;
+                }
+            }
+        }
+    }
+
+    /// Carries out PMCR_EL0.P and C, for the first `count` event counters.
+    #[cold]
+    pub fn reset_counters(&mut self, count: usize) {
+        if self.control & PMCR_P != 0 {
+            self.counters.iter_mut().take(count).for_each(|[counter, _]| *counter = 0);
+        }
+        if self.control & PMCR_C != 0 {
+            self.cycles = 0;
+        }
+        self.control &= !(PMCR_P | PMCR_C);
+    }
+
+    /// Whether its overflow interrupt is asked for, by one of this many event counters or the cycle counter.
+    pub fn output(&self, counters: u8) -> bool {
+        let asked = self.overflows & self.interrupts & PmuRegister::OverflowSet.bits(counters);
+        self.control & PMCR_E != 0 && asked != 0
     }
 }
 

@@ -3,6 +3,8 @@
 //! Only structures, so that what works on a vCPU that no CPU holds can be tested anywhere. The module `state` moves them
 //! into and out of a CPU.
 
+use super::pmuv3::GuestPmu;
+
 /// The encoding of a system register: op0 in bits 15:14, op1 in 13:11, CRn in 10:7, CRm in 6:3, op2 in 2:0.
 pub(super) const fn encoding([op0, op1, crn, crm, op2]: [u16; 5]) -> u16 {
     op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
@@ -179,6 +181,8 @@ pub struct Parked<'a> {
     pub debug: &'a mut Debug,
     /// OSLSR_EL1.OSLK.
     pub os_lock: &'a mut bool,
+    /// Its PMU, if it has one.
+    pub pmu: Option<&'a mut GuestPmu>,
     /// DISR_EL1.
     pub deferred_serror: &'a mut u64,
 }
@@ -214,6 +218,7 @@ mod tests {
             keys: &mut keys,
             debug: &mut debug,
             os_lock: &mut os_lock,
+            pmu: None,
             deferred_serror: &mut deferred_serror,
         };
         let all: Vec<u16> = (0..=u16::MAX).filter(|&register| parked.system(register).is_some()).collect();

@@ -4,10 +4,8 @@
 //! registers) follow their ID fields. FP and SIMD move in assembly (`boot/fpsimd.S`), since keel is built without them.
 
 use super::{
-    features,
-    guest_pmu::{self, GuestPmu},
-    hcr,
-    pmuv3::EventSet,
+    features, guest_pmu, hcr,
+    pmuv3::{EventSet, GuestPmu},
     registers::{
         self, Aarch32Registers, Debug, Debugger, El1Registers, FpState, Keys, Parked, Timers, with_el1_registers,
     },
@@ -241,6 +239,7 @@ impl GuestState {
             keys: &mut self.keys,
             debug: &mut self.debug,
             os_lock: &mut self.os_lock,
+            pmu: self.pmu.as_mut(),
             deferred_serror: &mut self.deferred_serror,
         }
     }

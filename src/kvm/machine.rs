@@ -11,6 +11,7 @@ use super::{
     owner::{Owner, Owning},
     pages::PageStates,
     physical::{self, MAX_CPUS},
+    redistributors::Frames,
     translation::Translation,
     uapi::{MpState, vgic},
     vcpu::{Inner, Vcpu},
@@ -84,6 +85,7 @@ pub enum Device {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Target {
     Distributor,
+    /// From the first vCPU's on.
     Redistributors,
     Apart(Apart),
     Uart,
@@ -102,12 +104,12 @@ pub(super) enum Controller {
 }
 
 /// Where the parts of a VM's interrupt controller are that keel emulates.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum VgicFrames {
     /// The VM has none, or the machine's.
     None,
     /// A GICv3.
-    V3 { distributor: Ipa, redistributors: Ipa },
+    V3 { distributor: Ipa, redistributors: Vec<Frames> },
     /// A GICv2; its CPU interface is mapped.
     V2 { distributor: Ipa },
 }
@@ -115,8 +117,9 @@ pub(super) enum VgicFrames {
 /// Who answers an access, and needs more to do it than the others.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Apart {
-    /// A frame of the machine's GIC, for the VM that owns it.
-    Owned(Frame),
+    /// A frame of the machine's GIC, for the VM that owns it; for another, the redistributors from this one's on, which are in
+    /// another region than the first.
+    Frame(Frame),
     /// The distributor of a GICv2, which shows each vCPU its own private interrupts.
     DistributorV2,
     /// The ITS.
@@ -156,17 +159,19 @@ pub(super) struct MachineSetup {
     pub is_offset: bool,
     /// The timers' interrupts, virtual and physical.
     pub timers: [u32; 2],
-    /// The interrupt of each vCPU's PMU, if they have one, and the events that it may count, if not all.
-    pub pmu: Option<(Vec<Option<u32>>, Option<EventSet>)>,
+    /// The vCPUs' PMUs, if they have any.
+    pub pmu: Option<Pmu>,
 }
 
 /// A VM's PMUs.
 #[derive(Debug)]
-pub(super) struct Pmu {
+pub struct Pmu {
     /// The interrupt of each.
     pub interrupts: Vec<Option<u32>>,
     /// The events that they may count, if not all.
     pub events: Option<EventSet>,
+    /// Event counters of each.
+    pub counters: u8,
 }
 
 /// What there is besides for a VM that its maker runs, by KVM_RUN.
@@ -285,7 +290,7 @@ impl Machine {
                 name: "gic",
                 start,
                 length,
-                device: Target::Apart(Apart::Owned(frame)),
+                device: Target::Apart(Apart::Frame(frame)),
             };
             regions.extend(owner.frames().map(region));
         } else {
@@ -294,8 +299,14 @@ impl Machine {
                 VgicFrames::None => {}
                 VgicFrames::V3 { distributor, redistributors } => {
                     add("intc", distributor, vgic::DIST_SIZE, Target::Distributor);
-                    let length = vgic::REDIST_SIZE * setup.vcpus.len() as u64;
-                    add("redistributors", redistributors, length, Target::Redistributors);
+                    for Frames { base, first, count, goes_on } in redistributors {
+                        let device = match first {
+                            0 => Target::Redistributors,
+                            first => Target::Apart(Apart::Frame(Frame::Redistributor(first))),
+                        };
+                        add("redistributors", Ipa(base), vgic::REDIST_SIZE * count as u64, device);
+                        setup.vgic.set_last_redistributor(first + count - 1, !goes_on);
+                    }
                 }
                 VgicFrames::V2 { distributor } => {
                     add("intc", distributor, vgic::V2_DIST_SIZE, Target::Apart(Apart::DistributorV2));
@@ -335,7 +346,7 @@ impl Machine {
             vgic.always_control(Control::TRAP_COMMON | Control::TRAP_GROUP0 | Control::TRAP_GROUP1);
         }
         let mut timers = setup.timers;
-        let pmu = setup.pmu.map(|(interrupts, events)| Pmu { interrupts, events });
+        let pmu = setup.pmu;
         let mut pmu_private = None;
         if let Some(host) = physical::interrupts() {
             let physical = [host.virtual_timer, host.physical_timer];
@@ -737,6 +748,26 @@ impl Machine {
                 0
             }
             None => its.read(offset, size, by, &self.vgic, host),
+        }
+    }
+
+    /// A load, or a store of `value`, in the frames of redistributors from `first` on.
+    pub(super) fn access_redistributor(
+        &self,
+        first: Frame,
+        offset: u64,
+        size: AccessSize,
+        value: Option<u64>,
+        host: &Exiting<'_>,
+    ) -> u64 {
+        let Frame::Redistributor(first) = first else { return 0 };
+        let (vcpu, offset) = redistributor(offset);
+        match value {
+            Some(value) => {
+                self.vgic.redist_write(first + vcpu, offset, size, value, host);
+                0
+            }
+            None => self.vgic.redist_read(first + vcpu, offset, size, host),
         }
     }
 

@@ -16,6 +16,7 @@ pub mod ioctl;
 pub mod ioeventfd;
 pub mod pages;
 pub mod pmu;
+pub mod redistributors;
 pub mod registers;
 pub mod routing;
 pub mod slots;

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     arch::{cpu::MPIDR_AFFINITY, timer},
-    vdev::idregs::IdRegister,
+    vdev::idregs::{GuestIdRegisters, IdRegister},
 };
 
 /// MPIDR_EL1: bit 31 is one.
@@ -79,6 +79,18 @@ impl Surroundings for Around<'_> {
         }
         self.vcpu.set_mpidr(value);
         Ok(())
+    }
+
+    fn pmu_version(&self) -> u8 {
+        self.vm.with_id_registers(GuestIdRegisters::pmu_version)
+    }
+
+    fn event_counters(&self) -> u8 {
+        self.vm.event_counters()
+    }
+
+    fn set_event_counters(&self, count: u8) {
+        self.vm.set_event_counters(count);
     }
 
     fn id_register(&self, register: IdRegister) -> u64 {

@@ -5,7 +5,7 @@ use crate::{
     arch::{
         cpu::{self, CacheRegisters},
         gic::{self, Distributor, Redistributor},
-        gicv2, pmu,
+        gicv2, hcr, pmu,
     },
     hypercall::smccc::{Mitigation, Vulnerability},
 };
@@ -240,6 +240,11 @@ pub fn monitor_bits() -> u64 {
         0 => pmu::all_counters(),
         bits => bits,
     }
+}
+
+/// How many event counters a guest can have.
+pub fn guest_counters() -> u8 {
+    (monitor_bits() & hcr::MDCR_HPMN) as u8
 }
 
 /// How the machine stands with the vulnerabilities that SMCCC's workarounds are about: Spectre v2, v4, BHB, as

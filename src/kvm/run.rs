@@ -19,9 +19,7 @@ use super::{
 };
 use crate::{
     arch::{
-        cpu, features, gic,
-        guest_pmu::{self, GuestPmu},
-        hcr, mmu,
+        cpu, features, gic, guest_pmu, hcr, mmu,
         pmuv3::PmuRegister,
         registers::FpState,
         serror::{self, Syndrome},
@@ -176,15 +174,12 @@ impl<'a> Resident<'a> {
     pub fn load(machine: &'a Machine, vcpu: &'a Vcpu, trap: bool) -> Residence<'a> {
         let mut guard = vcpu.take();
         let inner = &mut *guard;
+        let monitor = physical::monitor_bits();
         let mdcr_guest = match &machine.pmu {
-            None => hcr::MDCR_GUEST,
-            Some(pmu) => guest_mdcr(pmu),
+            None => hcr::MDCR_GUEST | monitor,
+            Some(pmu) => guest_mdcr(pmu, monitor),
         };
-        let [cptr, mut mdcr] = machine
-            .owner
-            .as_ref()
-            .and_then(Owner::traps)
-            .unwrap_or_else(|| [hcr::CPTR_GUEST, mdcr_guest | physical::monitor_bits()]);
+        let [cptr, mut mdcr] = machine.owner.as_ref().and_then(Owner::traps).unwrap_or([hcr::CPTR_GUEST, mdcr_guest]);
         // A kernel that ran before keel did keeps what it has.
         let is_late = machine.owner.as_ref().and_then(Owner::traps).is_some();
         let is_debugged = inner.debugger.is_some();
@@ -217,7 +212,7 @@ impl<'a> Resident<'a> {
             }
         }
         if let Some(intid) = machine.pmu_private {
-            let level = inner.state.pmu.as_ref().is_some_and(GuestPmu::output);
+            let level = pmu_output(machine, inner);
             machine.set_timer_level(vcpu.index(), intid, level);
         }
         let config = config(machine, vcpu, [hcr, mdcr, cptr], traps_debug, serror);
@@ -822,20 +817,23 @@ impl<'a> Resident<'a> {
         Some(())
     }
 
-    /// A load or store of the machine's owner to a frame of the interrupt controller, or one to the distributor of a GICv2 or to
-    /// the ITS.
+    /// A load or store of the machine's owner to a frame of the interrupt controller, or one to the distributor of a GICv2, to
+    /// the ITS or to redistributors apart from the first vCPU's.
     #[cold]
     #[inline(never)]
     fn access_apart(&mut self, abort: &DataAbort, apart: Apart, offset: u64, size: AccessSize) {
         let inner = &mut *self.inner;
         let value = abort.is_write().then(|| inner.context.register(abort.register()) & size.mask());
         let value = match apart {
-            Apart::Owned(frame) => self.machine.access_owned(frame, offset, size, value, self.vcpu, &mut inner.owner),
-            Apart::DistributorV2 | Apart::Its => {
+            Apart::Frame(frame) if self.machine.is_owner() => {
+                self.machine.access_owned(frame, offset, size, value, self.vcpu, &mut inner.owner)
+            }
+            apart => {
                 let (index, vgic) = (self.vcpu.index(), RefCell::new(&mut inner.vgic));
                 let host = Exiting { machine: self.machine, vcpu: self.vcpu, vgic };
                 match (apart, value) {
                     (Apart::Its, _) => self.machine.access_its(offset, size, value, &host),
+                    (Apart::Frame(first), _) => self.machine.access_redistributor(first, offset, size, value, &host),
                     (_, None) => self.machine.vgic.v2_read(index, offset, size, &host),
                     (_, Some(value)) => {
                         self.machine.vgic.v2_write(index, offset, size, value, &host);
@@ -1287,14 +1285,20 @@ pub(super) fn parked_levels(machine: &Machine, vcpu: &Vcpu) -> u32 {
     let now = timer::now();
     let [virtual_timer, physical_timer] =
         deadlines(&inner.state, machine).map(|(_, at)| at.is_some_and(|at| at <= now));
-    levels(virtual_timer, physical_timer, inner.state.pmu.as_ref().is_some_and(GuestPmu::output))
+    levels(virtual_timer, physical_timer, pmu_output(machine, &inner))
 }
 
-/// MDCR_EL2 for a VM whose vCPUs have PMUs, but for HPMN: its accesses trap only where events are filtered and nothing finer
+/// Whether the PMU of a vCPU that no CPU holds asks for its interrupt.
+fn pmu_output(machine: &Machine, inner: &Inner) -> bool {
+    machine.pmu.as_ref().zip(inner.state.pmu.as_ref()).is_some_and(|(vm, pmu)| pmu.output(vm.counters))
+}
+
+/// MDCR_EL2 for a VM whose vCPUs have PMUs, on a CPU with these [`monitor_bits`](physical::monitor_bits): its accesses trap only where events are filtered and nothing finer
 /// than that can be said (FEAT_FGT).
-fn guest_mdcr(pmu: &Pmu) -> u64 {
+fn guest_mdcr(pmu: &Pmu, monitor: u64) -> u64 {
     let traps = if pmu.events.is_some() && !features::has_fgt() { hcr::MDCR_PMU_TRAPS } else { 0 };
-    hcr::mdcr_guest_with_pmu(features::pmu_version()) | traps
+    let counters = u64::from(pmu.counters).min(monitor & hcr::MDCR_HPMN);
+    hcr::mdcr_guest_with_pmu(features::pmu_version()) | traps | monitor & !hcr::MDCR_HPMN | counters
 }
 
 /// The sooner of them; the end of time if neither will interrupt.

@@ -9,6 +9,7 @@ use super::{
     ioctl::irq_line::{self, Line},
     memory::Slots,
     physical,
+    redistributors::{Around, Frames, Redistributors},
     uapi::{
         DEVICE_ARM_VGIC_ITS, DEVICE_ARM_VGIC_V2, DEVICE_ARM_VGIC_V3,
         vgic::{
@@ -38,8 +39,6 @@ use spin::MutexGuard;
 const UNSET: u64 = u64::MAX;
 /// The number of interrupts that GET answers before it is set: private ones only.
 const PRIVATE_ONLY: u64 = 32;
-/// `base` of a region of redistributors, bits 51:16.
-const REGION_BASE: u64 = 0x000f_ffff_ffff_0000;
 
 /// A register of a group: the part of an attribute below the vCPU.
 #[derive(Clone, Copy)]
@@ -118,9 +117,7 @@ pub(super) struct VgicSetup {
     pub(super) interrupts: Option<u32>,
     pub(super) distributor: Option<Ipa>,
     /// A GICv3's.
-    pub(super) redistributors: Option<Ipa>,
-    /// How many there is room for, if that was said (KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION).
-    pub(super) redistributor_count: Option<u64>,
+    redistributors: Redistributors,
     /// A GICv2's.
     pub(super) cpu_interface: Option<Ipa>,
     /// The guest has it there.
@@ -160,17 +157,17 @@ impl VgicSetup {
         if self.version == Some(Version::V2) { MAX_VCPUS_V2 } else { MAX_VCPUS }
     }
 
-    /// Takes the place of the redistributors back if that is the distributor's, which was there before them. As KVM, which
-    /// registers those of the vCPUs there are at once.
-    fn check_redistributors(&mut self, size: u64, vcpus: usize) -> Result<(), Errno> {
-        let overlap = self.distributor.zip(self.redistributors).is_some_and(|(Ipa(distributor), Ipa(first))| {
-            distributor < first.saturating_add(size) && first < distributor.saturating_add(vgic::DIST_SIZE)
-        });
-        if overlap && vcpus > 0 {
-            self.redistributors = None;
-            return Err(Errno::EINVAL);
-        }
-        Ok(())
+    /// Where its redistributors are.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Redistributors::frames`].
+    pub(super) fn redistributor_frames(&self, vcpus: usize, ipa_bits: u32) -> Result<Vec<Frames>, Errno> {
+        self.redistributors.frames(&self.around(vcpus, ipa_bits))
+    }
+
+    fn around(&self, vcpus: usize, ipa_bits: u32) -> Around {
+        Around { vcpus, distributor: self.distributor.map(|Ipa(address)| address), ipa_bits }
     }
 
     /// How many shared interrupts there are.
@@ -344,9 +341,7 @@ impl Vm {
         if setup.vgic.version != Some(Version::V3) {
             return Err(Errno::ENXIO);
         }
-        let region = setup.vgic.redistributors.zip(setup.vgic.redistributor_count).filter(|_| request & 0xff == 0);
-        let (Ipa(base), count) = region.ok_or(Errno::ENOENT)?;
-        Ok(count << 52 | base)
+        setup.vgic.redistributors.region(request).ok_or(Errno::ENOENT)
     }
 
     /// KVM_CREATE_IRQCHIP: a vGICv2.
@@ -381,30 +376,19 @@ impl Vm {
             (vgic::GROUP_ADDR, kind) => {
                 use vgic::{
                     ADDR_V2_CPU, ADDR_V2_DIST, ADDR_V3_DIST, ADDR_V3_REDIST, ADDR_V3_REDIST_REGION, DIST_SIZE,
-                    REDIST_SIZE, V2_ALIGNMENT, V2_CPU_SIZE, V2_DIST_SIZE, V3_ALIGNMENT,
+                    V2_ALIGNMENT, V2_CPU_SIZE, V2_DIST_SIZE, V3_ALIGNMENT,
                 };
                 let (address, size, alignment) = match (version, kind) {
                     (Version::V2, ADDR_V2_DIST) => (&mut vgic.distributor, V2_DIST_SIZE, V2_ALIGNMENT),
                     (Version::V2, ADDR_V2_CPU) => (&mut vgic.cpu_interface, V2_CPU_SIZE, V2_ALIGNMENT),
                     (Version::V3, ADDR_V3_DIST) => (&mut vgic.distributor, DIST_SIZE, V3_ALIGNMENT),
-                    (Version::V3, ADDR_V3_REDIST_REGION) => {
-                        let (count, base, flags, index) =
-                            (value >> 52, value & REGION_BASE, value >> 12 & 0xf, value & 0xfff);
-                        // One region is all there is.
-                        if count == 0 || flags != 0 || index != 0 || vgic.redistributors.is_some() {
-                            return Err(Errno::EINVAL);
-                        }
-                        let size = REDIST_SIZE * count;
-                        set_address(&mut vgic.redistributors, base, size, V3_ALIGNMENT, ipa_bits)?;
-                        vgic.check_redistributors(size, vcpus.len())?;
-                        vgic.redistributor_count = Some(count);
-                        return Ok(());
-                    }
-                    (Version::V3, ADDR_V3_REDIST) if vgic.redistributor_count.is_some() => return Err(Errno::EINVAL),
                     (Version::V3, ADDR_V3_REDIST) => {
-                        let size = REDIST_SIZE * vcpus.len().max(1) as u64;
-                        set_address(&mut vgic.redistributors, value, size, V3_ALIGNMENT, ipa_bits)?;
-                        return vgic.check_redistributors(size, vcpus.len());
+                        let around = vgic.around(vcpus.len(), ipa_bits);
+                        return vgic.redistributors.place(value, &around);
+                    }
+                    (Version::V3, ADDR_V3_REDIST_REGION) => {
+                        let around = vgic.around(vcpus.len(), ipa_bits);
+                        return vgic.redistributors.add_region(value, &around);
                     }
                     _ => return Err(Errno::ENXIO),
                 };
@@ -506,7 +490,7 @@ impl Vm {
                     return match (version, kind) {
                         (Version::V2, vgic::ADDR_V2_DIST) | (Version::V3, ADDR_V3_DIST) => address(vgic.distributor),
                         (Version::V2, vgic::ADDR_V2_CPU) => address(vgic.cpu_interface),
-                        (Version::V3, ADDR_V3_REDIST) => address(vgic.redistributors),
+                        (Version::V3, ADDR_V3_REDIST) => address(vgic.redistributors.base().map(Ipa)),
                         _ => Err(Errno::ENXIO),
                     };
                 }

@@ -7,7 +7,7 @@ use super::{
     firmware::{self, Firmware, Surroundings},
     init::{self, Offer},
     ioctl::{self, Api},
-    machine::{Controller, Device, Machine, MachineSetup, Serial, User, VgicFrames},
+    machine::{Controller, Device, Machine, MachineSetup, Pmu, Serial, User, VgicFrames},
     memory::{Piece, Slot, Slots},
     owner::Owner,
     pages::PageStates,
@@ -92,6 +92,8 @@ pub(super) struct Setup {
     filter: Filter,
     /// Events that the PMU may count, if not all.
     events: Option<EventSet>,
+    /// Event counters of each PMU, if not all that the machine has for guests.
+    event_counters: Option<u8>,
     /// Interrupts of the timers, by attribute of KVM_ARM_VCPU_TIMER_CTRL.
     timers: [u32; 4],
     devices: Vec<Device>,
@@ -108,6 +110,10 @@ pub(super) struct Setup {
 impl Setup {
     fn has_pointer_authentication(&self) -> bool {
         self.features.is_some_and(|features| features & init::POINTER_AUTHENTICATION != 0)
+    }
+
+    fn has_pmu(&self) -> bool {
+        self.features.is_some_and(|features| features & 1 << feature::PMU_V3 != 0)
     }
 
     fn has_aarch32_el1(&self) -> bool {
@@ -185,6 +191,7 @@ impl Vm {
                 firmware: Firmware::NEW,
                 filter: Filter::default(),
                 events: None,
+                event_counters: None,
                 timers: TIMER_INTERRUPTS,
                 devices: Vec::new(),
                 owner: None,
@@ -503,7 +510,11 @@ impl Vm {
     /// What its vCPUs have of the optional registers.
     pub(super) fn options(&self) -> Options {
         let setup = self.setup.lock();
-        Options { pointer_authentication: setup.has_pointer_authentication(), aarch32_el1: setup.has_aarch32_el1() }
+        Options {
+            pointer_authentication: setup.has_pointer_authentication(),
+            aarch32_el1: setup.has_aarch32_el1(),
+            pmu: setup.has_pmu(),
+        }
     }
 
     /// Whether a vCPU has run: what the machine is made of is settled.
@@ -578,6 +589,19 @@ impl Vm {
         let mut setup = self.setup.lock();
         let version = setup.id_registers.pmu_version();
         pmu::filter_events(&mut setup.events, range, version, ran)
+    }
+
+    /// How many event counters each PMU has (PMCR_EL0.N).
+    pub(super) fn event_counters(&self) -> u8 {
+        self.setup.lock().event_counters.unwrap_or_else(physical::guest_counters)
+    }
+
+    /// Sets it, unless a vCPU has run, or the machine cannot: it has fewer, or cannot have none (FEAT_HPMN0).
+    pub(super) fn set_event_counters(&self, count: u8) {
+        let can = count <= physical::guest_counters() && (count > 0 || features::has_hpmn0());
+        if can && !self.has_run() {
+            self.setup.lock().event_counters = Some(count);
+        }
     }
 
     /// KVM_ARM_VCPU_TIMER_IRQ_*: the interrupt of a timer, of all vCPUs alike.
@@ -797,17 +821,8 @@ impl Vm {
                 Ok(VgicFrames::V2 { distributor })
             }
             Some(Version::V3) => {
-                let redistributors = needed(vgic.redistributors)?;
-                if vgic.redistributor_count.is_some_and(|count| count < self.vcpus.lock().len() as u64) {
-                    return Err(Errno::ENXIO);
-                }
+                let redistributors = vgic.redistributor_frames(self.vcpus.lock().len(), self.ipa_bits())?;
                 let distributor = needed(vgic.distributor)?;
-                let size = vgic::REDIST_SIZE * self.vcpus.lock().len() as u64;
-                if distributor.0 < redistributors.0.saturating_add(size)
-                    && redistributors.0 < distributor.0 + vgic::DIST_SIZE
-                {
-                    return Err(Errno::EINVAL);
-                }
                 if !vgic.is_initialised() {
                     return Err(Errno::EBUSY);
                 }
@@ -839,7 +854,7 @@ impl Vm {
         let pmus = self.pmu_interrupts();
         let timers = [setup.timers[0], setup.timers[1]];
         pmu::check_private(timers, pmus.iter().copied())?;
-        let has_pmu = setup.features.is_some_and(|features| features & 1 << feature::PMU_V3 != 0);
+        let has_pmu = setup.has_pmu();
         let has_all = || self.vcpus.lock().iter().all(|vcpu| vcpu.pmu.lock().initialised);
         let is_ours = |intid: &u32| *intid < 32 + vgic.spis() as u32;
         // Without an interrupt controller it has none of its interrupts.
@@ -855,7 +870,11 @@ impl Vm {
             name: self.name.clone(),
             vcpus: self.vcpus.lock().clone(),
             timers,
-            pmu: has_pmu.then(|| (pmus, setup.events.clone())),
+            pmu: has_pmu.then(|| Pmu {
+                interrupts: pmus,
+                events: setup.events.clone(),
+                counters: setup.event_counters.unwrap_or_else(physical::guest_counters),
+            }),
             vgic: controller,
             frames,
             controller: match (&owner, vgic.version) {

@@ -256,23 +256,34 @@ pub fn allocate_tables(pages: usize) -> Option<Pa> {
     let used = EARLY_USED.load(Ordering::Relaxed);
     if pages == 1 && used < EARLY_TABLES {
         EARLY_USED.store(used + 1, Ordering::Relaxed);
-        let page = EARLY.0.get().cast::<[u64; 512]>().wrapping_add(used);
+        let page = Pa(early_tables().start.0 + used as u64 * PAGE_SIZE);
         // SAFETY: `used < EARLY_TABLES`, so the page is inside the array, and it is handed out here for the first time.
-        unsafe { page.write([0; 512]) };
-        return Some(Pa(page as u64));
+        unsafe { cache::zero_plain(page..Pa(page.0 + PAGE_SIZE)) };
+        return Some(page);
     }
     let size = pages * PAGE_SIZE as usize;
     let layout = Layout::from_size_align(size, size).ok()?;
     let pointer = HEAP.0.lock().alloc(layout).ok()?;
-    // SAFETY: freshly allocated, `size` bytes.
-    unsafe { pointer.as_ptr().write_bytes(0, size) };
-    Some(Pa(pointer.as_ptr() as u64))
+    let start = Pa(pointer.as_ptr() as u64);
+    // SAFETY: freshly allocated, `size` bytes, a multiple of the page size at a multiple of it.
+    unsafe { cache::zero_plain(start..Pa(start.0 + size as u64)) };
+    Some(start)
+}
+
+fn early_tables() -> Range<Pa> {
+    let start = EARLY.0.get() as u64;
+    Pa(start)..Pa(start + size_of::<EarlyTables>() as u64)
+}
+
+/// What of the image's pages for translation tables nobody has had yet, and nobody has written to.
+pub fn unused_early_tables() -> Range<Pa> {
+    let pages = early_tables();
+    Pa(pages.start.0 + EARLY_USED.load(Ordering::Relaxed) as u64 * PAGE_SIZE)..pages.end
 }
 
 /// Gives back what [`allocate_tables`] gave. Early pages stay unused.
 pub fn free_tables(start: Pa, pages: usize) {
-    let early = EARLY.0.get() as u64;
-    if (early..early + size_of::<EarlyTables>() as u64).contains(&start.0) {
+    if early_tables().contains(&start) {
         return;
     }
     let size = pages * PAGE_SIZE as usize;

@@ -1,5 +1,6 @@
-//! Memory: addresses as types, the frame allocator, the page-table walker, stage 2, and EL2's own map.
+//! Memory: addresses as types, the frame allocator, the walkers of stage 1 and stage 2, and EL2's own map.
 
+pub mod stage1;
 pub mod stage2;
 
 #[cfg(target_os = "none")]

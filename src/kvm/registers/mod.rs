@@ -21,7 +21,10 @@ use super::{
     uapi::{FEATURE_ID_RANGE_SIZE, reg},
 };
 use crate::{
-    arch::registers::{Aarch32Registers, Parked},
+    arch::{
+        pmuv3::{self, PmuRegister},
+        registers::{Aarch32Registers, Parked},
+    },
     vcpu::VcpuContext,
     vdev::{
         idregs::{GuestIdRegisters, IdRegister, Refused},
@@ -115,6 +118,8 @@ pub struct Options {
     pub pointer_authentication: bool,
     /// Its EL1 is AArch32 (KVM_ARM_VCPU_EL1_32BIT).
     pub aarch32_el1: bool,
+    /// A PMU.
+    pub pmu: bool,
 }
 
 /// The machine and the VM around a vCPU, as far as its registers depend on them.
@@ -143,6 +148,12 @@ pub trait Surroundings {
     ///
     /// Why it stays as it is.
     fn set_mpidr(&self, value: u64) -> Result<(), Errno>;
+    /// ID_AA64DFR0_EL1.PMUVer.
+    fn pmu_version(&self) -> u8;
+    /// PMCR_EL0.N: how many event counters each vCPU of the VM has.
+    fn event_counters(&self) -> u8;
+    /// Sets it, or does nothing: the machine may not have so many, or a vCPU may have run.
+    fn set_event_counters(&self, count: u8);
     /// An ID register.
     fn id_register(&self, register: IdRegister) -> u64;
     /// Sets it.
@@ -243,7 +254,11 @@ fn is_sve(id: u64) -> bool {
 }
 
 fn is_shown(row: &Row, options: Options) -> bool {
-    row.kind != Kind::Key || options.pointer_authentication
+    match row.kind {
+        Kind::Key => options.pointer_authentication,
+        Kind::Pmu(_) => options.pmu,
+        _ => true,
+    }
 }
 
 /// KVM_GET_REG_LIST: the ids of a vCPU's registers, in KVM's order.
@@ -342,6 +357,10 @@ impl<'a, S: Surroundings> Registers<'a, S> {
     fn system(&mut self, row: &Row) -> u64 {
         match row.kind {
             Kind::Own | Kind::Key => self.parked.system(row.id.0).map_or(0, |register| *register),
+            Kind::Pmu(register) => {
+                let (counters, version) = (self.around.event_counters(), self.around.pmu_version());
+                self.parked.pmu.as_mut().map_or(0, |pmu| pmu.get(register, counters, version))
+            }
             Kind::Id(register) => self.around.id_register(register),
             Kind::Machine(register) => self.around.machine_register(register),
             Kind::Affinity => self.around.mpidr(),
@@ -355,6 +374,7 @@ impl<'a, S: Surroundings> Registers<'a, S> {
     fn set_system(&mut self, row: &Row, value: u64) -> Result<(), Errno> {
         match row.kind {
             Kind::Own | Kind::Key => *self.parked.system(row.id.0).ok_or(Errno::ENOENT)? = value,
+            Kind::Pmu(register) => self.set_pmu(register, value),
             Kind::Id(register) => return self.around.set_id_register(register, value),
             Kind::Machine(_) | Kind::Zero => return same(Value::U64(self.system(row)), Value::U64(value)),
             Kind::Affinity => return self.around.set_mpidr(value),
@@ -363,6 +383,16 @@ impl<'a, S: Surroundings> Registers<'a, S> {
             Kind::Kept(register) => *self.kept(register) = value,
         }
         Ok(())
+    }
+
+    fn set_pmu(&mut self, register: PmuRegister, value: u64) {
+        if register == PmuRegister::Control {
+            self.around.set_event_counters(pmuv3::counters_in(value));
+        }
+        let fixed = if self.around.has_aarch32() { 0 } else { pmuv3::PMCR_LC };
+        if let Some(pmu) = &mut self.parked.pmu {
+            pmu.set(register, value, fixed);
+        }
     }
 
     fn kept(&mut self, register: KeptRegister) -> &mut u64 {

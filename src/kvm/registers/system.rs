@@ -4,9 +4,12 @@
 //! and checked. Not in it, as in KVM: what the core group has (SP_EL1, ELR_EL1, SPSR_EL1), what the vGIC has (ICC_*), and
 //! CCSIDR_EL1, of which there are several.
 
-use crate::vdev::{
-    idregs::{self, IdRegister},
-    sysreg::SysRegId,
+use crate::{
+    arch::pmuv3::PmuRegister,
+    vdev::{
+        idregs::{self, IdRegister},
+        sysreg::SysRegId,
+    },
 };
 
 /// What a register is.
@@ -16,6 +19,8 @@ pub(super) enum Kind {
     Own,
     /// A key, of a vCPU with pointer authentication.
     Key,
+    /// Of the PMU, of a vCPU with one.
+    Pmu(PmuRegister),
     /// The VM's.
     Id(IdRegister),
     /// The machine's: it cannot be another.
@@ -132,11 +137,37 @@ const SINGLE: [Row; 44] = [
     row(3, 4, 5, 3, 0, Kind::Kept(KeptRegister::Fpexc)),
 ];
 
+const fn pmu(op1: u8, crn: u8, crm: u8, op2: u8) -> Row {
+    match PmuRegister::decode([3, op1, crn, crm, op2]) {
+        Some(register) => row(3, op1, crn, crm, op2, Kind::Pmu(register)),
+        None => panic!("a register of PMUv3"),
+    }
+}
+
+/// The PMU's but for [`COUNTERS`]. Not PMCEIDn_EL0 and PMMIR_EL1, which the machine and the filter decide, nor the two that
+/// stand for others.
+const PMU: [Row; 11] = [
+    pmu(0, 9, 14, 1), // PMINTENSET_EL1
+    pmu(0, 9, 14, 2), // PMINTENCLR_EL1
+    pmu(3, 9, 12, 0), // PMCR_EL0
+    pmu(3, 9, 12, 1), // PMCNTENSET_EL0
+    pmu(3, 9, 12, 2), // PMCNTENCLR_EL0
+    pmu(3, 9, 12, 3), // PMOVSCLR_EL0
+    pmu(3, 9, 12, 4), // PMSWINC_EL0, which reads as zero
+    pmu(3, 9, 12, 5), // PMSELR_EL0
+    pmu(3, 9, 13, 0), // PMCCNTR_EL0
+    pmu(3, 9, 14, 0), // PMUSERENR_EL0
+    pmu(3, 9, 14, 3), // PMOVSSET_EL0
+];
+
+/// PMEVCNTRn_EL0 and PMEVTYPERn_EL0, n from 0 to 30, and PMCCFILTR_EL0. KVM lists all of them, whatever PMCR_EL0.N says.
+const COUNTERS: usize = 31 + 32;
+
 /// Breakpoints and watchpoints: DBGBVRn_EL1, DBGBCRn_EL1, DBGWVRn_EL1 and DBGWCRn_EL1, n from 0 to 15. KVM lists all of them,
 /// whatever ID_AA64DFR0_EL1 says.
 const DEBUG: usize = 16 * 4;
 
-const COUNT: usize = SINGLE.len() + DEBUG + idregs::COUNT;
+const COUNT: usize = SINGLE.len() + PMU.len() + COUNTERS + DEBUG + idregs::COUNT;
 
 /// All but [`INVARIANT`], in order.
 pub(super) static ROWS: [Row; COUNT] = {
@@ -145,6 +176,20 @@ pub(super) static ROWS: [Row; COUNT] = {
     while count < SINGLE.len() {
         rows[count] = SINGLE[count];
         count += 1;
+    }
+    let mut n = 0;
+    while n < PMU.len() {
+        rows[count] = PMU[n];
+        count += 1;
+        n += 1;
+    }
+    let mut n = 0;
+    while n < COUNTERS {
+        // PMEVCNTR31_EL0 is none; CRm 8 to 11 are counters, 12 to 15 their types.
+        let place = if n < 31 { n } else { n + 1 } as u8;
+        rows[count] = pmu(3, 14, 8 + place / 8, place % 8);
+        count += 1;
+        n += 1;
     }
     let mut n = 0;
     while n < DEBUG {

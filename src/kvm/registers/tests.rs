@@ -6,6 +6,7 @@ use proptest::{collection::vec, prelude::*};
 
 use super::*;
 use crate::{
+    arch::pmuv3::GuestPmu,
     arch::registers::{Debug, El1Registers, FpState, Keys, Timers},
     hypercall::smccc::Mitigation,
     kvm::{
@@ -26,6 +27,7 @@ struct Fake {
     debug: Debug,
     os_lock: bool,
     deferred_serror: u64,
+    pmu: GuestPmu,
     kept: KeptRegisters,
     vm: FakeVm,
 }
@@ -37,6 +39,7 @@ struct FakeVm {
     offset: Cell<u64>,
     physical_offset: u64,
     mpidr: Cell<u64>,
+    counters: Cell<u8>,
     ids: RefCell<GuestIdRegisters>,
     firmware: RefCell<Firmware>,
     ran: bool,
@@ -80,6 +83,17 @@ impl Surroundings for &FakeVm {
         self.mpidr.set(value);
         Ok(())
     }
+    fn pmu_version(&self) -> u8 {
+        self.ids.borrow().pmu_version()
+    }
+    fn event_counters(&self) -> u8 {
+        self.counters.get()
+    }
+    fn set_event_counters(&self, count: u8) {
+        if count <= 6 && !self.ran {
+            self.counters.set(count);
+        }
+    }
     fn id_register(&self, register: IdRegister) -> u64 {
         self.ids.borrow().get(register)
     }
@@ -94,11 +108,11 @@ impl Surroundings for &FakeVm {
     }
 }
 
-/// A machine with AArch32 at EL0, Armv8.2's debug and fifteen of every other feature.
+/// A machine with AArch32 at EL0, Armv8.2's debug, FEAT_PMUv3p5 and fifteen of every other feature.
 fn ids() -> GuestIdRegisters {
     let host = HostIdRegisters::new(|register| match (register.crm(), register.op2()) {
         (4, 0) => 0x1111_1111_1100_1112,
-        (5, 0) => 0x0000_0000_f0f0_f008,
+        (5, 0) => 0x0000_0000_f0f0_f608,
         (1, 2) => 8,
         _ => 0x1111_1111_1111_1111,
     });
@@ -116,13 +130,15 @@ impl Fake {
             debug: Debug::default(),
             os_lock: false,
             deferred_serror: 0,
+            pmu: GuestPmu::default(),
             kept: KeptRegisters::RESET,
             vm: FakeVm {
-                options: Options { pointer_authentication: true, aarch32_el1: false },
+                options: Options { pointer_authentication: true, aarch32_el1: false, pmu: true },
                 now: 1_000_000,
                 offset: Cell::new(400_000),
                 physical_offset: 0,
                 mpidr: Cell::new(0x8000_0000),
+                counters: Cell::new(6),
                 ids: RefCell::new(ids()),
                 firmware: RefCell::new(Firmware::NEW),
                 ran: false,
@@ -140,6 +156,7 @@ impl Fake {
                 keys: &mut self.keys,
                 debug: &mut self.debug,
                 os_lock: &mut self.os_lock,
+                pmu: Some(&mut self.pmu),
                 deferred_serror: &mut self.deferred_serror,
             },
             kept: &mut self.kept,
@@ -161,7 +178,7 @@ impl Fake {
     }
 }
 
-const ALL: Options = Options { pointer_authentication: true, aarch32_el1: false };
+const ALL: Options = Options { pointer_authentication: true, aarch32_el1: false, pmu: true };
 
 fn system(encoding: u64) -> u64 {
     0x6030_0000_0013_0000 | encoding
@@ -193,9 +210,9 @@ fn ids_are_linux_s() {
 #[test]
 fn the_list_is_kvm_s() {
     let ids: Vec<u64> = list(ALL).collect();
-    // Core; firmware; timers; MIDR, REVIDR, AIDR; EL1 and EL0, debug and identification; caches.
-    assert_eq!(ids.len(), 75 + 8 + 6 + 3 + (44 + 64 + 56) + 14);
-    assert_eq!(list(Options::default()).count(), ids.len() - 10);
+    // Core; firmware; timers; MIDR, REVIDR, AIDR; EL1 and EL0, the PMU, debug and identification; caches.
+    assert_eq!(ids.len(), 75 + 8 + 6 + 3 + (44 + 74 + 64 + 56) + 14);
+    assert_eq!(list(Options::default()).count(), ids.len() - 10 - 74);
     let mut unique = ids.clone();
     unique.sort_unstable();
     unique.dedup();
@@ -249,12 +266,12 @@ fn unknown_ids() {
         (0x6020_0000_0011_000e, Errno::ENOENT),
         (0x6020_0000_0011_0100, Errno::ENOENT),
         (0x6030_0000_0011_0000, Errno::ENOENT),
-        // System registers: CCSIDR_EL1, SP_EL1, ICC_PMR_EL1, CNTFRQ_EL0, PMCR_EL0, ZCR_EL1; another size, bits of no field.
+        // System registers: CCSIDR_EL1, SP_EL1, ICC_PMR_EL1, CNTFRQ_EL0, PMCEID0_EL0, ZCR_EL1; another size, bits of no field.
         (system(0xc800), Errno::ENOENT),
         (system(0xe208), Errno::ENOENT),
         (system(0xc230), Errno::ENOENT),
         (system(0xdf00), Errno::ENOENT),
-        (system(0xdce0), Errno::ENOENT),
+        (system(0xdce6), Errno::ENOENT),
         (system(0xc090), Errno::ENOENT),
         (0x6020_0000_0013_c080, Errno::ENOENT),
         (0x6040_0000_0013_c000, Errno::ENOENT),
@@ -276,6 +293,7 @@ fn unknown_ids() {
     }
     vcpu.vm.options = Options::default();
     assert_eq!(vcpu.get(system(0xc108)), Err(Errno::ENOENT), "keys without pointer authentication");
+    assert_eq!(vcpu.get(system(0xdce0)), Err(Errno::ENOENT), "PMCR_EL0 without a PMU");
 }
 
 #[test]
@@ -396,6 +414,48 @@ fn what_is_the_machine_s() {
     assert_eq!(vcpu.get(ccsidr), Ok(Value::U32(0x700f_e013)));
     assert_eq!(vcpu.set(ccsidr, Value::U32(0x700f_e013)), Ok(()));
     assert_eq!(vcpu.set(ccsidr, Value::U32(0x700f_e012)), Err(Errno::EINVAL));
+}
+
+#[test]
+fn pmu() {
+    const N: u64 = 6 << 11;
+    let mut vcpu = Fake::new();
+    let control = system(0xdce0);
+    assert_eq!(vcpu.get(control), Ok(Value::U64(N)));
+    // What sets and what clears are one register, of the counters that there are.
+    for [set, clear] in [[0xc4f1, 0xc4f2], [0xdce1, 0xdce2], [0xdcf3, 0xdce3]].map(|pair| pair.map(system)) {
+        vcpu.set(set, u64::MAX).unwrap();
+        assert_eq!(vcpu.get(clear), Ok(Value::U64(0x8000_003f)));
+        vcpu.set(clear, 0x8000_0011).unwrap();
+        assert_eq!(vcpu.get(set), Ok(Value::U64(0x8000_0011)));
+    }
+    assert!(!vcpu.pmu.output(6), "it is off");
+    vcpu.set(control, 5 << 11 | 0x1ff).unwrap();
+    assert_eq!(vcpu.get(control), Ok(Value::U64(5 << 11 | 0xff)));
+    assert!(vcpu.pmu.output(5));
+    for wrong in [7, 31] {
+        vcpu.set(control, wrong << 11 | 1).unwrap();
+        assert_eq!(vcpu.get(control), Ok(Value::U64(5 << 11 | 1)), "the machine has fewer");
+    }
+    vcpu.set(control, 4 << 11).unwrap();
+    assert_eq!(vcpu.get(system(0xdcf3)), Ok(Value::U64(0x8000_0001)));
+    vcpu.vm.ran = true;
+    vcpu.set(control, 2 << 11 | 1).unwrap();
+    assert_eq!(vcpu.get(control), Ok(Value::U64(4 << 11 | 1)), "it has run");
+    for (id, value) in [(0xdf40, 1), (0xdf5e, 2), (0xdf60, 3), (0xdf7e, 4), (0xdf7f, 5), (0xdce8, u64::MAX)] {
+        vcpu.set(system(id), value).unwrap();
+        assert_eq!(vcpu.get(system(id)), Ok(Value::U64(value)));
+    }
+    vcpu.set(system(0xdce4), 1).unwrap();
+    assert_eq!(vcpu.get(system(0xdce4)), Ok(Value::U64(0)), "PMSWINC_EL0 sets nothing");
+    assert_eq!(vcpu.get(system(0xdf40)), Ok(Value::U64(1)));
+    // Where EL0 has no AArch32 the cycle counter is long.
+    *vcpu.vm.ids.borrow_mut() = GuestIdRegisters::new(
+        &HostIdRegisters::new(|_| 0x1111_1111_1111_1111),
+        &GuestFeatures { ipa_bits: 40, gic_system_registers: true },
+    );
+    vcpu.set(control, 0).unwrap();
+    assert_eq!(vcpu.get(control), Ok(Value::U64(4 << 11 | 1 << 6)));
 }
 
 #[test]
@@ -571,7 +631,9 @@ proptest! {
         let before = vcpu.get(id).unwrap();
         if vcpu.set(id, value).is_ok() {
             let is_odd = TIMERS.iter().any(|(timer, _)| *timer == id) || (system(0xc008)..system(0xc040)).contains(&id)
-                || firmware::find(id).is_some();
+                || firmware::find(id).is_some()
+                // PMCR_EL0, PMSWINC_EL0, and what has a bit for each counter.
+                || [0xc4f1, 0xc4f2, 0xdce0, 0xdce1, 0xdce2, 0xdce3, 0xdce4, 0xdcf3].contains(&(id & 0xffff));
             let after = vcpu.get(id).unwrap();
             prop_assert!(after == Value::U64(value) || is_odd, "{:#x}: {:x?}", id, after);
         } else {

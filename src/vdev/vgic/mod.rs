@@ -179,6 +179,8 @@ struct Redistributor {
     spi_hint: AtomicU32,
     /// Affinity of this vCPU, Aff3 in 39:32. Changes only before a vCPU has run.
     affinity: AtomicU64,
+    /// GICR_TYPER.Last: no other follows it. Changes only before a vCPU has run.
+    is_last: AtomicBool,
     /// Interrupts 0–31.
     private: Bank,
     /// PPIs mapped to a physical interrupt.
@@ -198,6 +200,7 @@ impl Redistributor {
             dirty: AtomicBool::new(false),
             spi_hint: AtomicU32::new(0),
             affinity: AtomicU64::new(affinity),
+            is_last: AtomicBool::new(false),
             private: Bank::new(),
             mapped: AtomicU32::new(0),
             physical_active: AtomicU32::new(0),
@@ -305,6 +308,7 @@ impl Vgic {
             lpis: Once::new(),
             always: AtomicU64::new(0),
         };
+        vgic.set_last_redistributor(vgic.vcpus() - 1, true);
         vgic.reset();
         Ok(vgic)
     }
@@ -326,6 +330,13 @@ impl Vgic {
             for bank in private.chain(self.spis.banks()) {
                 bank.group.store(0, SeqCst);
             }
+        }
+    }
+
+    /// Says whether another redistributor follows that of `vcpu`, before any vCPU has run. At first they are all in a row.
+    pub fn set_last_redistributor(&self, vcpu: usize, is_last: bool) {
+        if let Some(redistributor) = self.redistributors.get(vcpu) {
+            redistributor.is_last.store(is_last, Relaxed);
         }
     }
 

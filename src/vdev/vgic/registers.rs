@@ -553,9 +553,9 @@ fn read_redistributor_iidr(_: &Vgic, _: &Access<'_>) -> u64 {
 
 fn read_redistributor_typer(vgic: &Vgic, access: &Access<'_>) -> u64 {
     let Frame::Redistributor(vcpu) = access.frame else { return 0 };
-    let affinity =
-        vgic.redistributors.get(vcpu).map_or(0, |redistributor| redistributor.affinity.load(Relaxed) & AFFINITY_LOW);
-    let last = if vcpu + 1 == vgic.vcpus() { GICR_TYPER_LAST } else { 0 };
+    let Some(own) = vgic.redistributors.get(vcpu) else { return 0 };
+    let affinity = own.affinity.load(Relaxed) & AFFINITY_LOW;
+    let last = if own.is_last.load(Relaxed) { GICR_TYPER_LAST } else { 0 };
     let lpis = if vgic.lpis.is_completed() { GICR_TYPER_PLPIS } else { 0 };
     affinity << 32 | (vcpu as u64 & 0xffff) << 8 | last | lpis
 }

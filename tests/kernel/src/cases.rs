@@ -14,6 +14,7 @@ mod kvm;
 mod kvm_aarch32;
 mod kvm_events;
 mod kvm_guests;
+mod kvm_pmu;
 mod late;
 mod memory;
 pub mod mmio;
@@ -59,6 +60,7 @@ pub const ROOT: &[&[Case]] = &[
     kvm_guests::CASES,
     switch::KVM_CASES,
     kvm_events::CASES,
+    kvm_pmu::CASES,
     memory::CASES,
     smccc::CASES,
     psci::CASES,

@@ -182,17 +182,48 @@ fn whole_machine(random: &mut Random) {
     }
     let vcpu = call(vm, number::CREATE_VCPU, &[]);
     if has_gic {
+        // Redistributors in one region, or in several that may be too few or in the way.
+        if random.below(3) == 0 {
+            for index in 0..1 + random.below(4) {
+                let base = random.pick(&[0x080a_0000, 0x080c_0000, 0x0900_0000, 0x0802_0000, 0x07fe_0000]);
+                let region = random.below(3) << 52 | base | index;
+                call(gic, number::SET_DEVICE_ATTR, &[0, 5, at.address() + 24, region]);
+            }
+        }
         for (group, attribute, value) in [(0, 2, 0x0800_0000), (0, 3, 0x080a_0000), (4, 0, 0)] {
             call(gic, number::SET_DEVICE_ATTR, &[group << 32, attribute, at.address() + 24, value]);
         }
     }
-    call(vcpu, number::ARM_VCPU_INIT, &[5 | 4 << 32, 0, 0, 0]);
+    let has_pmu = random.below(3) == 0;
+    // KVM_ARM_VCPU_PSCI_0_2, PMU_V3.
+    let features: u64 = if has_pmu { 1 << 2 | 1 << 3 } else { 1 << 2 };
+    call(vcpu, number::ARM_VCPU_INIT, &[5 | features << 32, 0, 0, 0]);
+    if has_pmu {
+        for (attribute, value) in [(0, 23), (1, 0)].into_iter().skip(usize::from(!has_gic)) {
+            call(vcpu, number::SET_DEVICE_ATTR, &[0, attribute, at.address() + 24, value]);
+        }
+        for _ in 0..8 {
+            call(
+                vcpu,
+                number::SET_ONE_REG,
+                &[pmu_register(random), at.address() + 16, random.next() >> random.below(64)],
+            );
+        }
+    }
     call(
         vcpu,
         number::SET_ONE_REG,
         &[0x6030_0000_0010_0040, at.address() + 16, 0x0100_0000 + 4 * random.below(1 << 16)],
     );
     Hypercall.call(vcpu, number::SET_RUN_PAGE, ARENA[PAGES - 1 - random.below(64) as usize].address());
+}
+
+/// The id of one of the PMU's registers.
+fn pmu_register(random: &mut Random) -> u64 {
+    let counter = 0xdf40 + random.below(64);
+    0x6030_0000_0013_0000
+        | random
+            .pick(&[0xc4f1, 0xc4f2, 0xdce0, 0xdce0, 0xdce1, 0xdce3, 0xdce5, 0xdce8, 0xdcf0, 0xdcf3, counter, counter])
 }
 
 /// What structures are made of.
@@ -210,6 +241,7 @@ fn word(random: &mut Random) -> u64 {
         9 => random.below(4) << 32 | random.pick(&[0, 4, 8, 0x100, 0x104, 0x200, 0x10080, 0x10100, 0xc230, 0xc664]),
         // Registers: the core's, system registers, timers, firmware's.
         10 => 0x6030_0000_0010_0000 + 2 * random.below(40),
+        11 if random.below(2) == 0 => pmu_register(random),
         11 => 0x6030_0000_0013_0000 | random.below(1 << 16),
         12 => 0x6030_0000_0014_0000 | random.below(4),
         13 => 1 << 63 | random.next() >> 1,

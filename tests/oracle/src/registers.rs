@@ -106,6 +106,13 @@ impl Surroundings for &Around {
     fn set_mpidr(&self, _: u64) -> Result<(), Errno> {
         Ok(())
     }
+    fn pmu_version(&self) -> u8 {
+        0
+    }
+    fn event_counters(&self) -> u8 {
+        0
+    }
+    fn set_event_counters(&self, _: u8) {}
     fn id_register(&self, register: IdRegister) -> u64 {
         self.ids.borrow().get(register)
     }
@@ -145,6 +152,7 @@ impl Keel {
                 keys: &mut self.keys,
                 debug: &mut self.debug,
                 os_lock: &mut self.os_lock,
+                pmu: None,
                 deferred_serror: &mut self.deferred_serror,
             },
             kept: &mut self.kept,
@@ -191,7 +199,7 @@ impl Both {
         let host = HostIdRegisters::new(&mut read);
         let ids = GuestIdRegisters::new(&host, &GuestFeatures { ipa_bits: 48, gic_system_registers: true });
         let around = Around {
-            options: Options { pointer_authentication: has_keys, aarch32_el1: false },
+            options: Options { pointer_authentication: has_keys, aarch32_el1: false, pmu: false },
             ids: ids.into(),
             firmware: Firmware::NEW.into(),
         };

@@ -1,10 +1,13 @@
-//! Memory: all of it there, empty at the start, coherent; and cache maintenance that ends.
+//! Memory: all of it there, empty at the start, coherent; cache maintenance that ends; and keel's memcpy and memset.
 
 use crate::{
     check, check_eq,
     harness::{Case, Check, Under::*, case, eventually, join, start},
 };
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
+use core::{
+    arch::global_asm,
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering::*},
+};
 use keel_test_kernel::{
     arch,
     exec::{self, Registers},
@@ -24,6 +27,7 @@ pub const CASES: &[Case] = &[
     case("memory/tlb_maintenance", 1, Any, tlb_maintenance),
     case("memory/translate", 1, Any, translate),
     case("memory/mmu_off", 1, Any, mmu_off),
+    case("memory/copy_and_fill", 1, Any, copy_and_fill),
 ];
 
 unsafe extern "C" {
@@ -31,6 +35,45 @@ unsafe extern "C" {
 }
 
 const PAGE: usize = 4096;
+
+// keel's own, which are this program's too.
+global_asm!(include_str!("../../../../boot/memory.S"));
+
+unsafe extern "C" {
+    fn memcpy(to: *mut u8, from: *const u8, count: usize) -> *mut u8;
+    fn memset(to: *mut u8, byte: i32, count: usize) -> *mut u8;
+}
+
+/// Every alignment of both sides, and every way through the loops; what lies around stays.
+fn copy_and_fill(_: &'static Machine) -> Check {
+    const SIZE: usize = 320;
+    const EDGE: u8 = 0xee;
+    let from: [u8; SIZE] = core::array::from_fn(|n| (n * 7 + 1) as u8);
+    let counts = (0..150).chain([191, 192, 193, 255, 256, 257]);
+    for count in counts {
+        for (to_offset, from_offset) in (0..9).flat_map(|to| (0..9).map(move |from| (16 + to, 16 + from))) {
+            let mut to = [EDGE; SIZE];
+            let (start, end) = (to_offset, to_offset + count);
+            let at = (&raw mut to).cast::<u8>().wrapping_add(start);
+            // SAFETY: both ranges lie inside their arrays, which are apart.
+            let result = unsafe { memcpy(at, from.as_ptr().wrapping_add(from_offset), count) };
+            check!(result == at, "memcpy returns its destination");
+            let expected = |n: usize| if (start..end).contains(&n) { from[n - start + from_offset] } else { EDGE };
+            let wrong = (0..SIZE).find(|&n| to[n] != expected(n));
+            check!(wrong.is_none(), "byte {wrong:?} of {count} from {from_offset} to {to_offset}");
+            if from_offset == 16 {
+                // Only the low byte counts.
+                // SAFETY: as above.
+                let result = unsafe { memset(at, 0x1_a5 - (count as i32 & 1), count) };
+                check!(result == at, "memset returns its destination");
+                let byte = 0xa5 - (count as u8 & 1);
+                let wrong = (0..SIZE).find(|&n| to[n] != if (start..end).contains(&n) { byte } else { EDGE });
+                check!(wrong.is_none(), "byte {wrong:?} of {count} filled from {to_offset} on");
+            }
+        }
+    }
+    Ok(())
+}
 
 /// Every page of RAM that neither the kernel nor the device tree is in.
 fn free_pages(machine: &Machine) -> impl Iterator<Item = usize> {

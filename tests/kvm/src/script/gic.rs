@@ -140,20 +140,94 @@ fn regions<B: Backend>(script: &mut Script<'_, B>) {
         script.set("vGIC", gic, vgic::ADDR, vgic::V3_REDIST_REGION, Data::U64(value));
     }
     script.set("vGIC", gic, vgic::ADDR, vgic::V3_REDIST, Data::U64(0x080a_0000));
-    for index in [0, 1, 2, 3, 9] {
-        // The index goes in where the answer comes out.
-        let mut word = [index];
-        let attribute = crate::uapi::DeviceAttr {
-            flags: 0,
-            group: vgic::ADDR,
-            attr: vgic::V3_REDIST_REGION,
-            addr: crate::handle::address_mut(&mut word),
-        };
-        let answer = script.quiet(gic, number::GET_DEVICE_ATTR, crate::handle::address(&attribute));
-        script.line(format_args!("GET_DEVICE_ATTR of region {index}"), format_args!("{answer} {:#x}", word[0]));
+    for index in [0, 1, 2, 3, 9, 0x102] {
+        region_at(script, "KVM_CREATE_VM alone", gic, index);
     }
     script.close(gic);
     script.close(vm);
+    regions_of_vcpus(script);
+}
+
+/// KVM_GET_DEVICE_ATTR of a region: the index goes in where the answer comes out.
+fn region_at<B: Backend>(script: &mut Script<'_, B>, what: &str, gic: u64, index: u64) {
+    let mut word = [index];
+    let attribute = crate::uapi::DeviceAttr {
+        flags: 0,
+        group: vgic::ADDR,
+        attr: vgic::V3_REDIST_REGION,
+        addr: crate::handle::address_mut(&mut word),
+    };
+    let answer = script.quiet(gic, number::GET_DEVICE_ATTR, crate::handle::address(&attribute));
+    script.line(format_args!("GET_DEVICE_ATTR of region {index}, {what}"), format_args!("{answer} {:#x}", word[0]));
+}
+
+/// Regions for two vCPUs, in several orders: which are refused, whether the VM runs then, and what GICR_TYPER says where.
+fn regions_of_vcpus<B: Backend>(script: &mut Script<'_, B>) {
+    const DIST: u64 = 0x0800_0000;
+    /// All in one region, that is.
+    const SINGLE: u64 = 0;
+    /// ldr x0, [x1]: GICR_TYPER.
+    const READ_TYPER: u32 = 0xf940_0020;
+    if !script.has_gicv3 {
+        return;
+    }
+    // The distributor before or after them; the regions.
+    type Plan = (&'static str, bool, &'static [(u64, u64)]);
+    let plans: [Plan; 13] = [
+        ("one for both", true, &[(2, 0x0900_0000)]),
+        ("one with room", true, &[(5, 0x0900_0000)]),
+        ("one each, apart", true, &[(1, 0x0900_0000), (1, 0x0a00_0000)]),
+        ("one each, in a row", true, &[(1, 0x0900_0000), (1, 0x0902_0000)]),
+        ("one each, downwards", true, &[(1, 0x0902_0000), (1, 0x0900_0000)]),
+        ("one more, unused", true, &[(2, 0x0900_0000), (2, 0x0904_0000)]),
+        ("too few", true, &[(1, 0x0900_0000)]),
+        ("on the distributor", true, &[(2, DIST), (2, 0x0900_0000)]),
+        ("the second on the distributor", true, &[(1, 0x0900_0000), (1, DIST), (1, 0x0a00_0000)]),
+        ("an unused one on the distributor", true, &[(2, 0x0900_0000), (2, DIST - 0x2_0000)]),
+        ("under the distributor", false, &[(2, DIST)]),
+        ("a single one, then one of several", true, &[(SINGLE, 0x0900_0000), (1, 0x0a00_0000)]),
+        ("a single one", true, &[(SINGLE, 0x0900_0000), (SINGLE, 0x0900_0000)]),
+    ];
+    script.part("v3-regions");
+    for (name, distributor_first, regions) in plans {
+        let machine = script.machine(super::machine::Controller::None);
+        let gic = script.gic(machine.vm);
+        let other = script.vcpu(machine.vm, 1);
+        script.initialise(other, feature::PSCI_0_2 | feature::POWER_OFF);
+        if distributor_first {
+            script.set(name, gic, vgic::ADDR, vgic::V3_DIST, Data::U64(DIST));
+        }
+        let mut index = 0;
+        for &(count, base) in regions {
+            let answer = if count == SINGLE {
+                script.set(name, gic, vgic::ADDR, vgic::V3_REDIST, Data::U64(base))
+            } else {
+                script.set(name, gic, vgic::ADDR, vgic::V3_REDIST_REGION, Data::U64(count << 52 | base | index))
+            };
+            index += u64::from(answer == 0);
+        }
+        if !distributor_first {
+            script.set(name, gic, vgic::ADDR, vgic::V3_DIST, Data::U64(DIST));
+        }
+        region_at(script, name, gic, 0);
+        region_at(script, name, gic, 1);
+        script.get(name, gic, vgic::ADDR, vgic::V3_REDIST);
+        script.set(name, gic, vgic::CTRL, vgic::INIT, Data::At(0));
+        let mut frames = regions.iter().flat_map(|&(count, base)| (0..count.max(2)).map(move |n| base + 0x2_0000 * n));
+        for n in 0..4 {
+            let Some(frame) = frames.next().filter(|&frame| frame != DIST) else { break };
+            script.load(&machine, &[READ_TYPER]);
+            // GICR_TYPER.
+            script.quiet_reg(machine.vcpu, crate::uapi::reg::x(1), frame + 8);
+            script.go(format_args!("{name}, frame {n}"), &machine);
+            script.look(format_args!("{name}, frame {n}"), &machine);
+            script.go(format_args!("{name}, after frame {n}"), &machine);
+        }
+        for handle in [other, gic] {
+            script.close(handle);
+        }
+        script.drop_machine(&machine);
+    }
 }
 
 fn registers_v3<B: Backend>(script: &mut Script<'_, B>) {

@@ -83,6 +83,11 @@ impl<B: Backend> Script<'_, B> {
 
     /// A machine that can run, without a program.
     pub(super) fn machine(&mut self, controller: Controller) -> Machine {
+        self.machine_with(controller, feature::PSCI_0_2)
+    }
+
+    /// The same with a vCPU of these features.
+    pub(super) fn machine_with(&mut self, controller: Controller, features: u32) -> Machine {
         let vm = self.vm();
         let region = UserMemoryRegion {
             slot: 0,
@@ -97,7 +102,7 @@ impl<B: Backend> Script<'_, B> {
         if gic != NOBODY {
             self.complete(gic);
         }
-        let init = self.initialise(vcpu, feature::PSCI_0_2);
+        let init = self.initialise(vcpu, features);
         let (memory, init) = (Value(memory as u64), Value(init as u64));
         self.line(format_args!("a machine"), format_args!("memory {memory}, init {init}"));
         Machine { vm, vcpu, gic }

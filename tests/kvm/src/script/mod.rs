@@ -14,6 +14,7 @@ mod log;
 mod machine;
 mod memory;
 mod objects;
+mod pmu;
 mod registers;
 mod runs;
 mod vcpu;
@@ -53,6 +54,7 @@ pub fn run<B: Backend>(backend: &B, events: &dyn Events, clean: &dyn Fn(&Page), 
     vcpu::run(&mut script);
     registers::run(&mut script);
     attributes::run(&mut script);
+    pmu::run(&mut script);
     gic::run(&mut script);
     log::run(&mut script);
     runs::run(&mut script);
