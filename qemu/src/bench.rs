@@ -31,7 +31,7 @@ pub const LIMITS: &[(&str, u64)] = &[
     ("timer_irq", 600),
     ("pmu_read", 6),
     ("lpi", 2000),
-    ("kvm_run_exit", 2150),
+    ("kvm_run_exit", 900),
     ("stub_call", 12),
     ("entry_to_guest", 290_000),
     ("vcpu_start", 3013),

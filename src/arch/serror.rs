@@ -106,15 +106,10 @@ mod hardware {
 
     /// Takes the SError that is pending on this CPU away, if there is one. HCR_EL2.AMO is 1, PSTATE.A is set.
     pub fn collect() -> Option<Syndrome> {
-        if features::has_ras() { collect_with_ras() } else { collect_without_ras() }
-    }
-
-    /// As [`collect`], on a CPU with FEAT_RAS.
-    #[inline(always)]
-    pub fn collect_with_ras() -> Option<Syndrome> {
-        // SAFETY: ESB; it may write DISR_EL1 and changes nothing else.
-        unsafe { core::arch::asm!("hint #16", options(nostack, preserves_flags)) };
-        let deferred = read_sysreg!("S3_0_C12_C1_1"); // DISR_EL1
+        if !features::has_ras() {
+            return collect_without_ras();
+        }
+        let deferred = defer();
         (deferred & DISR_A != 0).then(|| {
             write_sysreg!("S3_0_C12_C1_1", 0);
             // IDS and the ISS have the places that they have in ESR_ELx.
@@ -122,9 +117,27 @@ mod hardware {
         })
     }
 
-    /// As [`collect`], on a CPU without.
+    /// Whether [`collect`] would find one, on a CPU that has FEAT_RAS or not.
+    #[inline(always)]
+    pub fn is_there(has_ras: bool) -> bool {
+        if has_ras {
+            return defer() & DISR_A != 0;
+        }
+        dsb_sy();
+        isb();
+        is_pending()
+    }
+
+    /// Has a pending one wait in DISR_EL1, and reads that.
+    #[inline(always)]
+    fn defer() -> u64 {
+        // SAFETY: ESB; it may write DISR_EL1 and changes nothing else.
+        unsafe { core::arch::asm!("hint #16", options(nostack, preserves_flags)) };
+        read_sysreg!("S3_0_C12_C1_1") // DISR_EL1
+    }
+
     #[inline(never)]
-    pub fn collect_without_ras() -> Option<Syndrome> {
+    fn collect_without_ras() -> Option<Syndrome> {
         dsb_sy();
         isb();
         if !is_pending() {
@@ -139,7 +152,7 @@ mod hardware {
 }
 
 #[cfg(target_os = "none")]
-pub use hardware::{collect, collect_with_ras, collect_without_ras, is_pending};
+pub use hardware::{collect, is_pending, is_there};
 
 #[cfg(test)]
 mod tests {

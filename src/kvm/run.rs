@@ -140,6 +140,8 @@ pub struct Resident<'a> {
     mdcr: u64,
     /// MDCR_EL2 of guests that stand in for this one, but for what keeps them from debug registers.
     mdcr_guest: u64,
+    /// What moves with them because of this CPU.
+    parts_of_cpu: u8,
     cptr: u64,
     /// Where what is in the FP and SIMD registers goes when the guest first uses its own: they are another's, which this one
     /// stands in for.
@@ -251,6 +253,7 @@ impl<'a> Resident<'a> {
             access: Ipa(0),
             trap,
             mdcr,
+            parts_of_cpu: if machine.api.is_some() { stand_in::parts_of_cpu() } else { 0 },
             mdcr_guest: if machine.api.is_some() { hcr::MDCR_GUEST | physical::monitor_bits() } else { 0 },
             cptr,
             lent_fp: None,

@@ -11,8 +11,7 @@
 use super::{Leave, NEVER, Resident, config, deadlines, next_deadline};
 use crate::{
     arch::{
-        cpu, features, hcr,
-        serror::{self, Syndrome},
+        cpu, features, hcr, serror,
         state::{self, GuestState},
         timer, tlb,
     },
@@ -89,9 +88,11 @@ impl Resident<'_> {
         page.begin();
         vcpu.set_cpu(cpu::index());
         self.inner.state.set_aside();
-        let extent = Extent::new(machine, self.hcr);
-        if let Some(syndrome) = extent.save_serrors(&mut self.inner.state, extent.owner_amo) {
-            return self.fail(extent, syndrome);
+        let keys = if machine.hcr & hcr::HCR_PAUTH != 0 { Extent::KEYS } else { 0 };
+        let extent = Extent(self.parts_of_cpu | keys);
+        let amo = self.has_amo();
+        if extent.save_serrors(&mut self.inner.state, amo) {
+            return self.fail(extent);
         }
         if extent.has_extra() {
             self.exchange_extra(extent, &mut inner);
@@ -106,6 +107,7 @@ impl Resident<'_> {
                 hcr: seat.hcr,
                 mdcr: seat.mdcr,
                 mdcr_guest: 0,
+                parts_of_cpu: 0,
                 cptr: seat.cptr,
                 lent_fp: Some(&mut self.inner.state.fp),
                 behind: Some(self.vcpu),
@@ -174,10 +176,11 @@ impl Resident<'_> {
     /// A physical SError came about while the owner had the CPU.
     #[cold]
     #[inline(never)]
-    fn fail(&mut self, extent: Extent, syndrome: Syndrome) -> Stood {
+    fn fail(&mut self, extent: Extent) -> Stood {
+        let syndrome = serror::collect();
         self.save_owner_extra(extent);
         self.take_up(extent, false);
-        self.blame(syndrome);
+        syndrome.into_iter().for_each(|syndrome| self.blame(syndrome));
         self.update_traps();
         Stood::Not
     }
@@ -205,14 +208,20 @@ impl Resident<'_> {
         Some(deadline)
     }
 
+    /// It has virtual SErrors.
+    #[inline(always)]
+    fn has_amo(&self) -> bool {
+        self.hcr & hcr::HCR_AMO != 0
+    }
+
     /// The owner has its CPU back.
     #[inline(always)]
     fn take_up(&mut self, extent: Extent, used_fp: bool) {
         let traps_debug = !self.inner.state.has_debug();
         let config = config(self.machine, self.vcpu, [self.hcr, self.mdcr, self.cptr], traps_debug, None);
         self.inner.state.replace(&config);
-        if extent.has_ras {
-            self.inner.state.load_deferred_serror(extent.owner_amo);
+        if extent.has(Extent::RAS) {
+            self.inner.state.load_deferred_serror(self.has_amo());
         }
         if used_fp {
             self.inner.state.load_fp();
@@ -251,52 +260,52 @@ impl Resident<'_> {
         if extent.has_extra() {
             self.save_extra(extent);
         }
-        if let Some(syndrome) = extent.save_serrors(&mut self.inner.state, true) {
-            self.blame(syndrome);
+        if extent.save_serrors(&mut self.inner.state, true) {
+            serror::collect().into_iter().for_each(|syndrome| self.blame(syndrome));
         }
         // Whoever waits for its list registers to be folded back may go on.
         self.vcpu.resident.store(false, Ordering::SeqCst);
     }
 }
 
-/// How much there is to move.
+/// How much there is to move, a bit for each.
 #[derive(Clone, Copy)]
-struct Extent {
-    /// [`KEYS`](Self::KEYS) and [`PRIORITIES`](Self::PRIORITIES).
-    extra: u8,
-    has_ras: bool,
-    /// The owner has virtual SErrors.
-    owner_amo: bool,
-}
+struct Extent(u8);
 
 impl Extent {
     /// The keys of pointer authentication, which the guest has.
     const KEYS: u8 = 1 << 0;
     /// More than one register of active priorities of each group.
     const PRIORITIES: u8 = 1 << 1;
+    /// DISR_EL1 (FEAT_RAS).
+    const RAS: u8 = 1 << 2;
 
     #[inline(always)]
-    fn new(machine: &Machine, owner_hcr: u64) -> Self {
-        let keys = if machine.hcr & hcr::HCR_PAUTH != 0 { Self::KEYS } else { 0 };
-        let priorities = if Hardware.has_more_priorities() { Self::PRIORITIES } else { 0 };
-        let owner_amo = owner_hcr & hcr::HCR_AMO != 0;
-        Self { extra: keys | priorities, has_ras: features::has_ras(), owner_amo }
+    fn has(self, what: u8) -> bool {
+        self.0 & what != 0
     }
 
     #[inline(always)]
     fn has_extra(self) -> bool {
-        self.extra != 0
+        self.has(Self::KEYS | Self::PRIORITIES)
     }
 
-    /// DISR_EL1 of the guest whose state has just been taken out, and the physical SError that came about while it was there.
+    /// DISR_EL1 of the guest whose state has just been taken out, and whether a physical SError came about while it was there.
     #[inline(always)]
-    fn save_serrors(self, state: &mut GuestState, is_virtual: bool) -> Option<Syndrome> {
-        if !self.has_ras {
-            return serror::collect_without_ras();
+    fn save_serrors(self, state: &mut GuestState, is_virtual: bool) -> bool {
+        let has_ras = self.has(Self::RAS);
+        if has_ras {
+            state.save_deferred_serror(is_virtual);
         }
-        state.save_deferred_serror(is_virtual);
-        serror::collect_with_ras()
+        serror::is_there(has_ras)
     }
+}
+
+/// What of this CPU, whatever the guest, moves besides what every CPU has.
+pub(super) fn parts_of_cpu() -> u8 {
+    let priorities = if Hardware.has_more_priorities() { Extent::PRIORITIES } else { 0 };
+    let ras = if features::has_ras() { Extent::RAS } else { 0 };
+    priorities | ras
 }
 
 /// What few machines, or few guests, have.
@@ -305,20 +314,20 @@ impl Resident<'_> {
     #[inline(never)]
     fn exchange_extra(&mut self, extent: Extent, guest: &mut Inner) {
         self.save_owner_extra(extent);
-        if extent.extra & Extent::KEYS != 0 {
+        if extent.has(Extent::KEYS) {
             guest.state.load_keys();
         }
-        if extent.extra & Extent::PRIORITIES != 0 {
+        if extent.has(Extent::PRIORITIES) {
             Hardware.load_more(&guest.vgic.ap0r, &guest.vgic.ap1r);
         }
     }
 
     fn save_owner_extra(&mut self, extent: Extent) {
-        if extent.extra & Extent::KEYS != 0 {
+        if extent.has(Extent::KEYS) {
             self.inner.state.save_keys();
         }
         if let Some(owner) = &self.machine.owner
-            && extent.extra & Extent::PRIORITIES != 0
+            && extent.has(Extent::PRIORITIES)
         {
             owner.gic.set_more_aside(&mut self.inner.owner, &Hardware);
         }
@@ -328,10 +337,10 @@ impl Resident<'_> {
     #[inline(never)]
     fn save_extra(&mut self, extent: Extent) {
         let inner = &mut *self.inner;
-        if extent.extra & Extent::KEYS != 0 {
+        if extent.has(Extent::KEYS) {
             inner.state.save_keys();
         }
-        if extent.extra & Extent::PRIORITIES != 0 {
+        if extent.has(Extent::PRIORITIES) {
             Hardware.save_more(&mut inner.vgic.ap0r, &mut inner.vgic.ap1r);
         }
     }
@@ -339,11 +348,11 @@ impl Resident<'_> {
     /// The owner's into it.
     #[inline(never)]
     fn load_extra(&mut self, extent: Extent) {
-        if extent.extra & Extent::KEYS != 0 {
+        if extent.has(Extent::KEYS) {
             self.inner.state.load_keys();
         }
         if let Some(owner) = &self.machine.owner
-            && extent.extra & Extent::PRIORITIES != 0
+            && extent.has(Extent::PRIORITIES)
         {
             owner.gic.take_more_up(&self.inner.owner, &mut Hardware);
         }
@@ -368,7 +377,7 @@ fn seat<'a>(machine: &'a Machine, vcpu: &Vcpu, inner: &mut Inner, mdcr: u64, ext
     let config = config(machine, vcpu, [hcr, mdcr, cptr], traps_debug, None);
     let index = vcpu.index();
     inner.state.replace(&config);
-    if extent.has_ras {
+    if extent.has(Extent::RAS) {
         inner.state.load_deferred_serror(true);
     }
     inner.context.psci_version = machine.psci_answer();

@@ -121,13 +121,17 @@ pub trait VirtualInterface {
     #[inline(always)]
     fn save_state(&self, vmcr: &mut u64, ap0r: &mut [u32; 4], ap1r: &mut [u32; 4]) {
         self.save_first(vmcr, ap0r, ap1r);
-        self.save_more(ap0r, ap1r);
+        if self.has_more_priorities() {
+            self.save_more(ap0r, ap1r);
+        }
     }
     /// Writes them.
     #[inline(always)]
     fn load_state(&mut self, vmcr: u64, ap0r: &[u32; 4], ap1r: &[u32; 4]) {
         self.load_first(vmcr, ap0r, ap1r);
-        self.load_more(ap0r, ap1r);
+        if self.has_more_priorities() {
+            self.load_more(ap0r, ap1r);
+        }
     }
     /// As [`save_state`](Self::save_state), of the active priorities only the first registers.
     #[inline(always)]
@@ -143,6 +147,7 @@ pub trait VirtualInterface {
         self.set_ap1r(0, ap1r[0]);
     }
     /// The others.
+    #[inline(never)]
     fn save_more(&self, ap0r: &mut [u32; 4], ap1r: &mut [u32; 4]) {
         let count = self.active_priority_registers();
         for (n, (ap0r, ap1r)) in ap0r.iter_mut().zip(ap1r).enumerate().take(count).skip(1) {
@@ -150,6 +155,7 @@ pub trait VirtualInterface {
         }
     }
     /// Writes those.
+    #[inline(never)]
     fn load_more(&mut self, ap0r: &[u32; 4], ap1r: &[u32; 4]) {
         let count = self.active_priority_registers();
         for (n, (ap0r, ap1r)) in ap0r.iter().zip(ap1r).enumerate().take(count).skip(1) {
