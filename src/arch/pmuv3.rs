@@ -1,7 +1,8 @@
 //! PMUv3's registers by encoding, a guest's values of them, and sets of its events.
 //!
-//! A guest's registers are values while no CPU holds them; [`guest_pmu`](super) moves them into and out of one. Accesses are
-//! not looked at as a rule: only a guest whose events are filtered, or whose overflow interrupt is a shared one that it has not served yet, is; every other has its counters to itself.
+//! A guest's registers are values while no CPU holds them; [`guest_pmu`](super) moves them into and out of one. Its accesses
+//! are not looked at as a rule: only those of a guest whose events are filtered, or whose overflow interrupt is a shared one
+//! that it has not served yet; every other has its counters to itself.
 
 use alloc::{collections::TryReserveError, vec::Vec};
 

@@ -2,7 +2,8 @@
 //!
 //! What has the number of a file in KVM's structures has an INTID here: that of an SPI of the machine's owner, which is the
 //! only one who makes VMs. How such events happen and are taken is `vdev::owner_gic::events`, which stores are bound
-//! [`ioeventfd`](super::ioeventfd), what the numbers of pins stand for [`routing`](super::routing); this is the VM between them. A VM's bindings go with it.
+//! [`ioeventfd`](super::ioeventfd), what the numbers of pins stand for [`routing`](super::routing); this is the VM between
+//! them. A VM's bindings go with it.
 
 use super::{
     Errno, Machine, Vcpu, Vm, interrupts,

@@ -1296,8 +1296,8 @@ fn pmu_output(machine: &Machine, inner: &Inner) -> bool {
     machine.pmu.as_ref().zip(inner.state.pmu.as_ref()).is_some_and(|(vm, pmu)| pmu.output(vm.counters))
 }
 
-/// MDCR_EL2 for a VM whose vCPUs have PMUs, on a CPU with these [`monitor_bits`](physical::monitor_bits): its accesses trap only where events are filtered and nothing finer
-/// than that can be said (FEAT_FGT).
+/// MDCR_EL2 for a VM whose vCPUs have PMUs, on a CPU with these [`monitor_bits`](physical::monitor_bits): its accesses trap
+/// only where events are filtered and nothing finer than that can be said (FEAT_FGT).
 fn guest_mdcr(pmu: &Pmu, monitor: u64) -> u64 {
     let traps = if pmu.events.is_some() && !features::has_fgt() { hcr::MDCR_PMU_TRAPS } else { 0 };
     let counters = u64::from(pmu.counters).min(monitor & hcr::MDCR_HPMN);

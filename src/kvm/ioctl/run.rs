@@ -224,7 +224,8 @@ const fn words(first: u32, second: u32) -> u64 {
 ///
 /// # Errors
 ///
-/// `EBUSY` while another CPU has the vCPU; `EINTR` when an interrupt ended it; `ENOEXEC` before KVM_ARM_VCPU_INIT; `EFAULT` without a page for `struct kvm_run`;
+/// `EBUSY` while another CPU has the vCPU; `EINTR` when an interrupt ended it; `ENOEXEC` before KVM_ARM_VCPU_INIT;
+/// `EFAULT` without a page for `struct kvm_run`;
 /// `ENOSYS` for an access that hardware does not describe, if the VM does not ask for those; those of
 /// [`Vm::machine`](super::super::Vm::machine) at the first run.
 pub(in super::super) fn run(user: &UserVcpu, host: &impl Host) -> Result<u64, Errno> {

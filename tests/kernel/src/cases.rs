@@ -19,6 +19,7 @@ mod late;
 mod memory;
 pub mod mmio;
 mod pmu;
+mod programs;
 pub mod psci;
 mod root;
 mod serror;

@@ -1,7 +1,10 @@
 //! KVM_IOEVENTFD and KVM_IRQFD under keel, where an event is a shared interrupt of the owner's: stores of guests that become
 //! pending there, and interrupts that are a guest's instead.
 
-use super::kvm::{clean, well};
+use super::{
+    kvm::{clean, well},
+    programs::{program, programs},
+};
 use crate::{
     check, check_eq,
     harness::{Case, Check, Under::*, case, eventually_with_irqs, failed, join, skip, start},
@@ -147,26 +150,10 @@ global_asm!(
     ".popsection",
 );
 
-macro_rules! programs {
-    ($($name:ident $end:ident),*) => {
-        unsafe extern "C" {
-            $(static $name: u32; static $end: u32;)*
-        }
-    };
-}
 programs!(
     guest_rings guest_rings_end, guest_rings_wide guest_rings_wide_end, guest_listens guest_listens_end,
     guest_waits guest_waits_end
 );
-
-/// The instructions between two labels.
-macro_rules! program {
-    ($name:ident, $end:ident) => {{
-        let (start, end) = (&raw const $name, &raw const $end);
-        // SAFETY: both are labels of one program in read-only data, a multiple of 8 bytes apart.
-        unsafe { core::slice::from_raw_parts(start, (end as usize - start as usize) / 4) }
-    }};
-}
 
 /// A VM with one vCPU and a GICv3.
 struct Guest {

@@ -4,7 +4,10 @@
 //! The guests are a few instructions each. They have no vectors: what is pending they read from the interrupt controller, or
 //! from ISR_EL1.
 
-use super::kvm::{clean, well};
+use super::{
+    kvm::{clean, well},
+    programs::{program, programs},
+};
 use crate::{
     check, check_eq,
     harness::{Case, Check, Under::*, case, eventually, failed, join, skip, start},
@@ -443,27 +446,11 @@ global_asm!(
     "guest_end guest_stolen",
 );
 
-macro_rules! programs {
-    ($($name:ident $end:ident),*) => {
-        unsafe extern "C" {
-            $(static $name: u32; static $end: u32;)*
-        }
-    };
-}
 programs!(
     guest_timers guest_timers_end, guest_counters guest_counters_end, guest_counts guest_counts_end,
     guest_overflow guest_overflow_end, guest_pins guest_pins_end, guest_two guest_two_end,
     guest_sleeper guest_sleeper_end, guest_spoils guest_spoils_end, guest_counter guest_counter_end, guest_stolen guest_stolen_end
 );
-
-/// The instructions between two labels.
-macro_rules! program {
-    ($name:ident, $end:ident) => {{
-        let (start, end) = (&raw const $name, &raw const $end);
-        // SAFETY: both are labels of one program in read-only data, a multiple of 8 bytes apart.
-        unsafe { core::slice::from_raw_parts(start, (end as usize - start as usize) / 4) }
-    }};
-}
 
 /// The program that changes its registers.
 pub(super) fn spoiler() -> &'static [u32] {
